@@ -1,0 +1,272 @@
+"""The Lambda function that starts a run: S3 keys in, jobs on the Kinesis stream out."""
+
+import csv
+import functools
+import io
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from datetime import UTC, datetime
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
+from botocore.config import Config
+from jobs import EventError, Record, Request, batches, check_key, distinct, images
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_kinesis import KinesisClient
+    from mypy_boto3_s3 import S3Client
+
+SENDERS = 8  # PutRecords calls at once
+PUT_ATTEMPTS = 12  # of one call's records: about a minute in all under throttling
+DEADLINE_MARGIN_MS = 10_000
+
+
+class RunIdTaken(Exception):
+    """The RunId belongs to a run from another source or with another model."""
+
+
+class RunStopped(Exception):
+    """Not every job was sent. The message says why and how to go on."""
+
+
+def handle(event: Any, context: Any) -> dict[str, Any]:
+    """Lambda's entry point; the event is that of `events/`."""
+    return setup()(event, context.get_remaining_time_in_millis)
+
+
+@functools.cache
+def setup() -> "JobCreator":
+    """The job creator of this execution environment, from its environment variables."""
+    config = Config(retries={"mode": "standard", "total_max_attempts": 8}, max_pool_connections=SENDERS)
+    return JobCreator(
+        s3=boto3.client("s3", config=config),
+        kinesis=boto3.client("kinesis", config=config),
+        dynamodb=boto3.client("dynamodb", config=config),
+        bucket=os.environ["BUCKET_NAME"],
+        prefix=os.environ["KEY_PREFIX"],
+        stream=os.environ["STREAM_NAME"],
+        table=os.environ["TABLE_NAME"],
+        images_per_job=int(os.environ["IMAGES_PER_JOB"]),
+        model={"model": os.environ["MODEL"], "model_sha256": os.environ["MODEL_SHA256"]},
+    )
+
+
+class JobCreator:
+    """Starts and continues runs: made once, called for every invocation."""
+
+    def __init__(
+        self,
+        *,
+        s3: "S3Client",
+        kinesis: "KinesisClient",
+        dynamodb: "DynamoDBClient",
+        bucket: str,
+        prefix: str,
+        stream: str,
+        table: str,
+        images_per_job: int,
+        model: dict[str, str],
+    ) -> None:
+        self._s3 = s3
+        self._kinesis = kinesis
+        self._dynamodb = dynamodb
+        self._bucket = bucket
+        self._prefix = prefix
+        self._stream = stream
+        self._table = table
+        self._images_per_job = images_per_job
+        self._model = model
+
+    def __call__(self, event: Any, remaining_ms: Callable[[], int]) -> dict[str, Any]:
+        """Sends a run's jobs and answers RunId, ImageCount (distinct keys) and JobCount (records sent).
+
+        Raises EventError and RunIdTaken with nothing sent, and RunStopped when something may have been.
+        """
+        request = Request.from_event(event, self._prefix)
+        if request.kind == "IndexKey":
+            for _ in self._keys(request):
+                pass  # a wrong row stops the run here, before the first job is on the stream
+        keys = self._keys(request)
+        first = next(keys, None)
+        if first is None:
+            raise EventError(f"{request.kind}: no image there; expected at least one key of an image")
+        continued = self._open(request)
+        image_count = job_count = 0
+        with ThreadPoolExecutor(SENDERS) as pool:
+            sending: set[Future[None]] = set()
+            for records, count in batches(
+                chain([first], keys),
+                run_id=request.run_id,
+                bucket=self._bucket,
+                images_per_job=self._images_per_job,
+                continued=continued,
+            ):
+                self._check(request.run_id, image_count, remaining_ms)
+                if len(sending) == SENDERS:
+                    done, sending = wait(sending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+                sending.add(pool.submit(self._put, records))
+                image_count += count
+                job_count += len(records)
+            for future in sending:
+                future.result()
+        self._close(request.run_id, image_count)
+        answer = {"RunId": request.run_id, "ImageCount": image_count, "JobCount": job_count}
+        print(json.dumps({**answer, "continued": continued}))
+        return answer
+
+    def _keys(self, request: Request) -> Iterator[str]:
+        """The run's keys, each once, read as they are asked for. Raises EventError."""
+        if request.kind == "Prefix":
+            keys = images(self._listed(request.value))
+        elif request.kind == "IndexKey":
+            keys = distinct(images(self._indexed(request.value)))
+        else:
+            keys = distinct(images(request.keys))
+        return islice(keys, request.job_count)
+
+    def _listed(self, prefix: str) -> Iterator[str]:
+        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+        try:
+            for page in pages:
+                for entry in page.get("Contents", []):
+                    yield entry["Key"]
+        except self._s3.exceptions.NoSuchBucket:
+            raise EventError(f"Prefix: expected a bucket to list, but there is no {self._bucket}") from None
+
+    def _indexed(self, index_key: str) -> Iterator[str]:
+        try:
+            body: Any = self._s3.get_object(Bucket=self._bucket, Key=index_key)["Body"]
+        except (self._s3.exceptions.NoSuchKey, self._s3.exceptions.NoSuchBucket):
+            raise EventError(f"IndexKey: expected a CSV in the bucket {self._bucket}, found none") from None
+        rows = csv.DictReader(io.TextIOWrapper(body, encoding="utf-8-sig", newline=""))
+        try:
+            if "Key" not in (rows.fieldnames or ()):
+                raise EventError("IndexKey: expected a CSV with a column Key")
+            for row in rows:
+                check_key(row["Key"], self._prefix, f"IndexKey, line {rows.line_num}, Key")
+                yield row["Key"]
+        except (UnicodeDecodeError, csv.Error):
+            raise EventError("IndexKey: expected a CSV in UTF-8") from None
+
+    def _put(self, records: list[Record]) -> None:
+        """Sends at most 500 records; what the stream refuses is sent again, and nothing else."""
+        for attempt in range(1, PUT_ATTEMPTS + 1):
+            answer = self._kinesis.put_records(StreamName=self._stream, Records=records)  # type: ignore[arg-type]
+            if not answer["FailedRecordCount"]:
+                return
+            results = zip(records, answer["Records"], strict=True)
+            records = [record for record, result in results if "ErrorCode" in result]
+            if attempt < PUT_ATTEMPTS:
+                time.sleep(random.uniform(0, min(10, 0.1 * 2**attempt)))  # noqa: S311 - jitter, not a secret
+        codes = {result["ErrorCode"] for result in answer["Records"] if "ErrorCode" in result}
+        raise RunStopped(
+            f"the stream refused {len(records)} jobs {PUT_ATTEMPTS} times ({', '.join(sorted(codes))}); "
+            "invoke with the same event to go on"
+        )
+
+    def _check(self, run_id: str, sent: int, remaining_ms: Callable[[], int]) -> None:
+        if remaining_ms() < DEADLINE_MARGIN_MS:
+            raise RunStopped(
+                f"the function's time is up after {sent} images of run {run_id}; "
+                "split the run by Prefix, or give it an index of what is left"
+            )
+        if self._read(run_id).get("state") == "CANCELLED":
+            raise RunStopped(f"run {run_id} was cancelled after {sent} images; invoke again to go on")
+
+    def _open(self, request: Request) -> bool:
+        """Makes the run's item, or finds it made: whether the run continues. Raises RunIdTaken."""
+        run = {"source": request.source, **self._model}
+        item = {**_key(request.run_id), **_pack({**run, "state": "LISTING", "created_at": _now()})}
+        try:
+            self._dynamodb.put_item(
+                TableName=self._table, Item=item, ConditionExpression="attribute_not_exists(pk)"
+            )
+            return False
+        except self._dynamodb.exceptions.ConditionalCheckFailedException:
+            found = self._read(request.run_id)
+        for name, asked in run.items():
+            if found.get(name) != asked:
+                raise RunIdTaken(
+                    f"RunId {request.run_id} is taken: that run has {name} {_plain(found.get(name))}, "
+                    f"this event asks for {_plain(asked)}; choose another RunId"
+                )
+        self._update(
+            request.run_id,
+            "SET #state = :listing REMOVE expected",
+            "#state = :cancelled",
+            {":listing": "LISTING", ":cancelled": "CANCELLED"},
+        )
+        return True
+
+    def _close(self, run_id: str, expected: int) -> None:
+        """Tells the run how many predictions to expect, and completes it if they are there already."""
+        self._update(
+            run_id,
+            "SET #state = :scoring, expected = :expected, listed_at = :now",
+            # Another invocation of the same event may have got here first, and the run have completed.
+            "#state <> :cancelled AND NOT (#state = :complete AND expected = :expected)",
+            {
+                ":scoring": "SCORING",
+                ":complete": "COMPLETE",
+                ":cancelled": "CANCELLED",
+                ":expected": expected,
+                ":now": _now(),
+            },
+        )
+        counters = self._dynamodb.query(
+            TableName=self._table,
+            KeyConditionExpression="pk = :pk",
+            ExpressionAttributeValues=_pack({":pk": f"RUN#{run_id}"}),
+            ConsistentRead=True,
+        )
+        counts = (value["N"] for item in counters["Items"] for value in item.values() if "N" in value)
+        if sum(map(int, counts)) >= expected:
+            self._update(
+                run_id,
+                "SET #state = :complete, completed_at = :now",
+                "#state = :scoring AND expected = :expected",
+                {":complete": "COMPLETE", ":scoring": "SCORING", ":expected": expected, ":now": _now()},
+            )
+
+    def _read(self, run_id: str) -> dict[str, Any]:
+        found = self._dynamodb.get_item(TableName=self._table, Key=_key(run_id), ConsistentRead=True)
+        return {name: TypeDeserializer().deserialize(value) for name, value in found.get("Item", {}).items()}
+
+    def _update(self, run_id: str, update: str, condition: str, values: dict[str, Any]) -> None:
+        """Updates the run's item where the condition holds."""
+        try:
+            self._dynamodb.update_item(
+                TableName=self._table,
+                Key=_key(run_id),
+                UpdateExpression=update,
+                ConditionExpression=condition,
+                ExpressionAttributeNames={"#state": "state"},
+                ExpressionAttributeValues=_pack(values),
+            )
+        except self._dynamodb.exceptions.ConditionalCheckFailedException:
+            return
+
+
+def _key(run_id: str) -> dict[str, Any]:
+    return _pack({"pk": "RUN", "sk": run_id})
+
+
+def _pack(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: TypeSerializer().serialize(value) for name, value in fields.items()}
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

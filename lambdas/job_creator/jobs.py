@@ -1,0 +1,128 @@
+"""What the job creator is asked to do, and the jobs it makes of it."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypedDict
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_SOURCES = ("Prefix", "IndexKey", "Keys")
+_NO_IMAGES = ("/", ".csv", ".json", ".txt", ".xml", ".zip", ".gz", ".md")
+_MAX_KEY_BYTES = 1024  # S3 user guide, object-keys
+
+# Kinesis takes 500 records and 5 MiB a PutRecords, partition keys included (Kinesis API, PutRecords).
+_MAX_RECORDS = 500
+_MAX_BYTES = 4 * 2**20
+
+
+class EventError(ValueError):
+    """An event that cannot be served. The message names the field and what is expected of it, and no key."""
+
+
+class Record(TypedDict):
+    """An entry of PutRecords."""
+
+    Data: bytes
+    PartitionKey: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run as an event asks for it."""
+
+    run_id: str
+    kind: str  # Prefix, IndexKey or Keys
+    value: str  # the prefix, the index's key, or the SHA-256 of the keys
+    keys: tuple[str, ...] = ()
+    job_count: int | None = None  # at most so many images; None is all
+
+    @classmethod
+    def from_event(cls, event: Any, stack_prefix: str) -> "Request":
+        """Raises EventError."""
+        if not isinstance(event, dict):
+            raise EventError("expected a JSON object with RunId")
+        unknown = sorted(set(event) - {"RunId", "JobCount", *_SOURCES})
+        if unknown:
+            raise EventError(f"{unknown[0]}: unknown field; expected RunId, JobCount and one of {_SOURCES}")
+        run_id = event.get("RunId")
+        if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+            raise EventError(f"RunId: expected a string matching {_RUN_ID.pattern}, found {run_id!r}")
+        job_count = event.get("JobCount")
+        if "JobCount" in event and (type(job_count) is not int or job_count < 1):
+            raise EventError(f"JobCount: expected a whole number from 1, found {job_count!r}")
+        given = [name for name in _SOURCES if name in event]
+        if len(given) > 1:
+            raise EventError(f"{' and '.join(given)}: expected one source of keys, found {len(given)}")
+        kind = given[0] if given else "Prefix"
+        value = event.get(kind, stack_prefix)
+        if kind != "Keys":
+            check_key(value, stack_prefix, kind)
+            return cls(run_id, kind, value, job_count=job_count)
+        if not isinstance(value, list) or not value:
+            raise EventError("Keys: expected a list of at least one S3 key")
+        for number, key in enumerate(value):
+            check_key(key, stack_prefix, f"Keys[{number}]")
+        digest = hashlib.sha256("\n".join(value).encode()).hexdigest()
+        return cls(run_id, kind, digest, tuple(value), job_count)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the run is made from. Two requests with one RunId are one run if these are equal."""
+        source: dict[str, Any] = {"kind": self.kind, "value": self.value}
+        return source if self.job_count is None else source | {"job_count": self.job_count}
+
+
+def check_key(key: Any, stack_prefix: str, field: str) -> None:
+    """Raises EventError unless `key` is an S3 key, or a prefix of keys, under the stack's prefix."""
+    if not isinstance(key, str) or not key.startswith(stack_prefix) or len(key.encode()) > _MAX_KEY_BYTES:
+        raise EventError(
+            f"{field}: expected a string of at most {_MAX_KEY_BYTES} bytes that begins with "
+            f"the stack's prefix {stack_prefix!r}"
+        )
+
+
+def images(keys: Iterable[str]) -> Iterator[str]:
+    """The keys without those of what is surely no image."""
+    return (key for key in keys if not key.lower().endswith(_NO_IMAGES))
+
+
+def distinct(keys: Iterable[str]) -> Iterator[str]:
+    """Each key once. Remembers 64 bits of a hash, so of a million keys two clash once in 37 million runs."""
+    seen: set[int] = set()
+    for key in keys:
+        digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+        if digest not in seen:
+            seen.add(digest)
+            yield key
+
+
+def batches(
+    keys: Iterable[str], *, run_id: str, bucket: str, images_per_job: int, continued: bool
+) -> Iterator[tuple[list[Record], int]]:
+    """Jobs as records, packed as PutRecords takes them, each batch with its number of images."""
+    records: list[Record] = []
+    size = count = 0
+    keys = iter(keys)
+    while group := list(islice(keys, images_per_job)):
+        record = _record(run_id, bucket, group, continued)
+        length = len(record["Data"]) + len(record["PartitionKey"])
+        if records and (len(records) == _MAX_RECORDS or size + length > _MAX_BYTES):
+            yield records, count
+            records, size, count = [], 0, 0
+        records.append(record)
+        size += length
+        count += len(group)
+    if records:
+        yield records, count
+
+
+def _record(run_id: str, bucket: str, keys: list[str], continued: bool) -> Record:
+    job: Mapping[str, Any] = {"RunId": run_id, "Bucket": bucket, "Keys": keys}
+    if continued:
+        job = {**job, "Continued": True}
+    # Spreads the jobs over the shards, and keeps object keys out of what Kinesis shows.
+    partition_key = hashlib.sha256(keys[0].encode()).hexdigest()
+    return {"Data": json.dumps(job, separators=(",", ":")).encode(), "PartitionKey": partition_key}

@@ -1,0 +1,46 @@
+"""A mocked AWS with the stack's resources, and real X-rays."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto import mock_aws
+from support import BUCKET, STREAM, TABLE, XRAYS
+
+
+@pytest.fixture(scope="session")
+def xrays() -> list[Path]:
+    """Forty full-size NIH chest X-rays."""
+    files = sorted(XRAYS.rglob("*.png"))
+    if not files:
+        pytest.skip(f"needs the NIH X-rays in {XRAYS}")
+    return files
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """AWS as moto plays it, with an images bucket, a stream and a table."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=2)
+        boto3.client("dynamodb").create_table(
+            TableName=TABLE,
+            BillingMode="PAY_PER_REQUEST",
+            KeySchema=[
+                {"AttributeName": "pk", "KeyType": "HASH"},
+                {"AttributeName": "sk", "KeyType": "RANGE"},
+            ],
+            AttributeDefinitions=[
+                {"AttributeName": "pk", "AttributeType": "S"},
+                {"AttributeName": "sk", "AttributeType": "S"},
+            ],
+        )
+        yield

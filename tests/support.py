@@ -1,0 +1,72 @@
+"""What the tests share besides fixtures: names, readers of the table, and files made by code."""
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+from boto3.dynamodb.types import TypeDeserializer
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+XRAYS = ROOT.parent / "shared" / "data" / "nih-cxr" / "originals" / "cxr-nih"
+
+BUCKET = "images"
+PREFIX = "cxr-nih/"
+STREAM = "jobs"
+TABLE = "predictions"
+
+# (pk, sk) -> the item's other attributes
+Items = dict[tuple[str, str], dict[str, Any]]
+
+
+def table_items() -> Items:
+    """The whole table."""
+    found: list[dict[str, Any]] = []
+    for page in boto3.client("dynamodb").get_paginator("scan").paginate(TableName=TABLE):
+        found += [
+            {name: TypeDeserializer().deserialize(value) for name, value in item.items()}
+            for item in page["Items"]
+        ]
+    return {(item.pop("pk"), item.pop("sk")): item for item in found}
+
+
+def counts(items: Items, run_id: str) -> dict[str, int]:
+    """A run's counts as its counters add up, zeros left out."""
+    total: dict[str, int] = {}
+    for (pk, _), item in items.items():
+        if pk == f"RUN#{run_id}":
+            for name, n in item.items():
+                total[name] = total.get(name, 0) + int(n)
+    return {name: n for name, n in total.items() if n}
+
+
+def recounted(items: Items, run_id: str) -> dict[str, int]:
+    """A run's counts as its predictions are."""
+    total: dict[str, int] = {}
+    for (pk, _), item in items.items():
+        if pk.startswith(f"RUN#{run_id}#"):
+            name = item["status"] if item["status"] == "SCORED" else f"FAILED#{item['error']}"
+            total[name] = total.get(name, 0) + 1
+    return total
+
+
+def image_bytes(
+    size: tuple[int, int] = (256, 256), mode: str = "L", fmt: str = "PNG", seed: int = 0, **options: Any
+) -> bytes:
+    """An image of noise."""
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).convert(mode).save(file, fmt, **options)
+    return file.getvalue()
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Waits until the condition holds; fails naming what did not happen."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"{what}: not in {seconds:.0f} s"
+        time.sleep(0.2)

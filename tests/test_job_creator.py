@@ -1,0 +1,369 @@
+"""The job creator on moto: what it sends, what it refuses, and how runs continue and collide."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import handler
+import jobs
+import pytest
+from moto.kinesis.models import KinesisBackend
+from support import BUCKET, PREFIX, STREAM, TABLE, table_items
+
+MODEL = {"model": "demo:1.0.0", "model_sha256": "ab" * 32}
+
+
+def job_creator(**options: Any) -> handler.JobCreator:
+    fields: dict[str, Any] = {
+        "s3": boto3.client("s3"),
+        "kinesis": boto3.client("kinesis"),
+        "dynamodb": boto3.client("dynamodb"),
+        "bucket": BUCKET,
+        "prefix": PREFIX,
+        "stream": STREAM,
+        "table": TABLE,
+        "images_per_job": 32,
+        "model": MODEL,
+    }
+    return handler.JobCreator(**fields | options)
+
+
+def create(event: Any, remaining_ms: int = 900_000, **options: Any) -> dict[str, Any]:
+    """Invokes the job creator."""
+    return job_creator(**options)(event, lambda: remaining_ms)
+
+
+def put(*names: str, body: bytes = b"") -> None:
+    for name in names:
+        boto3.client("s3").put_object(Bucket=BUCKET, Key=PREFIX + name, Body=body)
+
+
+def put_index(*names: str, column: str = "Key") -> None:
+    put("index.csv", body="\n".join([f"label,{column}", *(f"1,{PREFIX}{name}" for name in names)]).encode())
+
+
+def sent() -> list[dict[str, Any]]:
+    """Every job on the stream."""
+    kinesis = boto3.client("kinesis")
+    found: list[dict[str, Any]] = []
+    for shard in kinesis.list_shards(StreamName=STREAM)["Shards"]:
+        iterator = kinesis.get_shard_iterator(
+            StreamName=STREAM, ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
+        )["ShardIterator"]
+        while (page := kinesis.get_records(ShardIterator=iterator))["Records"]:
+            found += [json.loads(record["Data"]) for record in page["Records"]]
+            iterator = page["NextShardIterator"]
+    return found
+
+
+def sent_keys() -> list[str]:
+    return [key for job in sent() for key in job["Keys"]]
+
+
+def run_item(run_id: str) -> dict[str, Any]:
+    return table_items()[("RUN", run_id)]
+
+
+def set_state(run_id: str, state: str) -> None:
+    boto3.resource("dynamodb").Table(TABLE).update_item(
+        Key={"pk": "RUN", "sk": run_id},
+        UpdateExpression="SET #state = :state",
+        ExpressionAttributeNames={"#state": "state"},
+        ExpressionAttributeValues={":state": state},
+    )
+
+
+pytestmark = pytest.mark.usefixtures("aws")
+
+
+class TestSources:
+    def test_the_default_lists_the_stacks_prefix(self) -> None:
+        put("a.png", "b/c.jpg")
+        boto3.client("s3").put_object(Bucket=BUCKET, Key="elsewhere/d.png")
+        assert create({"RunId": "r"}) == {"RunId": "r", "ImageCount": 2, "JobCount": 1}
+        assert sent() == [{"RunId": "r", "Bucket": BUCKET, "Keys": [f"{PREFIX}a.png", f"{PREFIX}b/c.jpg"]}]
+
+    def test_a_prefix_lists_what_is_below_it(self) -> None:
+        put("1/a.png", "2/b.png")
+        create({"RunId": "r", "Prefix": f"{PREFIX}2/"})
+        assert sent_keys() == [f"{PREFIX}2/b.png"]
+
+    def test_an_index_gives_its_keys_each_once_whatever_the_bucket_holds(self) -> None:
+        put_index("b.png", "a.png", "b.png")
+        assert create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"})["ImageCount"] == 2
+        assert sent_keys() == [f"{PREFIX}b.png", f"{PREFIX}a.png"]
+
+    def test_an_index_with_a_byte_order_mark_and_windows_lines(self) -> None:
+        put("index.csv", body=f'\ufeffKey,note\r\n"{PREFIX}a, b.png",x\r\n'.encode())
+        create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"})
+        assert sent_keys() == [f"{PREFIX}a, b.png"]
+
+    def test_a_list_gives_its_keys_each_once(self) -> None:
+        keys = [f"{PREFIX}b.png", f"{PREFIX}a.png", f"{PREFIX}b.png"]
+        assert create({"RunId": "r", "Keys": keys})["ImageCount"] == 2
+        assert sent_keys() == [f"{PREFIX}b.png", f"{PREFIX}a.png"]
+
+    def test_what_is_surely_no_image_is_skipped(self) -> None:
+        put(
+            "a.png", "folder/", "x.csv", "x.JSON", "x.txt", "x.xml", "x.zip", "x.gz", "README.md", "no-suffix"
+        )
+        create({"RunId": "r"})
+        assert sent_keys() == [f"{PREFIX}a.png", f"{PREFIX}no-suffix"]
+
+    @pytest.mark.parametrize("source", [{}, {"IndexKey": f"{PREFIX}index.csv"}])
+    def test_job_count_bounds_the_images_not_the_records(self, source: dict[str, Any]) -> None:
+        put_index(*(f"{i}.png" for i in range(50)))
+        put(*(f"{i}.png" for i in range(50)))
+        answer = create({"RunId": "r", "JobCount": 40, **source})
+        assert answer == {"RunId": "r", "ImageCount": 40, "JobCount": 2}
+        assert len(sent_keys()) == 40
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("event", "names"),
+        [
+            ("all", "expected a JSON object"),
+            ({}, "RunId: expected"),
+            ({"RunId": ""}, "RunId: expected"),
+            ({"RunId": 7}, "RunId: expected"),
+            ({"RunId": "-leads"}, "RunId: expected"),
+            ({"RunId": "a b"}, "RunId: expected"),
+            ({"RunId": "a#b"}, "RunId: expected"),
+            ({"RunId": "r\n"}, "RunId: expected"),
+            ({"RunId": "r" * 129}, "RunId: expected"),
+            ({"RunId": "r", "JobCount": 0}, "JobCount: expected"),
+            ({"RunId": "r", "JobCount": -1}, "JobCount: expected"),
+            ({"RunId": "r", "JobCount": "ten"}, "JobCount: expected"),
+            ({"RunId": "r", "JobCount": 1.5}, "JobCount: expected"),
+            ({"RunId": "r", "JobCount": True}, "JobCount: expected"),
+            ({"RunId": "r", "JobCount": None}, "JobCount: expected"),
+            ({"RunId": "r", "Limit": 3}, "Limit: unknown field"),
+            (
+                {"RunId": "r", "Prefix": PREFIX, "Keys": [f"{PREFIX}a"]},
+                "Prefix and Keys: expected one source",
+            ),
+            ({"RunId": "r", "Prefix": ""}, "Prefix: expected"),
+            ({"RunId": "r", "Prefix": "elsewhere/"}, "Prefix: expected"),
+            ({"RunId": "r", "Prefix": f"{PREFIX}nothing-here/"}, "Prefix: no image there"),
+            ({"RunId": "r", "IndexKey": f"{PREFIX}none.csv"}, "IndexKey: expected a CSV in the bucket"),
+            ({"RunId": "r", "IndexKey": "elsewhere/index.csv"}, "IndexKey: expected"),
+            ({"RunId": "r", "IndexKey": ["a"]}, "IndexKey: expected"),
+            ({"RunId": "r", "Keys": []}, "Keys: expected"),
+            ({"RunId": "r", "Keys": "a"}, "Keys: expected"),
+            ({"RunId": "r", "Keys": [f"{PREFIX}a", 7]}, r"Keys\[1\]: expected"),
+            ({"RunId": "r", "Keys": [f"{PREFIX}a", "b"]}, r"Keys\[1\]: expected"),
+            ({"RunId": "r", "Keys": [PREFIX + "a" * 1024]}, r"Keys\[0\]: expected"),
+            ({"RunId": "r", "Keys": [f"{PREFIX}notes.txt"]}, "Keys: no image there"),
+        ],
+    )
+    def test_an_event_is_refused_by_its_field_and_leaves_nothing(self, event: Any, names: str) -> None:
+        put("a.png")
+        with pytest.raises(jobs.EventError, match=f"^{names}"):
+            create(event)
+        assert sent() == []
+        assert table_items() == {}
+
+    @pytest.mark.parametrize(
+        ("body", "names"),
+        [
+            (b"", "IndexKey: expected a CSV with a column Key"),
+            (b"key\ncxr-nih/a.png\n", "IndexKey: expected a CSV with a column Key"),
+            (b"Key\n", "IndexKey: no image there"),
+            (b"Key\n" + b"cxr-nih/a.png\n" * 40_000 + b"elsewhere/secret.png\n", "IndexKey, line 40002, Key"),
+            (b"a,Key\ncxr-nih/a.png\n", "IndexKey, line 2, Key: expected"),
+            (b"Key\n\xff\xfe\n", "IndexKey: expected a CSV in UTF-8"),
+        ],
+    )
+    def test_an_index_is_refused_before_its_first_job_is_sent(self, body: bytes, names: str) -> None:
+        put("index.csv", body=body)
+        with pytest.raises(jobs.EventError, match=f"^{names}") as refused:
+            create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"})
+        assert "secret" not in str(refused.value)
+        assert sent() == []
+        assert table_items() == {}
+
+    @pytest.mark.parametrize("source", [{}, {"IndexKey": f"{PREFIX}index.csv"}])
+    def test_a_bucket_that_is_not_there(self, source: dict[str, str]) -> None:
+        with pytest.raises(jobs.EventError, match=r"there is no gone|in the bucket gone"):
+            create({"RunId": "r", **source}, bucket="gone")
+        assert table_items() == {}
+
+
+class TestRuns:
+    def test_a_run_says_what_it_is_made_of_and_what_to_expect(self) -> None:
+        put("a.png", "b.png")
+        create({"RunId": "r", "JobCount": 5})
+        run = run_item("r")
+        assert run["source"] == {"kind": "Prefix", "value": PREFIX, "job_count": 5}
+        assert run["state"] == "SCORING"
+        assert run["expected"] == 2
+        assert {name: run[name] for name in MODEL} == MODEL
+
+    def test_the_same_event_continues_the_run_and_says_so_in_its_jobs(self) -> None:
+        put("a.png")
+        create({"RunId": "r"})
+        first = run_item("r")
+        create({"RunId": "r"})
+        assert [job.get("Continued", False) for job in sent()] == [False, True]
+        assert run_item("r") | {"listed_at": ""} == first | {"listed_at": ""}
+
+    @pytest.mark.parametrize(
+        ("other", "named"),
+        [
+            ({"JobCount": 5}, '"job_count": "5"|"job_count": 5'),
+            ({"Prefix": f"{PREFIX}x/"}, "cxr-nih/x/"),
+            ({"Keys": [f"{PREFIX}a.png"]}, hashlib.sha256(b"cxr-nih/a.png").hexdigest()),
+        ],
+    )
+    def test_another_source_is_refused_naming_both(self, other: dict[str, Any], named: str) -> None:
+        put("a.png", "x/b.png")
+        create({"RunId": "r"})
+        before = table_items(), sent()
+        with pytest.raises(handler.RunIdTaken, match=named) as refused:
+            create({"RunId": "r", **other})
+        assert f'"value": "{PREFIX}"' in str(refused.value)
+        assert (table_items(), sent()) == before
+
+    def test_another_list_of_keys_is_another_source(self) -> None:
+        create({"RunId": "r", "Keys": [f"{PREFIX}a.png"]})
+        with pytest.raises(handler.RunIdTaken):
+            create({"RunId": "r", "Keys": [f"{PREFIX}b.png"]})
+
+    def test_a_run_never_mixes_models(self) -> None:
+        put("a.png")
+        create({"RunId": "r"})
+        with pytest.raises(handler.RunIdTaken, match=r"demo:1\.0\.0.*demo:2\.0\.0"):
+            create({"RunId": "r"}, model=MODEL | {"model": "demo:2.0.0"})
+
+    def test_a_cancelled_run_stops_sending_and_goes_on_when_invoked_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put(*(f"{i:03}.png" for i in range(64)))
+        monkeypatch.setattr(jobs, "_MAX_RECORDS", 1)
+        read = handler.JobCreator._read
+        reads: Iterator[int] = iter(range(9))
+
+        def cancelled_at_the_second_batch(self: handler.JobCreator, run_id: str) -> dict[str, Any]:
+            if next(reads) == 1:
+                set_state(run_id, "CANCELLED")
+            return read(self, run_id)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(handler.JobCreator, "_read", cancelled_at_the_second_batch)
+            with pytest.raises(handler.RunStopped, match="cancelled after 32 images"):
+                create({"RunId": "r"})
+        assert run_item("r")["state"] == "CANCELLED"
+        assert len(sent_keys()) == 32
+        create({"RunId": "r"})
+        assert run_item("r")["state"] == "SCORING"
+        assert run_item("r")["expected"] == 64
+        assert len(set(sent_keys())) == 64
+
+    def test_a_run_cancelled_at_the_last_moment_stays_cancelled(self) -> None:
+        put("a.png")
+        create({"RunId": "r"})
+        set_state("r", "CANCELLED")
+        job_creator()._close("r", 1)  # of an invocation that was still listing
+        assert run_item("r")["state"] == "CANCELLED"
+
+    def test_time_that_runs_out_is_said(self) -> None:
+        put("a.png")
+        with pytest.raises(handler.RunStopped, match="time is up after 0 images"):
+            create({"RunId": "r"}, remaining_ms=9_999)
+        assert run_item("r")["state"] == "LISTING"
+
+    def test_a_run_whose_images_were_scored_before_it_knew_their_number_is_complete(self) -> None:
+        put("a.png", "b.png")
+        create({"RunId": "r"})
+        set_state("r", "LISTING")
+        add_counts("r", {"SCORED": 1, "FAILED#NOT_AN_IMAGE": 1})
+        create({"RunId": "r"})
+        assert run_item("r")["state"] == "COMPLETE"
+
+    def test_a_complete_run_stays_so_until_it_grows(self) -> None:
+        put("a.png")
+        create({"RunId": "r"})
+        add_counts("r", {"SCORED": 1})
+        create({"RunId": "r"})
+        completed = run_item("r")
+        assert completed["state"] == "COMPLETE"
+        create({"RunId": "r"})
+        assert run_item("r") == completed
+        put("b.png")
+        create({"RunId": "r"})
+        assert run_item("r")["state"] == "SCORING"
+        assert run_item("r")["expected"] == 2
+
+
+class TestSending:
+    def test_ten_thousand_keys_each_once(self) -> None:
+        put_index(*(f"{i}.png" for i in range(10_000)))
+        answer = create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"})
+        assert answer == {"RunId": "r", "ImageCount": 10_000, "JobCount": 313}
+        assert Counter(sent_keys()) == Counter(f"{PREFIX}{i}.png" for i in range(10_000))
+
+    def test_what_the_stream_refuses_is_sent_again_and_nothing_else(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refused = throttle(monkeypatch, every=3)
+        put_index(*(f"{i}.png" for i in range(3_000)))
+        create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"}, images_per_job=5)
+        assert len(refused) > 100
+        assert Counter(sent_keys()) == Counter(f"{PREFIX}{i}.png" for i in range(3_000))
+
+    def test_a_stream_that_never_takes_them_ends_in_a_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        throttle(monkeypatch, every=1)
+        put("a.png")
+        with pytest.raises(
+            handler.RunStopped, match=r"refused 1 jobs 12 times .*ProvisionedThroughputExceeded"
+        ):
+            create({"RunId": "r"})
+        assert run_item("r")["state"] == "LISTING"
+
+    def test_calls_stay_within_what_kinesis_takes(self) -> None:
+        long_keys = [f"{PREFIX}{'é' * 500}{i:04}.png" for i in range(32 * 600)]
+        for records, count in jobs.batches(
+            long_keys, run_id="r", bucket=BUCKET, images_per_job=32, continued=False
+        ):
+            assert len(records) <= 500
+            assert count == 32 * len(records)
+            assert sum(len(r["Data"]) + len(r["PartitionKey"]) for r in records) <= 5 * 2**20
+            assert max(len(r["Data"]) for r in records) < 2**20
+
+    def test_the_partition_key_does_not_show_the_key(self) -> None:
+        ((records, _),) = jobs.batches(
+            ["patient-7.png"], run_id="r", bucket=BUCKET, images_per_job=1, continued=False
+        )
+        assert records[0]["PartitionKey"] == hashlib.sha256(b"patient-7.png").hexdigest()
+
+
+def add_counts(run_id: str, counts: dict[str, int]) -> None:
+    boto3.resource("dynamodb").Table(TABLE).put_item(Item={"pk": f"RUN#{run_id}", "sk": "COUNT#03", **counts})
+
+
+def throttle(monkeypatch: pytest.MonkeyPatch, every: int) -> list[str]:
+    """Makes the stream refuse every so-manieth record it is given, as a throttled shard does."""
+    put_records, seen, refused = KinesisBackend.put_records, iter(range(10**9)), []
+
+    def partly(self: KinesisBackend, stream_arn: str, stream_name: str, records: list[Any]) -> dict[str, Any]:
+        taken, results = [], []
+        for record in records:
+            if (next(seen) + 1) % every:
+                taken.append(record)
+                results.append(None)
+            else:
+                refused.append(record["PartitionKey"])
+                results.append(
+                    {"ErrorCode": "ProvisionedThroughputExceededException", "ErrorMessage": "slow"}
+                )
+        answers = iter(put_records(self, stream_arn, stream_name, taken)["Records"])
+        merged = [result or next(answers) for result in results]
+        return {"FailedRecordCount": len(records) - len(taken), "Records": merged}
+
+    monkeypatch.setattr(KinesisBackend, "put_records", partly)
+    monkeypatch.setattr(handler.time, "sleep", lambda seconds: None)
+    return refused
