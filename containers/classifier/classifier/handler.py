@@ -1,0 +1,252 @@
+"""The Lambda function: jobs in, images from S3, scores from the model, predictions to the table."""
+
+import functools
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import numpy as np
+import numpy.typing as npt
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from classifier import jobs
+from classifier.images import MAX_BYTES, ImageError
+from classifier.jobs import Job, JobError
+from classifier.model import Model
+from classifier.predictions import SCORED, Prediction
+from classifier.table import Table
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+FETCHES = 16  # objects on their way at once, and so at most 16 x MAX_BYTES of memory
+IMAGES_A_PASS = 8  # larger batches take more memory and are no faster on a CPU
+DEADLINE_MARGIN_MS = 10_000
+VCPU_MB = 1769  # of memory buy one vCPU (Lambda guide, configuration-memory)
+
+
+class NotDone(Exception):
+    """A job that was not finished, but may be when it is delivered again. The message names no key."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job with what is left of it."""
+
+    job: Job
+    keys: tuple[str, ...]  # those not SCORED, as far as that was read
+    stored: Mapping[str, str]  # S3 key -> name of its count, as far as that was read
+
+
+def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Lambda's entry point, for a Kinesis event or `{"Jobs": [{"RunId": ..., "Key": ...}]}`."""
+    return setup()(event, context.get_remaining_time_in_millis)
+
+
+@functools.cache
+def setup() -> "Classifier":
+    """The classifier of this execution environment, from its environment variables. Raises BundleError."""
+    config = Config(
+        connect_timeout=3,
+        read_timeout=20,
+        retries={"mode": "standard", "total_max_attempts": 5},
+        max_pool_connections=FETCHES,
+    )
+    model = load_model()
+    dynamodb = boto3.client("dynamodb", config=config)
+    return Classifier(
+        model=model,
+        table=Table(os.environ["TABLE_NAME"], dynamodb, model.name, model.sha256),
+        s3=boto3.client("s3", config=config),
+        bucket=os.environ["BUCKET_NAME"],
+    )
+
+
+def load_model() -> Model:
+    """The bundle in MODEL_DIR, by default the one beside this package. Raises BundleError."""
+    folder = os.environ.get("MODEL_DIR") or Path(__file__).parents[1] / "model"
+    memory = int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", VCPU_MB))
+    return Model(Path(folder), threads=max(1, memory // VCPU_MB))
+
+
+class Classifier:
+    """Scores jobs: made once, called for every invocation. Direct jobs name no bucket: theirs is `bucket`."""
+
+    def __init__(self, *, model: Model, table: Table, s3: "S3Client", bucket: str) -> None:
+        self._model = model
+        self._table = table
+        self._s3 = s3
+        self._bucket = bucket
+        self._pool = ThreadPoolExecutor(FETCHES)
+
+    def __call__(self, event: Mapping[str, Any], remaining_ms: Callable[[], int]) -> dict[str, Any]:
+        """Answers `batchItemFailures` to a Kinesis event, and `Predictions` to direct jobs.
+
+        Raises, for direct jobs only, JobError, RunIdTaken and NotDone.
+        """
+        if "Records" in event:
+            return self._stream(event["Records"], remaining_ms)
+        return self._direct(jobs.from_direct(event, self._bucket), remaining_ms)
+
+    def _stream(
+        self, records: Iterable[Mapping[str, Any]], remaining_ms: Callable[[], int]
+    ) -> dict[str, Any]:
+        given: dict[str, Job] = {}  # sequence number -> job
+        failures: dict[str, str] = {}  # sequence number -> why it has to come again
+        for record in records:
+            number = record["kinesis"]["sequenceNumber"]
+            try:
+                given[number] = jobs.from_record(record)
+            except JobError as error:
+                failures[number] = str(error)
+        written: list[Prediction] = []
+        for number, outcome in zip(given, self._outcomes(list(given.values()), remaining_ms), strict=True):
+            if isinstance(outcome, NotDone):
+                failures[number] = str(outcome)
+            else:
+                written += outcome
+        for run_id in {job.run_id for job in given.values()}:
+            try:
+                self._table.complete(run_id)
+            except (ClientError, BotoCoreError) as error:
+                # Delivered again, the jobs find their predictions there and come back to this check.
+                failures |= {number: _reason(error) for number, job in given.items() if job.run_id == run_id}
+        scored = sum(prediction.error is None for prediction in written)
+        print(
+            json.dumps(
+                {"jobs": len(given), "scored": scored, "failed": len(written) - scored, "failures": failures}
+            )
+        )
+        return {"batchItemFailures": [{"itemIdentifier": number} for number in failures]}
+
+    def _direct(self, given: list[Job], remaining_ms: Callable[[], int]) -> dict[str, Any]:
+        for run_id in {job.run_id for job in given}:
+            self._table.claim(run_id)
+        answers = []
+        for job, outcome in zip(given, self._outcomes(given, remaining_ms), strict=True):
+            if isinstance(outcome, NotDone):
+                raise outcome
+            answers += [_answer(job.run_id, prediction) for prediction in outcome]
+        return {"Predictions": answers}
+
+    def _outcomes(
+        self, given: list[Job], remaining_ms: Callable[[], int]
+    ) -> Iterator[list[Prediction] | NotDone]:
+        """What came of each job, in order: the predictions it has now, or why it has to come again.
+
+        A job that is not done does not stop those behind it. Lambda delivers them again all the same, but
+        what they have written is safe if it gives up on the batch.
+        """
+        read_run = functools.cache(self._read_run)
+        tasks = [self._task(job, read_run(job.run_id)) for job in given]
+        ready = [task for task in tasks if isinstance(task, Task)]
+        fetched = self._fetch_ahead((task.job.bucket, key) for task in ready for key in task.keys)
+        for task in tasks:
+            yield task if isinstance(task, NotDone) else self._score(task, fetched, remaining_ms)
+
+    def _read_run(self, run_id: str) -> dict[str, Any] | NotDone:
+        try:
+            run = self._table.run(run_id)
+        except (ClientError, BotoCoreError) as error:
+            return NotDone(_reason(error))
+        if run and run["model_sha256"] != self._model.sha256:
+            return NotDone(
+                f"run {run_id} is pinned to {run['model']}, this function holds {self._model.name}"
+            )
+        return run
+
+    def _task(self, job: Job, run: Mapping[str, Any] | NotDone) -> Task | NotDone:
+        if isinstance(run, NotDone):
+            return run
+        if not run or run["state"] == "CANCELLED":  # a run that is not there was deleted
+            return Task(job, (), {})
+        if not job.continued:
+            return Task(job, job.keys, {})
+        try:
+            stored = self._table.stored(job.run_id, job.keys)
+        except (ClientError, BotoCoreError) as error:
+            return NotDone(_reason(error))
+        return Task(job, tuple(key for key in job.keys if stored.get(key) != SCORED), stored)
+
+    def _fetch_ahead(self, objects: Iterable[tuple[str, str]]) -> Iterator[Future[bytes]]:
+        """The objects' bytes in order; while one is worked on, the next are on their way."""
+        window: deque[Future[bytes]] = deque()
+        for bucket, key in objects:
+            window.append(self._pool.submit(self._fetch, bucket, key))
+            if len(window) == FETCHES:
+                yield window.popleft()
+        while window:
+            yield window.popleft()
+
+    def _fetch(self, bucket: str, key: str) -> bytes:
+        try:
+            found = self._s3.get_object(Bucket=bucket, Key=key)
+            if found["ContentLength"] > MAX_BYTES:
+                found["Body"].close()
+                raise ImageError("IMAGE_TOO_LARGE")
+            return found["Body"].read()
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            # To a role that may not list the whole bucket, S3 answers 403 for a missing key too.
+            if code == "NoSuchKey" or (code == "AccessDenied" and not self._exists(bucket, key)):
+                raise ImageError("IMAGE_MISSING") from None
+            raise
+
+    def _exists(self, bucket: str, key: str) -> bool:
+        listed = self._s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+        return any(entry["Key"] == key for entry in listed.get("Contents", []))
+
+    def _score(
+        self, task: Task, fetched: Iterator[Future[bytes]], remaining_ms: Callable[[], int]
+    ) -> list[Prediction] | NotDone:
+        """Scores and writes what can be; every key's future is taken, so that the next job finds its own."""
+        done: dict[str, Prediction] = {}
+        pixels: dict[str, npt.NDArray[np.uint8]] = {}
+        problem = None
+        for key in task.keys:
+            data = next(fetched)
+            if remaining_ms() < DEADLINE_MARGIN_MS:
+                data.cancel()
+                problem = "too little time left"
+                continue
+            try:
+                pixels[key] = self._model.preprocess(data.result())
+            except ImageError as error:
+                done[key] = Prediction(key, error=error.code)
+            except (ClientError, BotoCoreError) as error:
+                problem = _reason(error)
+        keys = list(pixels)
+        for batch in (keys[i : i + IMAGES_A_PASS] for i in range(0, len(keys), IMAGES_A_PASS)):
+            for key, scores in zip(batch, self._model.score([pixels[key] for key in batch]), strict=True):
+                done[key] = Prediction(key, scores, self._model.positive(scores))
+        try:
+            self._table.write(task.job.run_id, done.values(), task.stored)
+        except (ClientError, BotoCoreError) as error:
+            problem = _reason(error)
+        return NotDone(problem) if problem else [done[key] for key in task.keys]
+
+
+def _answer(run_id: str, prediction: Prediction) -> dict[str, Any]:
+    answer: dict[str, Any] = {"RunId": run_id, "Key": prediction.key}
+    if prediction.error:
+        return answer | {"Status": "FAILED", "Error": prediction.error}
+    scores = {label: float(score) for label, score in prediction.scores.items()}
+    return answer | {"Status": SCORED, "Scores": scores, "Positive": list(prediction.positive)}
+
+
+def _reason(error: ClientError | BotoCoreError) -> str:
+    """What went wrong, without the message: some of S3's name the object."""
+    if isinstance(error, ClientError):
+        return f"{error.operation_name}: {error.response['Error']['Code']}"
+    return type(error).__name__
+
+
+if "AWS_LAMBDA_RUNTIME_API" in os.environ:
+    setup()  # in Lambda's init phase, so that the first invocation finds the model loaded

@@ -1,0 +1,133 @@
+"""From the bytes of a file to the pixels a model takes."""
+
+import io
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+ErrorCode = Literal[
+    "IMAGE_MISSING",  # there is no such object
+    "IMAGE_EMPTY",  # the object holds no bytes
+    "NOT_AN_IMAGE",  # neither PNG nor JPEG
+    "IMAGE_CORRUPT",  # a PNG or JPEG that is cut short or damaged
+    "IMAGE_TOO_SMALL",  # shorter side under 64 pixels
+    "IMAGE_TOO_LARGE",  # over 50 megapixels, or over 64 MiB as a file
+    "IMAGE_TOO_NARROW",  # sides beyond 4:1
+    "BIT_DEPTH_UNKNOWN",  # 16-bit grey that may hold 12 bits or fewer, and the model names no depth
+]
+
+MIN_SIDE = 64
+MAX_PIXELS = 50_000_000
+MAX_ASPECT = 4
+MAX_BYTES = 64 * 2**20
+
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+# What Pillow's PNG and JPEG readers raise on damaged files, beside OSError.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+class ImageError(Exception):
+    """An image that can never be scored. `code` says why."""
+
+    def __init__(self, code: ErrorCode) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a model wants its pixels, as its `model.json` says."""
+
+    channels: Literal[1, 3]
+    resize: int  # the shorter side after resizing, in pixels
+    crop: int  # the side of the centre crop, in pixels
+    bit_depth: int = 16  # of 16-bit files; 16 leaves files that use less than 12 bits refused
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Preprocessing":
+        """Raises TypeError for a missing or unknown field and ValueError for a value out of range."""
+        spec = cls(**fields)
+        if spec.channels not in (1, 3) or not 0 < spec.crop <= spec.resize or not 8 < spec.bit_depth <= 16:
+            raise ValueError(
+                f"preprocessing {dict(fields)}: channels is 1 or 3, crop at most resize, bit_depth 9 to 16"
+            )
+        return spec
+
+    def __call__(self, data: bytes) -> npt.NDArray[np.uint8]:
+        """The file's bytes as pixels, uint8 [channels, crop, crop]. Raises ImageError."""
+        return self.pixels(decode(data, self.bit_depth))
+
+    def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """An "L" or "RGB" image as uint8 [channels, crop, crop], as torchvision's Resize and CenterCrop."""
+        if self.channels == 1:
+            image = image.convert("L")
+        width, height = image.size
+        short = min(width, height)
+        size = (self.resize * width // short, self.resize * height // short)
+        left, top = (round((side - self.crop) / 2) for side in size)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        image = image.crop((left, top, left + self.crop, top + self.crop))
+        planes = np.asarray(image).reshape(self.crop, self.crop, -1).transpose(2, 0, 1)
+        # Resizing one grey plane and repeating it gives the pixels that resizing three equal planes gives.
+        return np.ascontiguousarray(np.broadcast_to(planes, (self.channels, self.crop, self.crop)))
+
+
+def decode(data: bytes, bit_depth: int = 16) -> Image.Image:
+    """A PNG or JPEG as an 8-bit image, "L" where it holds no colour, else "RGB"; upright by its EXIF tag.
+
+    Raises ImageError: sizes are judged from the header, before a pixel is decoded.
+    """
+    if not data:
+        raise ImageError("IMAGE_EMPTY")
+    if not data.startswith(_SIGNATURES):
+        raise ImageError("NOT_AN_IMAGE")
+    if len(data) > MAX_BYTES:
+        raise ImageError("IMAGE_TOO_LARGE")
+    try:
+        _check_size(_open(data).size)
+        # Decoding alone passes over the checksums of a PNG, and so over a flipped bit.
+        _open(data).verify()
+        image = ImageOps.exif_transpose(_open(data))
+        return _eight_bits(image, bit_depth) if image.mode.startswith("I") else _colour_if_any(image)
+    except Image.DecompressionBombError:
+        raise ImageError("IMAGE_TOO_LARGE") from None
+    except _DAMAGED as error:
+        raise ImageError("IMAGE_CORRUPT") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    short, long = sorted(size)
+    if short * long > MAX_PIXELS:
+        raise ImageError("IMAGE_TOO_LARGE")
+    if short < MIN_SIDE:
+        raise ImageError("IMAGE_TOO_SMALL")
+    if long > MAX_ASPECT * short:
+        raise ImageError("IMAGE_TOO_NARROW")
+
+
+def _eight_bits(image: Image.Image, bit_depth: int) -> Image.Image:
+    """16-bit grey as "L". Not by `convert("L")`, which clips every value over 255 to white."""
+    grey = np.asarray(image)
+    if bit_depth == 16 and grey.max() < 2**12:
+        raise ImageError("BIT_DEPTH_UNKNOWN")
+    scaled = grey * np.float32(255 / (2**bit_depth - 1))
+    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
+
+
+def _colour_if_any(image: Image.Image) -> Image.Image:
+    if image.mode in ("1", "L", "LA"):
+        return image.convert("L")
+    # Alpha is dropped, never blended: what lies under it is the X-ray.
+    planes = (image if image.mode in ("RGB", "RGBA") else image.convert("RGB")).split()[:3]
+    red, green, blue = (plane.tobytes() for plane in planes)
+    return planes[0] if red == green == blue else Image.merge("RGB", planes)

@@ -1,0 +1,144 @@
+"""The run's items, predictions and counts in DynamoDB: every call the classifier makes to its table."""
+
+import random
+import time
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from classifier import predictions
+from classifier.predictions import Prediction, pack, unpack
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+WRITE_ATTEMPTS = 8
+# Reasons of a cancelled transaction that another attempt may find gone.
+_PASSING = {"None", "ConditionalCheckFailed", "TransactionConflict", "ThrottlingError"}
+
+
+class RunIdTaken(Exception):
+    """Direct jobs name a run that is not theirs."""
+
+
+class Table:
+    """The table as one model's classifier sees it. Every method raises ClientError and BotoCoreError."""
+
+    def __init__(self, name: str, dynamodb: "DynamoDBClient", model: str, model_sha256: str) -> None:
+        self._name = name
+        self._dynamodb = dynamodb
+        self._model = {"model": model, "model_sha256": model_sha256}
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """The run's item, empty if there is none."""
+        key = predictions.run_key(run_id)
+        return unpack(
+            self._dynamodb.get_item(TableName=self._name, Key=key, ConsistentRead=True).get("Item", {})
+        )
+
+    def stored(self, run_id: str, keys: Iterable[str]) -> dict[str, str]:
+        """S3 key -> name of its count, for those of at most 100 keys that have a prediction."""
+        wanted: Any = [predictions.prediction_key(run_id, key) for key in keys]
+        found: dict[str, str] = {}
+        while wanted:
+            request: Any = {
+                "Keys": wanted,
+                "ConsistentRead": True,
+                "ProjectionExpression": "sk, #status, #error",
+                "ExpressionAttributeNames": {"#status": "status", "#error": "error"},
+            }
+            answer: Any = self._dynamodb.batch_get_item(RequestItems={self._name: request})
+            found |= {item["sk"]["S"]: predictions.count_of(item) for item in answer["Responses"][self._name]}
+            wanted = answer["UnprocessedKeys"].get(self._name, {}).get("Keys")
+        return found
+
+    def write(self, run_id: str, done: Collection[Prediction], stored: Mapping[str, str]) -> None:
+        """Writes at most 99 predictions and the run's counts, all or nothing.
+
+        `stored` is what is known to be there; where it is out of date, it is read and the rest written.
+        """
+        stamp = {**self._model, "scored_at": _now()}
+        for attempt in range(1, WRITE_ATTEMPTS + 1):
+            actions: Any = predictions.transaction(self._name, run_id, done, stored, stamp)
+            if not actions:
+                return
+            try:
+                self._dynamodb.transact_write_items(TransactItems=actions)
+                return
+            except self._dynamodb.exceptions.TransactionCanceledException as error:
+                reasons = {reason["Code"] for reason in error.response["CancellationReasons"]}
+                if not reasons <= _PASSING or attempt == WRITE_ATTEMPTS:
+                    raise
+            time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
+            stored = self.stored(run_id, [prediction.key for prediction in done])
+
+    def complete(self, run_id: str) -> bool:
+        """Marks the run COMPLETE once its counts reach what is expected; of all callers one gets True."""
+        run = self.run(run_id)
+        if run.get("state") != "SCORING":
+            return False
+        # Read after the caller's own write, so the last to write sees the counts of all.
+        counters = self._dynamodb.query(
+            TableName=self._name,
+            KeyConditionExpression="pk = :pk",
+            ExpressionAttributeValues=pack({":pk": f"RUN#{run_id}"}),
+            ConsistentRead=True,
+        )
+        if predictions.total(counters["Items"]).total() < run["expected"]:
+            return False
+        return self._update_run(
+            run_id,
+            "SET #state = :complete, completed_at = :now",
+            "#state = :scoring AND expected = :expected",
+            {
+                ":complete": "COMPLETE",
+                ":scoring": "SCORING",
+                ":expected": run["expected"],
+                ":now": _now(),
+            },
+            {"#state": "state"},
+        )
+
+    def claim(self, run_id: str) -> None:
+        """Makes the run of direct jobs. It expects nothing, and so is COMPLETE at any time.
+
+        Raises RunIdTaken if it is the job creator's or another model's: their counts must stay their own.
+        """
+        claimed = self._update_run(
+            run_id,
+            "SET #source = :direct, #state = :complete, model = :model, model_sha256 = :model_sha256, "
+            "created_at = if_not_exists(created_at, :now), completed_at = :now",
+            "attribute_not_exists(pk) OR (#source = :direct AND model_sha256 = :model_sha256)",
+            {
+                ":direct": {"kind": "Direct"},
+                ":complete": "COMPLETE",
+                ":now": _now(),
+                **{f":{name}": value for name, value in self._model.items()},
+            },
+            {"#source": "source", "#state": "state"},
+        )
+        if not claimed:
+            raise RunIdTaken(
+                f"RunId {run_id} is the job creator's or another model's; direct jobs need one of their own"
+            )
+
+    def _update_run(
+        self, run_id: str, update: str, condition: str, values: Mapping[str, Any], names: Mapping[str, str]
+    ) -> bool:
+        """Whether the condition held and the update was made."""
+        try:
+            self._dynamodb.update_item(
+                TableName=self._name,
+                Key=predictions.run_key(run_id),
+                UpdateExpression=update,
+                ConditionExpression=condition,
+                ExpressionAttributeNames=names,
+                ExpressionAttributeValues=pack(values),
+            )
+        except self._dynamodb.exceptions.ConditionalCheckFailedException:
+            return False
+        return True
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,464 @@
+"""The classifier's handler on moto, with a model that takes no time: outcomes, counts, and redelivery."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import boto3
+import botocore.client
+import numpy as np
+import numpy.typing as npt
+import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError
+from classifier.handler import Classifier, NotDone
+from classifier.images import Preprocessing
+from classifier.jobs import JobError
+from classifier.predictions import Prediction
+from classifier.table import RunIdTaken, Table
+from PIL import Image
+from support import BUCKET, PREFIX, TABLE, counts, image_bytes, recounted, table_items
+
+pytestmark = pytest.mark.usefixtures("aws")
+
+
+class Brightness:
+    """A model whose score is the mean of the pixels."""
+
+    name = "brightness:1.0.0"
+    sha256 = "cd" * 32
+    preprocess = Preprocessing(channels=1, resize=64, crop=64)
+
+    def __init__(self) -> None:
+        self.passes: list[int] = []
+
+    def score(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, Decimal]]:
+        self.passes.append(len(pixels))
+        return [{"bright": Decimal(float(p.mean() / 255)).quantize(Decimal("0.000001"))} for p in pixels]
+
+    def positive(self, scores: dict[str, Decimal]) -> tuple[str, ...]:
+        return tuple(label for label, score in scores.items() if score >= Decimal("0.5"))
+
+
+@pytest.fixture
+def model() -> Brightness:
+    return Brightness()
+
+
+@pytest.fixture
+def classifier(aws: None, model: Brightness) -> Classifier:
+    return make(model)
+
+
+def make(model: Any) -> Classifier:
+    table = Table(TABLE, boto3.client("dynamodb"), model.name, model.sha256)
+    return Classifier(model=model, table=table, s3=boto3.client("s3"), bucket=BUCKET)
+
+
+def plenty() -> int:
+    """Milliseconds left."""
+    return 110_000
+
+
+def key(name: str) -> str:
+    return PREFIX + name
+
+
+def put(**objects: bytes) -> list[str]:
+    for name, body in objects.items():
+        boto3.client("s3").put_object(Bucket=BUCKET, Key=key(name), Body=body)
+    return [key(name) for name in objects]
+
+
+def start(
+    run_id: str, expected: int | None = None, state: str = "LISTING", sha256: str = Brightness.sha256
+) -> None:
+    """The run's item, as the job creator makes it."""
+    item: dict[str, Any] = {
+        "pk": "RUN",
+        "sk": run_id,
+        "state": state,
+        "source": {"kind": "Prefix", "value": PREFIX},
+        "model": "brightness:1.0.0",
+        "model_sha256": sha256,
+    }
+    if expected is not None:
+        item |= {"expected": expected, "state": "SCORING"}
+    boto3.resource("dynamodb").Table(TABLE).put_item(Item=item)
+
+
+def event(*jobs: Any) -> dict[str, Any]:
+    """A Kinesis event with a record for each job, numbered from 0; bytes go in as they are."""
+    datas = [job if isinstance(job, bytes) else json.dumps(job).encode() for job in jobs]
+    return {
+        "Records": [
+            {"kinesis": {"sequenceNumber": str(number), "data": base64.b64encode(data).decode()}}
+            for number, data in enumerate(datas)
+        ]
+    }
+
+
+def job(*keys: str, run_id: str = "r", **more: Any) -> dict[str, Any]:
+    return {"RunId": run_id, "Bucket": BUCKET, "Keys": list(keys), **more}
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, operation: str, code: str) -> None:
+    """Makes AWS answer every call of one operation with an error."""
+    call = botocore.client.BaseClient._make_api_call
+
+    def answer(self: Any, name: str, arguments: dict[str, Any]) -> Any:
+        if name == operation:
+            raise ClientError({"Error": {"Code": code, "Message": ""}}, name)
+        return call(self, name, arguments)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", answer)
+
+
+def failed(answer: dict[str, Any]) -> list[str]:
+    return [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
+
+
+def prediction(name: str, run_id: str = "r") -> dict[str, Any]:
+    ((_, item),) = [
+        (pk, item)
+        for (pk, sk), item in table_items().items()
+        if pk.startswith(f"RUN#{run_id}#") and sk == key(name)
+    ]
+    return item
+
+
+def agreed(run_id: str = "r") -> dict[str, int]:
+    """The run's counts, which must be those of its predictions."""
+    found = table_items()
+    assert counts(found, run_id) == recounted(found, run_id)
+    return counts(found, run_id)
+
+
+class TestPredictions:
+    def test_a_scored_image(self, classifier: Classifier) -> None:
+        start("r")
+        keys = put(a=image_bytes())
+        assert classifier(event(job(*keys)), plenty) == {"batchItemFailures": []}
+        stored = prediction("a")
+        scored_at = stored.pop("scored_at")
+        assert stored.pop("scores").keys() == {"bright"}
+        assert stored == {
+            "status": "SCORED",
+            "positive": [],
+            "warnings": [],
+            "model": "brightness:1.0.0",
+            "model_sha256": "cd" * 32,
+        }
+        assert scored_at.endswith("+00:00")
+
+    def test_a_bad_image_fails_alone_with_its_code(self, classifier: Classifier) -> None:
+        start("r")
+        good = put(a=image_bytes(), b=image_bytes(seed=1))
+        bad = put(empty=b"", text=b"hello", cut=image_bytes()[:900], small=image_bytes((10, 10)))
+        answer = classifier(event(job(good[0], *bad, key("missing"), good[1])), plenty)
+        assert failed(answer) == []
+        assert {
+            name: prediction(name).get("error")
+            for name in ("a", "b", "empty", "text", "cut", "small", "missing")
+        } == {
+            "a": None,
+            "b": None,
+            "empty": "IMAGE_EMPTY",
+            "text": "NOT_AN_IMAGE",
+            "cut": "IMAGE_CORRUPT",
+            "small": "IMAGE_TOO_SMALL",
+            "missing": "IMAGE_MISSING",
+        }
+        assert agreed()["SCORED"] == 2
+
+    def test_images_are_scored_in_batches(self, classifier: Classifier, model: Brightness) -> None:
+        start("r")
+        keys = put(**{f"i{n}": image_bytes((64, 64), seed=n) for n in range(19)})
+        classifier(event(job(*keys)), plenty)
+        assert model.passes == [8, 8, 3]
+        assert agreed() == {"SCORED": 19}
+
+    def test_ninety_nine_images_are_one_job(self, classifier: Classifier) -> None:
+        start("r", expected=99)
+        keys = put(**{f"i{n}": image_bytes((64, 64)) for n in range(99)})
+        assert failed(classifier(event(job(*keys)), plenty)) == []
+        assert agreed() == {"SCORED": 99}
+        assert table_items()[("RUN", "r")]["state"] == "COMPLETE"
+
+    def test_an_object_too_large_is_not_read(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start("r")
+        monkeypatch.setattr("classifier.handler.MAX_BYTES", 100)
+        classifier(event(job(*put(a=image_bytes()))), plenty)
+        assert prediction("a")["error"] == "IMAGE_TOO_LARGE"
+
+
+class TestRedelivery:
+    def test_the_same_record_again_changes_nothing(self, classifier: Classifier) -> None:
+        start("r", expected=3)
+        jobs = event(job(*put(a=image_bytes(), b=b"text")), job(*put(c=image_bytes(seed=3))))
+        classifier(jobs, plenty)
+        before = table_items()
+        assert failed(classifier(jobs, plenty)) == []
+        assert table_items() == before
+        assert agreed() == {"SCORED": 2, "FAILED#NOT_AN_IMAGE": 1}
+
+    def test_a_job_half_of_which_is_there_writes_the_other_half(self, classifier: Classifier) -> None:
+        start("r")
+        keys = put(a=image_bytes(), b=b"text", c=image_bytes(seed=3))
+        classifier(event(job(*keys[:2])), plenty)
+        classifier(event(job(*keys)), plenty)
+        assert agreed() == {"SCORED": 2, "FAILED#NOT_AN_IMAGE": 1}
+
+    def test_a_failed_image_that_is_mended_moves_its_count(self, classifier: Classifier) -> None:
+        start("r")
+        keys = put(a=b"text", b=image_bytes())
+        classifier(event(job(*keys)), plenty)
+        put(a=image_bytes())
+        classifier(event(job(*keys, Continued=True)), plenty)
+        assert agreed() == {"SCORED": 2}
+        assert "error" not in prediction("a")
+
+    def test_two_codes_that_change_places_keep_their_counts(self, classifier: Classifier) -> None:
+        start("r")
+        keys = put(a=b"text", b=b"")
+        classifier(event(job(*keys)), plenty)
+        put(a=b"", b=b"text")
+        classifier(event(job(*keys)), plenty)
+        assert agreed() == {"FAILED#NOT_AN_IMAGE": 1, "FAILED#IMAGE_EMPTY": 1}
+        assert prediction("a")["error"] == "IMAGE_EMPTY"
+
+    def test_scored_is_never_overwritten(self, classifier: Classifier) -> None:
+        start("r")
+        keys = put(a=image_bytes())
+        classifier(event(job(*keys)), plenty)
+        before = prediction("a")
+        put(a=b"text")
+        classifier(event(job(*keys)), plenty)
+        classifier(event(job(*keys, Continued=True)), plenty)
+        assert prediction("a") == before
+        assert agreed() == {"SCORED": 1}
+
+    def test_a_continued_job_fetches_only_what_is_not_scored(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start("r")
+        keys = put(a=image_bytes(), b=b"text")
+        classifier(event(job(*keys)), plenty)
+        fetched: list[str] = []
+        fetch = Classifier._fetch
+        monkeypatch.setattr(
+            Classifier, "_fetch", lambda self, bucket, key: fetched.append(key) or fetch(self, bucket, key)
+        )
+        classifier(event(job(*keys, Continued=True)), plenty)
+        assert fetched == [key("b")]
+
+    def test_a_conflict_is_written_after_all(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another copy of the job writes between this one's reading and writing, twice."""
+        start("r")
+        keys = put(a=image_bytes(), b=image_bytes(seed=1))
+        other = Table(TABLE, boto3.client("dynamodb"), Brightness.name, Brightness.sha256)
+        stored = Table.stored
+        codes = iter(["NOT_AN_IMAGE", "IMAGE_EMPTY"])
+
+        def overtaken(self: Table, run_id: str, wanted: Any) -> dict[str, str]:
+            found = stored(self, run_id, wanted)
+            for code in codes:
+                other.write(run_id, [Prediction(keys[0], error=code)], found)  # type: ignore[arg-type]
+                break
+            return found
+
+        other.write("r", [Prediction(keys[0], error="IMAGE_CORRUPT")], {})
+        monkeypatch.setattr(Table, "stored", overtaken)
+        monkeypatch.setattr("classifier.table.time.sleep", lambda seconds: None)
+        assert failed(classifier(event(job(*keys)), plenty)) == []
+        assert agreed() == {"SCORED": 2}
+
+
+class TestRetried:
+    def test_what_is_no_job_is_reported_and_the_others_are_done(self, classifier: Classifier) -> None:
+        start("r")
+        (a,) = put(a=image_bytes())
+        bad = [
+            b"\xff",
+            b"[]",
+            job(),
+            job("x", run_id="a#b"),
+            {"RunId": "r", "Keys": ["x"]},
+            job(*map(str, range(100))),
+            {"RunId": "r", "Bucket": BUCKET, "Keys": [1]},
+        ]
+        assert failed(classifier(event(*bad, job(a)), plenty)) == list("0123456")
+        assert agreed() == {"SCORED": 1}
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ClientError({"Error": {"Code": "SlowDown", "Message": f"on {PREFIX}b"}}, "GetObject"),
+            ReadTimeoutError(endpoint_url=f"https://s3/{PREFIX}b"),
+        ],
+    )
+    def test_a_fetch_that_may_pass_reports_its_job_and_keeps_the_rest(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: Any, error: Exception
+    ) -> None:
+        start("r", expected=3)
+        keys = put(a=image_bytes(), b=image_bytes(seed=1), c=image_bytes(seed=2))
+        fetch = Classifier._fetch
+
+        def once(self: Classifier, bucket: str, wanted: str) -> bytes:
+            if wanted == key("b"):
+                raise error
+            return fetch(self, bucket, wanted)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Classifier, "_fetch", once)
+            assert failed(classifier(event(job(*keys[:2]), job(keys[2])), plenty)) == ["0"]
+        assert agreed() == {"SCORED": 2}
+        assert PREFIX not in capsys.readouterr().out
+        assert failed(classifier(event(job(*keys[:2])), plenty)) == []
+        assert agreed() == {"SCORED": 3}
+        assert table_items()[("RUN", "r")]["state"] == "COMPLETE"
+
+    def test_a_403_is_missing_only_if_the_listing_says_so(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start("r")
+        keys = [*put(a=image_bytes()), key("gone")]
+
+        with monkeypatch.context() as patch:
+            refuse(patch, "GetObject", "AccessDenied")
+            assert failed(classifier(event(*(job(k) for k in keys)), plenty)) == ["0"]
+        assert agreed() == {"FAILED#IMAGE_MISSING": 1}
+
+    def test_a_bucket_that_is_gone_may_come_back(self, classifier: Classifier) -> None:
+        start("r")
+        assert failed(classifier(event({**job("a"), "Bucket": "gone"}), plenty)) == ["0"]
+
+    @pytest.mark.parametrize("operation", ["GetItem", "BatchGetItem", "TransactWriteItems", "Query"])
+    def test_a_table_that_throttles_reports_every_job(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, operation: str
+    ) -> None:
+        start("r", expected=2)
+        keys = put(a=image_bytes(), b=image_bytes(seed=1))
+        jobs = event(*(job(k, Continued=True) for k in keys))
+
+        with monkeypatch.context() as patch:
+            refuse(patch, operation, "ThrottlingException")
+            assert failed(classifier(jobs, plenty)) == ["0", "1"]
+        assert failed(classifier(jobs, plenty)) == []
+        assert agreed() == {"SCORED": 2}
+        assert table_items()[("RUN", "r")]["state"] == "COMPLETE"
+
+    def test_ten_seconds_before_the_deadline_it_stops(self, classifier: Classifier) -> None:
+        start("r", expected=4)
+        keys = put(**{f"i{n}": image_bytes(seed=n) for n in range(4)})
+        left = iter([60_000, 30_000, 9_999, 9_998])
+        assert failed(classifier(event(job(*keys[:2]), job(*keys[2:])), lambda: next(left))) == ["1"]
+        assert agreed() == {"SCORED": 2}
+
+    def test_a_run_pinned_to_another_model_waits(self, classifier: Classifier, capsys: Any) -> None:
+        start("r", sha256="ee" * 32)
+        assert failed(classifier(event(job(*put(a=image_bytes()))), plenty)) == ["0"]
+        assert "pinned to brightness:1.0.0" in capsys.readouterr().out
+        assert agreed() == {}
+
+
+class TestRuns:
+    def test_the_last_prediction_completes_the_run_once(self, classifier: Classifier) -> None:
+        start("r", expected=2)
+        a, b = put(a=image_bytes(), b=b"")
+        classifier(event(job(a)), plenty)
+        assert table_items()[("RUN", "r")]["state"] == "SCORING"
+        classifier(event(job(b)), plenty)
+        run = table_items()[("RUN", "r")]
+        assert run["state"] == "COMPLETE"
+        classifier(event(job(a), job(b)), plenty)
+        assert table_items()[("RUN", "r")] == run
+
+    def test_of_all_who_see_the_last_count_one_wins(self, classifier: Classifier) -> None:
+        start("r", expected=1)
+        classifier(event(job(*put(a=image_bytes()))), plenty)
+        start("r", expected=1)
+        table = Table(TABLE, boto3.client("dynamodb"), Brightness.name, Brightness.sha256)
+        assert [table.complete("r") for _ in range(3)] == [True, False, False]
+
+    def test_a_run_still_listed_is_not_complete(self, classifier: Classifier) -> None:
+        start("r")
+        classifier(event(job(*put(a=image_bytes()))), plenty)
+        assert table_items()[("RUN", "r")]["state"] == "LISTING"
+
+    @pytest.mark.parametrize("state", ["CANCELLED", None])
+    def test_a_cancelled_or_deleted_runs_jobs_are_dropped_without_a_fetch(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, state: str | None
+    ) -> None:
+        if state:
+            start("r", state=state)
+        monkeypatch.setattr(Classifier, "_fetch", lambda *_: pytest.fail("fetched"))
+        assert failed(classifier(event(job(*put(a=image_bytes()))), plenty)) == []
+        assert agreed() == {}
+
+
+class TestDirect:
+    def test_answers_and_stores_its_predictions(self, classifier: Classifier) -> None:
+        put(a=image_bytes(), b=b"text")
+        jobs = {"Jobs": [{"RunId": "one", "Key": key("a")}, {"RunId": "one", "Key": key("b")}]}
+        answer = classifier(jobs, plenty)["Predictions"]
+        assert answer[1] == {"RunId": "one", "Key": key("b"), "Status": "FAILED", "Error": "NOT_AN_IMAGE"}
+        assert answer[0]["Scores"] == {"bright": float(prediction("a", "one")["scores"]["bright"])}
+        assert agreed("one") == {"SCORED": 1, "FAILED#NOT_AN_IMAGE": 1}
+        json.dumps(answer)
+
+    def test_again_is_allowed(self, classifier: Classifier) -> None:
+        put(a=image_bytes())
+        jobs = {"Jobs": [{"RunId": "one", "Key": key("a")}]}
+        assert classifier(jobs, plenty) == classifier(jobs, plenty)
+        assert agreed("one") == {"SCORED": 1}
+
+    def test_a_run_of_the_job_creators_is_not_touched(self, classifier: Classifier) -> None:
+        start("r", expected=1)
+        before = table_items()
+        with pytest.raises(RunIdTaken, match="RunId r is the job creator's"):
+            classifier({"Jobs": [{"RunId": "r", "Key": key("a")}]}, plenty)
+        assert table_items() == before
+
+    def test_what_was_not_done_is_an_error_not_an_empty_answer(self, classifier: Classifier) -> None:
+        put(a=image_bytes())
+        with pytest.raises(NotDone, match="too little time left"):
+            classifier({"Jobs": [{"RunId": "one", "Key": key("a")}]}, lambda: 5_000)
+
+    @pytest.mark.parametrize(
+        "jobs",
+        [
+            {},
+            {"Jobs": []},
+            {"Jobs": "a"},
+            {"Jobs": [1]},
+            {"Jobs": [{"RunId": "r"}]},
+            {"Jobs": [{"Key": "k"}]},
+        ],
+    )
+    def test_an_event_that_is_none(self, classifier: Classifier, jobs: Any) -> None:
+        with pytest.raises(JobError, match="expected"):
+            classifier(jobs, plenty)
+
+
+def test_more_objects_than_fetches_keep_their_order(classifier: Classifier) -> None:
+    """Each score goes to its own key, over jobs and batches and past a failed image."""
+    start("r")
+    shades = {f"i{n}": n * 5 for n in range(45)}
+    for name, shade in shades.items():
+        file = io.BytesIO()
+        Image.new("L", (64, 64), shade).save(file, "PNG")
+        put(**{name: b"" if shade == 100 else file.getvalue()})
+    names = list(shades)
+    classifier(event(*(job(*map(key, names[i : i + 7])) for i in range(0, 45, 7))), plenty)
+    for name, shade in shades.items():
+        if shade != 100:
+            assert prediction(name)["scores"]["bright"] == pytest.approx(
+                Decimal(shade / 255), abs=Decimal("1e-6")
+            )

@@ -1,0 +1,44 @@
+"""The job, from the producer's encoder to the consumer's decoder: the two share no code."""
+
+import base64
+from typing import Any
+
+import jobs as producer
+import pytest
+from classifier import jobs as consumer
+
+
+def records(keys: list[str], **options: Any) -> list[dict[str, Any]]:
+    """Records as the job creator puts them, as Lambda delivers them."""
+    fields = {"run_id": "r", "bucket": "images", "images_per_job": 32, "continued": False} | options
+    return [
+        {"kinesis": {"data": base64.b64encode(record["Data"]).decode()}}
+        for batch, _ in producer.batches(keys, **fields)
+        for record in batch
+    ]
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_what_is_sent_is_what_is_read(continued: bool) -> None:
+    keys = [f"cxr-nih/{i}.png" for i in range(50)]
+    first, second = map(consumer.from_record, records(keys, continued=continued))
+    assert first == consumer.Job("r", "images", tuple(keys[:32]), continued)
+    assert second == consumer.Job("r", "images", tuple(keys[32:]), continued)
+
+
+def test_any_key_s3_takes() -> None:
+    keys = ["é ü 漢字.png", 'quote".png', "new\nline.png", "back\\slash", "a" * 1024, "\U0001fa7b.png"]
+    (record,) = records(keys)
+    assert consumer.from_record(record).keys == tuple(keys)
+
+
+def test_the_largest_job_the_stack_allows() -> None:
+    (record,) = records([f"{i:03}{'x' * 1021}" for i in range(consumer.MAX_KEYS)], images_per_job=99)
+    assert len(consumer.from_record(record).keys) == 99
+    assert len(record["kinesis"]["data"]) < 2**20
+
+
+@pytest.mark.parametrize("run_id", ["a", "A.b_c-9", "r" * 128])
+def test_any_run_id_the_producer_takes(run_id: str) -> None:
+    assert producer.Request.from_event({"RunId": run_id}, "p/").run_id == run_id
+    assert consumer.from_record(records(["k"], run_id=run_id)[0]).run_id == run_id
