@@ -1,0 +1,61 @@
+# Every command a person types. `make demo` and `make test` set up all they need.
+PYTHON ?= python3
+BIN := .venv/bin
+DEV := .venv/.dev
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help install demo test test-training lint format synth deploy destroy clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: .venv/.installed  ## Set up what the demo, the cxr command and cdk need
+
+demo: install  ## Score chest X-rays here, through the whole stack on local AWS: make demo [IMAGES=DIR]
+	@$(BIN)/cxr local demo $(if $(IMAGES),--images "$(IMAGES)")
+
+test: $(DEV)  ## Run all tests but those of training/
+	$(BIN)/pytest --ignore tests/training
+
+test-training: .venv-training/.installed  ## Install torch and run the tests of training/
+	.venv-training/bin/pytest tests/training
+
+lint: $(DEV)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy app.py stacks lambdas containers/classifier/classifier cxr training tests
+
+format: $(DEV)  ## Put the code into the house's form
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+synth: install  ## Write the CloudFormation template to cdk.out: make synth [ARGS="-c shards=10"]
+	npx cdk synth --quiet $(ARGS)
+
+deploy: install  ## Deploy to the AWS account of your credentials: make deploy [ARGS="-c shards=10"]
+	npx cdk deploy $(ARGS)
+
+destroy: install  ## Take the stack down; the data stay unless it was deployed with -c data=destroy
+	npx cdk destroy $(ARGS)
+
+clean:  ## Remove all that make has made here
+	rm -rf .venv .venv-training node_modules cdk.out build *.egg-info
+
+.venv/.installed: requirements.txt containers/classifier/requirements.txt package-lock.json pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	@node -e 'process.versions.node.split(".")[0] >= 20 || process.exit(1)' || { echo "needs Node.js 20 or later"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	npm ci --silent
+	@touch $@
+
+$(DEV): .venv/.installed requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+.venv-training/.installed: training/requirements.txt requirements-dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv-training
+	.venv-training/bin/pip install --quiet --disable-pip-version-check -r training/requirements.txt
+	.venv-training/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
