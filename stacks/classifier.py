@@ -1,0 +1,117 @@
+"""The function that scores images, the model in its image, and how the stream reaches it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jsii
+from aws_cdk import Duration
+from aws_cdk.aws_dynamodb import ITable
+from aws_cdk.aws_ecr_assets import Platform
+from aws_cdk.aws_kinesis import IStream
+from aws_cdk.aws_lambda import (
+    Architecture,
+    DlqDestinationConfig,
+    DockerImageCode,
+    DockerImageFunction,
+    EventSourceMapping,
+    IEventSourceDlq,
+    IEventSourceMapping,
+    IFunction,
+    StartingPosition,
+)
+from aws_cdk.aws_s3 import IBucket
+from constructs import Construct
+
+from stacks.config import Config, ConfigError
+from stacks.function_role import FunctionRole
+
+CODE = Path(__file__).parents[1] / "containers" / "classifier"
+MODEL_BUNDLE = CODE / "model"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model a run is scored with: `name` is "name:version", `sha256` that of model.onnx, in hex."""
+
+    name: str
+    sha256: str
+
+
+def read_model(bundle: Path) -> Model:
+    """The model in a bundle's folder. Raises ConfigError if parts are missing or do not belong together."""
+    try:
+        card = json.loads((bundle / "model.json").read_text(encoding="utf-8"))
+        model = Model(name=f"{card['name']}:{card['version']}", sha256=card["sha256"])
+        found = hashlib.sha256((bundle / "model.onnx").read_bytes()).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{bundle}: expected model.json (with name, version, sha256) beside model.onnx, "
+            f"but {type(error).__name__}: {error}"
+        ) from error
+    if found != model.sha256:
+        raise ConfigError(f"{bundle}: expected model.onnx with SHA-256 {model.sha256}, found {found}")
+    return model
+
+
+@jsii.implements(IEventSourceDlq)
+class FailureDestination:
+    """A bucket as the failure destination of a mapping. CDK's own also grants reading and deleting."""
+
+    def __init__(self, bucket: IBucket) -> None:
+        self._bucket = bucket
+
+    def bind(self, _target: IEventSourceMapping, _target_handler: IFunction) -> DlqDestinationConfig:
+        return DlqDestinationConfig(destination=self._bucket.bucket_arn)
+
+
+class Classifier(Construct):
+    """`function`: the classifier. `mapping`: what feeds it jobs from the stream."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        config: Config,
+        images: IBucket,
+        table: ITable,
+        stream: IStream,
+        failures: IBucket,
+    ) -> None:
+        super().__init__(scope, construct_id)
+        architecture, platform = {
+            "x86_64": (Architecture.X86_64, Platform.LINUX_AMD64),
+            "arm64": (Architecture.ARM_64, Platform.LINUX_ARM64),
+        }[config.architecture]
+        role = FunctionRole(self, "Role", config=config)
+        self.function = DockerImageFunction(
+            self,
+            "Function",
+            description="Scores the images of its jobs and writes a prediction for each",
+            code=DockerImageCode.from_image_asset(str(CODE), platform=platform),
+            architecture=architecture,
+            role=role,
+            log_group=role.log_group,
+            timeout=Duration.seconds(config.timeout),
+            memory_size=config.memory,
+            environment={"BUCKET_NAME": images.bucket_name, "TABLE_NAME": table.table_name},
+        )
+        self.mapping = EventSourceMapping(
+            self,
+            "Mapping",
+            target=self.function,
+            event_source_arn=stream.stream_arn,
+            # LATEST can miss what comes while the mapping is being made.
+            starting_position=StartingPosition.TRIM_HORIZON,
+            parallelization_factor=config.parallelization_factor,
+            batch_size=config.batch_size,
+            max_batching_window=Duration.seconds(config.batch_window),
+            report_batch_item_failures=True,
+            bisect_batch_on_error=True,
+            # By default both have no bound, and one bad record stops its shard until it expires.
+            retry_attempts=config.retries,
+            max_record_age=Duration.hours(config.record_age),
+            on_failure=FailureDestination(failures),
+        )

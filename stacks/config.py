@@ -1,0 +1,148 @@
+"""Every setting of the stack: default, unit, what is allowed, and which pairs cannot work together.
+
+A setting is given to the CDK as `-c name=value`; its name is the field's, in camelCase: `-c imagesPerJob=16`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, Self
+
+# What CloudWatch Logs takes (PutRetentionPolicy), short of "for ever".
+LOG_RETENTION_DAYS = (
+    *(1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365),
+    *(400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653),
+)
+
+# What one image takes on one vCPU, fetched, decoded and scored: some four times what DenseNet-121 in fp32 on
+# 1024 x 1024 PNGs was measured to take, so that a batch fits its timeout on a bad day too.
+IMAGE_MS = 200
+ONE_VCPU_MB = 1769  # Lambda's CPU grows with memory (DG configuration-memory); scoring uses one thread
+STOP_SECONDS = 10  # the classifier stops so long before its deadline, to report what it has not done
+
+# Colon-free context of the CDK itself, which reaches the app beside ours (its other names have a colon).
+CDK_CONTEXT = {"acknowledged-issue-numbers", "cli-telemetry"}
+
+
+class ConfigError(ValueError):
+    """What was given to synth cannot work. The message is one line, for the person who typed it."""
+
+
+def _number(default: int, allowed: range | tuple[int, ...], doc: str) -> Any:
+    """A setting that is a whole number in `allowed`; `doc` names its unit."""
+    span = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else f"one of {allowed}"
+
+    def parse(text: str) -> int | None:
+        return int(text) if re.fullmatch(r"[0-9]{1,9}", text) and int(text) in allowed else None
+
+    return field(default=default, metadata={"parse": parse, "allowed": f"a whole number, {span}", "doc": doc})
+
+
+def _text(default: str | None, pattern: str, allowed: str, doc: str) -> Any:
+    """A setting that is text and matches `pattern` as a whole, which `allowed` says in words."""
+
+    def parse(text: str) -> str | None:
+        return text if re.fullmatch(pattern, text) else None
+
+    return field(default=default, metadata={"parse": parse, "allowed": allowed, "doc": doc})
+
+
+def _choice(default: str, *others: str, doc: str) -> Any:
+    """A setting that is one of a few words."""
+    words = (default, *others)
+    return _text(default, "|".join(words), " or ".join(words), doc)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The settings. Upper limits are those of AWS, where AWS has one.
+
+    Raises ConfigError for a pair of settings that cannot work.
+    """
+
+    images_bucket: str | None = _text(
+        None,
+        r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
+        "the plain name of a bucket",
+        "existing bucket with the images, never written to; without this the stack makes one",
+    )
+    images_kms_key: str | None = _text(
+        None,
+        r"arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+",
+        "the ARN of a KMS key, arn:aws:kms:REGION:ACCOUNT:key/ID",
+        "key that the existing imagesBucket is encrypted with",
+    )
+    # No `*`, `?` or `$`: the prefix stands in IAM policies, where they are wildcards and variables.
+    prefix: str = _text(
+        "cxr-nih/",
+        r"([A-Za-z0-9 !_.()=+@,-]+/)+",
+        "one or more folders of letters, digits, spaces and !_.()=+@,- each ending in '/'",
+        "start of every image's key; the functions can read nothing else in the bucket",
+    )
+    shards: int = _number(5, range(1, 1001), "shards of the Kinesis stream, some 11 dollars a month each")
+    parallelization_factor: int = _number(10, range(1, 11), "classifiers that one shard keeps busy at once")
+    images_per_job: int = _number(
+        32, range(1, 100), "images in one Kinesis record; a DynamoDB transaction takes 99 and their counter"
+    )
+    batch_size: int = _number(4, range(1, 10_001), "most jobs in one invocation of the classifier")
+    batch_window: int = _number(0, range(301), "seconds that Lambda waits to fill a batch")
+    stream_retention: int = _number(24, range(24, 8761), "hours that the stream keeps a record; 24 are free")
+    retries: int = _number(5, range(10_001), "retries before a failing job goes to the failure bucket")
+    record_age: int = _number(12, range(1, 169), "hours before a waiting job goes to the failure bucket")
+    memory: int = _number(ONE_VCPU_MB, range(128, 10_241), "MB for one classifier; 1769 come with one vCPU")
+    timeout: int = _number(120, range(30, 901), "seconds that one invocation of the classifier may take")
+    # arm64 costs less, but ONNX Runtime has aborted on import in Lambda there (onnxruntime#10038).
+    architecture: str = _choice("x86_64", "arm64", doc="processor of the classifier, and of its image")
+    failure_expiry: int = _number(90, range(1, 3651), "days that the failure bucket keeps what it holds")
+    log_retention: int = _number(30, LOG_RETENTION_DAYS, "days that the functions' logs are kept")
+    data: str = _choice("keep", "destroy", doc="what `cdk destroy` does to images, predictions and failures")
+
+    def __post_init__(self) -> None:
+        if self.images_kms_key and not self.images_bucket:
+            raise ConfigError(
+                f"imagesKmsKey={self.images_kms_key}: expected together with imagesBucket only "
+                "(a bucket that the stack makes is encrypted by S3)"
+            )
+        if self.record_age >= self.stream_retention:
+            raise ConfigError(
+                f"recordAge={self.record_age}: expected less than streamRetention={self.stream_retention} "
+                "(hours; a record that leaves the stream before Lambda gives it up leaves no failure object)"
+            )
+        image_ms = IMAGE_MS * max(1, ONE_VCPU_MB / self.memory)
+        most = int((self.timeout - STOP_SECONDS) * 1000 / image_ms)
+        if self.batch_size * self.images_per_job > most:
+            raise ConfigError(
+                f"batchSize={self.batch_size} x imagesPerJob={self.images_per_job}: expected at most {most} "
+                f"images an invocation with timeout={self.timeout} and memory={self.memory} "
+                f"({image_ms:.0f} ms an image, and {STOP_SECONDS} s to stop)"
+            )
+
+    @classmethod
+    def from_context(cls, context: Mapping[str, object]) -> Self:
+        """The settings in a CDK context, where those from `-c` are strings; absent ones have their defaults.
+
+        Raises ConfigError for a name or a value that is not allowed, or a pair that cannot work.
+        """
+        settings = {_context_name(setting.name): setting for setting in fields(cls)}
+        for name in context:
+            if ":" not in name and name not in settings and name not in CDK_CONTEXT:
+                meant = get_close_matches(name, settings, n=1) or settings
+                raise ConfigError(f"{name}: no such setting, expected {', '.join(meant)}")
+        values = {}
+        for name, setting in settings.items():
+            if name in context:
+                rule = setting.metadata
+                value = rule["parse"](str(context[name]))
+                if value is None:
+                    raise ConfigError(f"{name}={context[name]}: expected {rule['allowed']} ({rule['doc']})")
+                values[setting.name] = value
+        return cls(**values)
+
+
+def _context_name(field_name: str) -> str:
+    """images_per_job -> imagesPerJob"""
+    first, *rest = field_name.split("_")
+    return first + "".join(map(str.capitalize, rest))

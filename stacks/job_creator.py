@@ -1,0 +1,58 @@
+"""The function that turns one event into a run: its jobs on the stream, its item in the table."""
+
+from pathlib import Path
+
+from aws_cdk import Duration
+from aws_cdk.aws_dynamodb import ITable
+from aws_cdk.aws_kinesis import IStream
+from aws_cdk.aws_lambda import Code, Function, Runtime
+from aws_cdk.aws_s3 import IBucket
+from constructs import Construct
+
+from stacks.classifier import Model
+from stacks.config import ONE_VCPU_MB, Config
+from stacks.function_role import FunctionRole
+
+CODE = Path(__file__).parents[1] / "lambdas" / "job_creator"
+
+
+class JobCreator(Construct):
+    """`function`: the job creator.
+
+    Lambda's two retries of an asynchronous invocation stay: a run that died half-way goes on where it was.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        config: Config,
+        images: IBucket,
+        table: ITable,
+        stream: IStream,
+        model: Model,
+    ) -> None:
+        super().__init__(scope, construct_id)
+        role = FunctionRole(self, "Role", config=config)
+        self.function = Function(
+            self,
+            "Function",
+            description="Creates a run: lists its images and sends them to the stream as jobs",
+            runtime=Runtime.PYTHON_3_14,
+            code=Code.from_asset(str(CODE), exclude=["__pycache__"]),
+            handler="handler.handle",
+            role=role,
+            log_group=role.log_group,
+            timeout=Duration.minutes(15),  # Lambda's longest: a listing of millions takes minutes
+            memory_size=ONE_VCPU_MB,  # encoding, signing and sending jobs is bound by the CPU, not by memory
+            environment={
+                "BUCKET_NAME": images.bucket_name,
+                "KEY_PREFIX": config.prefix,
+                "TABLE_NAME": table.table_name,
+                "STREAM_NAME": stream.stream_name,
+                "IMAGES_PER_JOB": str(config.images_per_job),
+                "MODEL": model.name,
+                "MODEL_SHA256": model.sha256,
+            },
+        )

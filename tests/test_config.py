@@ -1,0 +1,234 @@
+"""stacks/config.py: every setting, accepted and refused."""
+
+from dataclasses import fields
+
+import pytest
+from support import ROOT
+
+from stacks.config import Config, ConfigError
+
+KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+
+DEFAULTS = {
+    "images_bucket": None,
+    "images_kms_key": None,
+    "prefix": "cxr-nih/",
+    "shards": 5,
+    "parallelization_factor": 10,
+    "images_per_job": 32,
+    "batch_size": 4,
+    "batch_window": 0,
+    "stream_retention": 24,
+    "retries": 5,
+    "record_age": 12,
+    "memory": 1769,
+    "timeout": 120,
+    "architecture": "x86_64",
+    "failure_expiry": 90,
+    "log_retention": 30,
+    "data": "keep",
+}
+
+ROOMY = {
+    "timeout": "900",
+    "memory": "10240",
+    "streamRetention": "8760",
+}  # so that a pair does not come between
+
+
+def test_defaults() -> None:
+    config = Config.from_context({})
+    assert {field.name: getattr(config, field.name) for field in fields(Config)} == DEFAULTS
+
+
+def test_the_readme_lists_every_setting_with_its_default() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for setting in fields(Config):
+        first, *rest = setting.name.split("_")
+        name = first + "".join(map(str.capitalize, rest))
+        default = "" if setting.default is None else f"`{setting.default}`"
+        assert f"| `{name}` | {default} | {setting.metadata['doc']} |" in readme
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("imagesBucket", "hospital.x-rays", "images_bucket", "hospital.x-rays"),
+        ("imagesBucket", "123", "images_bucket", "123"),
+        ("prefix", "a/", "prefix", "a/"),
+        ("prefix", "Chest X-rays/2024_(new)/", "prefix", "Chest X-rays/2024_(new)/"),
+        ("shards", "1", "shards", 1),
+        ("shards", "1000", "shards", 1000),
+        ("parallelizationFactor", "1", "parallelization_factor", 1),
+        ("parallelizationFactor", "10", "parallelization_factor", 10),
+        ("imagesPerJob", "1", "images_per_job", 1),
+        ("imagesPerJob", "99", "images_per_job", 99),
+        ("batchSize", "1", "batch_size", 1),
+        ("batchWindow", "0", "batch_window", 0),
+        ("batchWindow", "300", "batch_window", 300),
+        ("streamRetention", "24", "stream_retention", 24),
+        ("streamRetention", "8760", "stream_retention", 8760),
+        ("retries", "0", "retries", 0),
+        ("retries", "10000", "retries", 10000),
+        ("recordAge", "1", "record_age", 1),
+        ("recordAge", "168", "record_age", 168),
+        ("memory", "10240", "memory", 10240),
+        ("timeout", "900", "timeout", 900),
+        ("architecture", "x86_64", "architecture", "x86_64"),
+        ("architecture", "arm64", "architecture", "arm64"),
+        ("failureExpiry", "1", "failure_expiry", 1),
+        ("failureExpiry", "3650", "failure_expiry", 3650),
+        ("logRetention", "1", "log_retention", 1),
+        ("logRetention", "3653", "log_retention", 3653),
+        ("data", "keep", "data", "keep"),
+        ("data", "destroy", "data", "destroy"),
+    ],
+)
+def test_accepted(name: str, text: str, field: str, value: object) -> None:
+    assert getattr(Config.from_context({**ROOMY, name: text}), field) == value
+
+
+def test_smallest_classifier() -> None:
+    context = {"memory": "128", "timeout": "30", "batchSize": "1", "imagesPerJob": "7"}
+    config = Config.from_context(context)
+    assert (config.memory, config.timeout) == (128, 30)
+
+
+def test_largest_batch() -> None:
+    context = {"timeout": "900", "batchSize": "4450", "imagesPerJob": "1"}
+    assert Config.from_context(context).batch_size == 4450
+
+
+def test_key_of_an_existing_bucket() -> None:
+    assert Config.from_context({"imagesBucket": "xrays", "imagesKmsKey": KEY}).images_kms_key == KEY
+
+
+def test_numbers_of_cdk_json_need_no_quotes() -> None:
+    assert Config.from_context({"shards": 7}).shards == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("imagesBucket", "", "the plain name of a bucket"),
+        ("imagesBucket", "s3://xrays", "the plain name of a bucket"),
+        ("imagesBucket", "X-Rays", "the plain name of a bucket"),
+        ("imagesBucket", "ab", "the plain name of a bucket"),
+        ("imagesBucket", "a" * 64, "the plain name of a bucket"),
+        ("imagesKmsKey", "alias/xrays", "the ARN of a KMS key"),
+        ("imagesKmsKey", KEY.replace("key/", "alias/"), "the ARN of a KMS key"),
+        ("prefix", "", "each ending in '/'"),
+        ("prefix", "/", "each ending in '/'"),
+        ("prefix", "/cxr/", "each ending in '/'"),
+        ("prefix", "cxr", "each ending in '/'"),
+        ("prefix", "cxr//", "each ending in '/'"),
+        ("prefix", "*/", "each ending in '/'"),
+        ("prefix", "cxr?/", "each ending in '/'"),
+        ("prefix", "${aws:username}/", "each ending in '/'"),
+        ("prefix", "cxr/\n", "each ending in '/'"),
+        ("shards", "0", "1 to 1000"),
+        ("shards", "1001", "1 to 1000"),
+        ("shards", "five", "1 to 1000"),
+        ("shards", "-1", "1 to 1000"),
+        ("shards", "2.5", "1 to 1000"),
+        ("shards", "1_0", "1 to 1000"),
+        ("shards", " 5", "1 to 1000"),
+        ("shards", "\u0665", "1 to 1000"),
+        ("shards", "9" * 5000, "1 to 1000"),
+        ("shards", True, "1 to 1000"),
+        ("shards", None, "1 to 1000"),
+        ("parallelizationFactor", "0", "1 to 10"),
+        ("parallelizationFactor", "11", "1 to 10"),
+        ("imagesPerJob", "0", "1 to 99"),
+        ("imagesPerJob", "100", "1 to 99"),
+        ("batchSize", "0", "1 to 10000"),
+        ("batchSize", "10001", "1 to 10000"),
+        ("batchWindow", "301", "0 to 300"),
+        ("streamRetention", "23", "24 to 8760"),
+        ("streamRetention", "8761", "24 to 8760"),
+        ("retries", "-1", "0 to 10000"),
+        ("retries", "10001", "0 to 10000"),
+        ("recordAge", "0", "1 to 168"),
+        ("recordAge", "169", "1 to 168"),
+        ("memory", "127", "128 to 10240"),
+        ("memory", "10241", "128 to 10240"),
+        ("timeout", "29", "30 to 900"),
+        ("timeout", "901", "30 to 900"),
+        ("architecture", "amd64", "x86_64 or arm64"),
+        ("failureExpiry", "0", "1 to 3650"),
+        ("failureExpiry", "3651", "1 to 3650"),
+        ("logRetention", "2", "one of (1, 3, 5, 7,"),
+        ("logRetention", "0", "one of (1, 3, 5, 7,"),
+        ("data", "delete", "keep or destroy"),
+    ],
+)
+def test_refused(name: str, value: object, allowed: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Config.from_context({**ROOMY, name: value})
+    assert str(error.value).startswith(f"{name}={value}: expected ")
+    assert allowed in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        (
+            {"imagesKmsKey": KEY},
+            f"imagesKmsKey={KEY}: expected together with imagesBucket only",
+        ),
+        (
+            {"recordAge": "24"},
+            "recordAge=24: expected less than streamRetention=24",
+        ),
+        (
+            {"recordAge": "100", "streamRetention": "48"},
+            "recordAge=100: expected less than streamRetention=48",
+        ),
+        (
+            {"batchSize": "100"},
+            "batchSize=100 x imagesPerJob=32: expected at most 550 images an invocation with timeout=120",
+        ),
+        (
+            {"imagesPerJob": "99", "batchSize": "6"},
+            "batchSize=6 x imagesPerJob=99: expected at most 550 images an invocation with timeout=120",
+        ),
+        (
+            {"timeout": "30"},
+            "batchSize=4 x imagesPerJob=32: expected at most 100 images an invocation with timeout=30",
+        ),
+        (
+            {"memory": "256"},
+            "batchSize=4 x imagesPerJob=32: expected at most 79 images an invocation with timeout=120 "
+            "and memory=256 (1382 ms an image",
+        ),
+    ],
+)
+def test_pairs_that_cannot_work(context: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Config.from_context(context)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("shard", "shards"),
+        ("images-bucket", "imagesBucket"),
+        ("batchsize", "batchSize"),
+        ("imagesKey", "imagesKmsKey"),
+    ],
+)
+def test_misspelt_name_is_refused(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Config.from_context({name: "1"})
+    assert str(error.value) == f"{name}: no such setting, expected {meant}"
+
+
+def test_foreign_name_is_refused_with_all_names() -> None:
+    with pytest.raises(ConfigError, match=r"^colour: no such setting, expected imagesBucket, .*, data$"):
+        Config.from_context({"colour": "red"})
+
+
+def test_context_of_the_cdk_is_no_setting() -> None:
+    context = {"@aws-cdk/core:x": True, "aws:cdk:version-reporting": True, "cli-telemetry": False}
+    assert Config.from_context(context) == Config()
