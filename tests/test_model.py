@@ -1,0 +1,80 @@
+"""The bundle that ships, on real X-rays, and bundles whose parts disagree."""
+
+import json
+import shutil
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from classifier.model import BundleError, Model
+from support import ROOT
+
+BUNDLE = ROOT / "containers" / "classifier" / "model"
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model(BUNDLE)
+
+
+@pytest.fixture
+def altered(tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the bundle with other fields in its model.json."""
+
+    def alter(**fields: Any) -> Path:
+        shutil.copytree(BUNDLE, tmp_path, dirs_exist_ok=True)
+        card = json.loads((BUNDLE / "model.json").read_text())
+        (tmp_path / "model.json").write_text(json.dumps(card | fields))
+        return tmp_path
+
+    return alter
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_score_is_the_same_alone_and_in_any_batch(xrays: list[Path], threads: int) -> None:
+    model = Model(BUNDLE, threads)
+    pixels = [model.preprocess(path.read_bytes()) for path in xrays[:32]]
+    alone = [model.score([image])[0] for image in pixels]
+    assert len({scores["abnormal"] for scores in alone}) > 25
+    for size in (2, 3, 8, 32):
+        batches = [pixels[i : i + size] for i in range(0, len(pixels), size)]
+        assert [scores for batch in batches for scores in model.score(batch)] == alone
+
+
+def test_scores_are_exact_decimals_and_positive_from_the_threshold_on(
+    model: Model, xrays: list[Path]
+) -> None:
+    scores = model.score([model.preprocess(xrays[0].read_bytes())])[0]
+    assert all(0 <= score <= 1 and score.as_tuple().exponent == -6 for score in scores.values())
+    threshold = model.thresholds["abnormal"]
+    assert model.positive({"abnormal": threshold}) == ("abnormal",)
+    assert model.positive({"abnormal": threshold - Decimal("0.000001")}) == ()
+
+
+def test_the_card_says_what_the_model_is_worth() -> None:
+    card = json.loads((BUNDLE / "model.json").read_text())
+    assert "demonstration" in card["intended_use"].lower()
+    assert "NIH Clinical Center" in card["attribution"]
+    assert (BUNDLE / "model.onnx").stat().st_size < 20e6
+
+
+def test_a_graph_with_another_hash_is_refused(altered: Callable[..., Path]) -> None:
+    with pytest.raises(BundleError, match=r"model\.json: sha256 is 0000, but model\.onnx hashes to"):
+        Model(altered(sha256="0000"))
+
+
+def test_labels_that_the_graph_does_not_give_are_refused(altered: Callable[..., Path]) -> None:
+    labels = [{"name": "abnormal", "threshold": 0.5}, {"name": "edema", "threshold": 0.5}]
+    with pytest.raises(BundleError, match=r"expected scores of shape \[images, 2\]"):
+        Model(altered(labels=labels))
+
+
+@pytest.mark.parametrize("change", [{"crop": 192}, {"channels": 1}])
+def test_an_input_that_the_graph_does_not_take_is_refused(
+    altered: Callable[..., Path], change: dict[str, int]
+) -> None:
+    preprocessing = json.loads((BUNDLE / "model.json").read_text())["preprocessing"]
+    with pytest.raises(BundleError, match="expected pixels of shape"):
+        Model(altered(preprocessing=preprocessing | change))
