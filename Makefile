@@ -17,13 +17,14 @@ demo: install  ## Score chest X-rays here, through the whole stack on local AWS:
 test: $(DEV)  ## Run all tests but those of training/
 	$(BIN)/pytest --ignore tests/training
 
-test-training: .venv-training/.installed  ## Install torch and run the tests of training/
+test-training: .venv-training/.installed $(DEV)  ## Install torch (several GB), check and test training/
+	$(BIN)/mypy --python-executable .venv-training/bin/python training tests/training
 	.venv-training/bin/pytest tests/training
 
 lint: $(DEV)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy app.py stacks lambdas containers/classifier/classifier cxr training tests
+	$(BIN)/mypy app.py stacks lambdas containers/classifier/classifier cxr tests/*.py
 
 format: $(DEV)  ## Put the code into the house's form
 	$(BIN)/ruff check --fix-only .
@@ -54,7 +55,7 @@ $(DEV): .venv/.installed requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.venv-training/.installed: training/requirements.txt requirements-dev.txt pyproject.toml
+.venv-training/.installed: training/requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-training
 	.venv-training/bin/pip install --quiet --disable-pip-version-check -r training/requirements.txt
 	.venv-training/bin/pip install --quiet --disable-pip-version-check --no-deps -e .

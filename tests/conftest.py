@@ -6,7 +6,7 @@ from pathlib import Path
 import boto3
 import pytest
 from moto import mock_aws
-from support import BUCKET, STREAM, TABLE, XRAYS
+from support import BUCKET, STREAM, XRAYS, create_table
 
 
 @pytest.fixture(scope="session")
@@ -31,16 +31,5 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with mock_aws():
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=2)
-        boto3.client("dynamodb").create_table(
-            TableName=TABLE,
-            BillingMode="PAY_PER_REQUEST",
-            KeySchema=[
-                {"AttributeName": "pk", "KeyType": "HASH"},
-                {"AttributeName": "sk", "KeyType": "RANGE"},
-            ],
-            AttributeDefinitions=[
-                {"AttributeName": "pk", "AttributeType": "S"},
-                {"AttributeName": "sk", "AttributeType": "S"},
-            ],
-        )
+        create_table()
         yield

@@ -1,7 +1,9 @@
 """What the tests share besides fixtures: names, readers of the table, and files made by code."""
 
 import io
+import struct
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,26 @@ TABLE = "predictions"
 Items = dict[tuple[str, str], dict[str, Any]]
 
 
-def table_items() -> Items:
+def create_table() -> None:
+    """The stack's table."""
+    boto3.client("dynamodb").create_table(
+        TableName=TABLE,
+        BillingMode="PAY_PER_REQUEST",
+        KeySchema=[
+            {"AttributeName": "pk", "KeyType": "HASH"},
+            {"AttributeName": "sk", "KeyType": "RANGE"},
+        ],
+        AttributeDefinitions=[
+            {"AttributeName": "pk", "AttributeType": "S"},
+            {"AttributeName": "sk", "AttributeType": "S"},
+        ],
+    )
+
+
+def table_items(table: str = TABLE) -> Items:
     """The whole table."""
     found: list[dict[str, Any]] = []
-    for page in boto3.client("dynamodb").get_paginator("scan").paginate(TableName=TABLE):
+    for page in boto3.client("dynamodb").get_paginator("scan").paginate(TableName=table):
         found += [
             {name: TypeDeserializer().deserialize(value) for name, value in item.items()}
             for item in page["Items"]
@@ -62,6 +80,16 @@ def image_bytes(
     file = io.BytesIO()
     Image.fromarray(noise).convert(mode).save(file, fmt, **options)
     return file.getvalue()
+
+
+def png(width: int, height: int, *, bit_depth: int = 8, colour: int = 0, data: bytes = b"") -> bytes:
+    """A PNG whose header says what it likes."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:

@@ -106,7 +106,7 @@ def job(*keys: str, run_id: str = "r", **more: Any) -> dict[str, Any]:
 
 def refuse(monkeypatch: pytest.MonkeyPatch, operation: str, code: str) -> None:
     """Makes AWS answer every call of one operation with an error."""
-    call = botocore.client.BaseClient._make_api_call
+    call = botocore.client.BaseClient._make_api_call  # type: ignore[attr-defined]
 
     def answer(self: Any, name: str, arguments: dict[str, Any]) -> Any:
         if name == operation:
@@ -250,9 +250,12 @@ class TestRedelivery:
         classifier(event(job(*keys)), plenty)
         fetched: list[str] = []
         fetch = Classifier._fetch
-        monkeypatch.setattr(
-            Classifier, "_fetch", lambda self, bucket, key: fetched.append(key) or fetch(self, bucket, key)
-        )
+
+        def noted(self: Classifier, bucket: str, wanted: str) -> bytes:
+            fetched.append(wanted)
+            return fetch(self, bucket, wanted)
+
+        monkeypatch.setattr(Classifier, "_fetch", noted)
         classifier(event(job(*keys, Continued=True)), plenty)
         assert fetched == [key("b")]
 

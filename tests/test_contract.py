@@ -10,7 +10,7 @@ from classifier import jobs as consumer
 
 def records(keys: list[str], **options: Any) -> list[dict[str, Any]]:
     """Records as the job creator puts them, as Lambda delivers them."""
-    fields = {"run_id": "r", "bucket": "images", "images_per_job": 32, "continued": False} | options
+    fields: Any = {"run_id": "r", "bucket": "images", "images_per_job": 32, "continued": False} | options
     return [
         {"kinesis": {"data": base64.b64encode(record["Data"]).decode()}}
         for batch, _ in producer.batches(keys, **fields)

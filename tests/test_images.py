@@ -1,7 +1,6 @@
 """From file bytes to pixels: what decodes, what is refused, and the pixels against torchvision's rules."""
 
 import io
-import struct
 import zlib
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from classifier.images import ImageError, Preprocessing, decode
 from PIL import Image
-from support import image_bytes
+from support import image_bytes, png
 
 NIH = Preprocessing(channels=3, resize=256, crop=224)
 
@@ -18,16 +17,6 @@ def refused(data: bytes, **options: int) -> str:
     with pytest.raises(ImageError) as error:
         decode(data, **options)
     return error.value.code
-
-
-def png(width: int, height: int, *, bit_depth: int = 8, colour: int = 0, data: bytes = b"") -> bytes:
-    """A PNG whose header says what it likes."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def sixteen_bits(values: np.ndarray) -> bytes:

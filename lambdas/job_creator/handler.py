@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
     from mypy_boto3_s3 import S3Client
 
-SENDERS = 8  # PutRecords calls at once
+SENDERS = 4  # PutRecords calls at once, which is more than 50 shards take
 PUT_ATTEMPTS = 12  # of one call's records: about a minute in all under throttling
 DEADLINE_MARGIN_MS = 10_000
 
@@ -91,7 +91,7 @@ class JobCreator:
         """
         request = Request.from_event(event, self._prefix)
         if request.kind == "IndexKey":
-            for _ in self._keys(request):
+            for _ in self._indexed(request.value):
                 pass  # a wrong row stops the run here, before the first job is on the stream
         keys = self._keys(request)
         first = next(keys, None)
@@ -265,7 +265,7 @@ def _pack(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str:
-    return json.dumps(value, default=str)
+    return json.dumps(value, default=int)  # DynamoDB's numbers are Decimals
 
 
 def _now() -> str:

@@ -1,0 +1,263 @@
+"""The whole pipeline, deployed by the real CDK to local AWS, on real X-rays."""
+
+import base64
+import csv
+import json
+import os
+import re
+import subprocess
+import venv
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from classifier.model import Model
+from support import PREFIX, ROOT, counts, image_bytes, png, recounted, table_items, wait_for
+
+from cxr.local import LocalAws
+
+AWSCLI = "awscli==1.46.3"
+README = (ROOT / "README.md").read_text()
+
+
+class Pipeline:
+    """The deployed stack, and what a person does with it."""
+
+    def __init__(self, aws: LocalAws, outputs: dict[str, str]) -> None:
+        self.aws = aws
+        self.outputs = outputs
+
+    def upload(self, files: dict[str, bytes]) -> list[str]:
+        """Puts files under the prefix: name -> bytes."""
+        s3 = boto3.client("s3")
+        keys = [PREFIX + name for name in files]
+        for key, body in zip(keys, files.values(), strict=True):
+            s3.put_object(Bucket=self.outputs["ImagesBucketName"], Key=key, Body=body)
+        return keys
+
+    def create(self, **event: Any) -> dict[str, Any]:
+        """Invokes the job creator through the Lambda API; its answer or its error."""
+        answer = boto3.client("lambda").invoke(
+            FunctionName=self.outputs["JobCreatorName"], Payload=json.dumps(event)
+        )
+        return dict(json.loads(answer["Payload"].read()))
+
+    def items(self) -> dict[tuple[str, str], dict[str, Any]]:
+        return table_items(self.outputs["TableName"])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        return self.items().get(("RUN", run_id), {})
+
+    def complete(self, run_id: str) -> dict[str, dict[str, Any]]:
+        """Waits for the run, and gives its predictions: key -> item. Its counts must be theirs."""
+        wait_for(lambda: self.run(run_id).get("state") == "COMPLETE", f"run {run_id} COMPLETE")
+        items = self.items()
+        assert counts(items, run_id) == recounted(items, run_id)
+        return {sk: item for (pk, sk), item in items.items() if pk.startswith(f"RUN#{run_id}#")}
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The objects in the failure bucket."""
+        s3, bucket = boto3.client("s3"), self.outputs["FailureBucketName"]
+        listed = s3.list_objects_v2(Bucket=bucket).get("Contents", [])
+        return [json.load(s3.get_object(Bucket=bucket, Key=entry["Key"])["Body"]) for entry in listed]
+
+    def log(self) -> str:
+        """What the classifier has printed."""
+        return "".join(path.read_text() for path in self.aws.logs.glob("classifier*.log"))
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Iterator[Pipeline]:
+    with LocalAws() as aws:
+        yield Pipeline(aws, aws.deploy("retries=8", "imagesPerJob=8"))
+
+
+@pytest.fixture(scope="module")
+def originals(pipeline: Pipeline, xrays: list[Path]) -> list[str]:
+    """The keys of forty real X-rays that are in the bucket, below images_01/, with their index."""
+    folder = xrays[0].parents[2]
+    pipeline.upload({"index.csv": (folder / "index.csv").read_bytes()})
+    return pipeline.upload({str(path.relative_to(folder)): path.read_bytes() for path in xrays})
+
+
+def test_real_x_rays_get_the_scores_that_the_model_gives(
+    pipeline: Pipeline, originals: list[str], xrays: list[Path]
+) -> None:
+    answer = pipeline.create(RunId="all", Prefix=f"{PREFIX}images_01/")
+    assert answer == {"RunId": "all", "ImageCount": 40, "JobCount": 5}
+    predictions = pipeline.complete("all")
+    assert predictions.keys() == set(originals)
+    model = Model(ROOT / "containers" / "classifier" / "model")
+    for key, path in zip(originals, xrays, strict=True):
+        expected = model.score([model.preprocess(path.read_bytes())])[0]
+        assert predictions[key]["scores"] == expected
+        assert predictions[key]["positive"] == list(model.positive(expected))
+        assert predictions[key]["model_sha256"] == model.sha256
+
+
+def test_an_index_of_the_bucket(pipeline: Pipeline, originals: list[str]) -> None:
+    with (ROOT.parent / "shared/data/nih-cxr/originals/cxr-nih/index.csv").open(newline="") as file:
+        indexed = {row["Key"] for row in csv.DictReader(file)}
+    pipeline.create(RunId="indexed", IndexKey=f"{PREFIX}index.csv")
+    assert pipeline.complete("indexed").keys() == indexed == set(originals)
+
+
+def test_each_bad_image_has_its_code_and_its_neighbours_their_scores(
+    pipeline: Pipeline, xrays: list[Path]
+) -> None:
+    xray = xrays[0].read_bytes()
+    flipped = bytearray(xray)
+    flipped[len(xray) // 2] ^= 1
+    bad = {
+        "empty.png": (b"", "IMAGE_EMPTY"),
+        "truncated.png": (xray[: len(xray) // 2], "IMAGE_CORRUPT"),
+        "flipped.png": (bytes(flipped), "IMAGE_CORRUPT"),
+        "text.png": (b"This is not an image.", "NOT_AN_IMAGE"),
+        "huge.png": (png(60_000, 60_000), "IMAGE_TOO_LARGE"),
+        "one.png": (png(1, 1), "IMAGE_TOO_SMALL"),
+        "narrow.png": (png(1, 20_000), "IMAGE_TOO_SMALL"),
+        "strip.png": (png(100, 20_000), "IMAGE_TOO_NARROW"),
+    }
+    good = pipeline.upload({f"mixed/{path.name}": path.read_bytes() for path in xrays[:4]})
+    pipeline.upload({f"mixed/{name}": body for name, (body, _) in bad.items()})
+    missing = f"{PREFIX}mixed/missing.png"
+    keys = [*good[:2], *(f"{PREFIX}mixed/{name}" for name in bad), missing, *good[2:]]
+    pipeline.create(RunId="mixed", Keys=keys)
+    predictions = pipeline.complete("mixed")
+    assert {key: predictions[key]["status"] for key in good} == dict.fromkeys(good, "SCORED")
+    codes = {
+        key.removeprefix(f"{PREFIX}mixed/"): predictions[key].get("error") for key in keys if key not in good
+    }
+    assert codes == {name: code for name, (_, code) in bad.items()} | {"missing.png": "IMAGE_MISSING"}
+
+
+def test_a_record_reported_once_is_delivered_again(pipeline: Pipeline) -> None:
+    """Its images are in a bucket that is made only after the classifier has handed the job back."""
+    _start_run(pipeline, "late", expected=1)
+    _send(pipeline, {"RunId": "late", "Bucket": "late-bucket", "Keys": ["a.png"]})
+    wait_for(lambda: "GetObject: NoSuchBucket" in pipeline.log(), "a reported failure")
+    assert pipeline.run("late")["state"] == "SCORING"
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="late-bucket")
+    s3.put_object(Bucket="late-bucket", Key="a.png", Body=image_bytes())
+    assert pipeline.complete("late")["a.png"]["status"] == "SCORED"
+
+
+def test_a_record_that_fails_for_ever_ends_in_the_failure_bucket(pipeline: Pipeline) -> None:
+    _start_run(pipeline, "poisoned", expected=1)
+    before = len(pipeline.failures())
+    _send(pipeline, {"RunId": "poisoned", "Bucket": "never-there", "Keys": ["a.png"]})
+    wait_for(lambda: len(pipeline.failures()) > before, "an object in the failure bucket")
+    (failure,) = [failure for failure in pipeline.failures() if "poisoned" in str(_jobs_in(failure))]
+    assert failure["requestContext"]["condition"] == "RetryAttemptsExhausted"
+    assert {"RunId": "poisoned", "Bucket": "never-there", "Keys": ["a.png"]} in _jobs_in(failure)
+    assert pipeline.run("poisoned")["state"] == "SCORING"
+
+
+def test_a_single_job_is_answered_at_once(pipeline: Pipeline, originals: list[str]) -> None:
+    answer = boto3.client("lambda").invoke(
+        FunctionName=pipeline.outputs["ClassifierName"],
+        Payload=json.dumps({"Jobs": [{"RunId": "single", "Key": originals[0]}]}),
+    )
+    (prediction,) = json.loads(answer["Payload"].read())["Predictions"]
+    assert prediction["Status"] == "SCORED"
+    assert counts(pipeline.items(), "single") == {"SCORED": 1}
+
+
+@pytest.fixture(scope="module")
+def aws_cli() -> Path:
+    """The CLI in an environment of its own: its pins are not ours."""
+    folder = ROOT / "build" / "awscli"
+    if not (folder / "bin" / "aws").exists():
+        venv.create(folder, with_pip=True)
+        subprocess.run([folder / "bin" / "pip", "install", "--quiet", AWSCLI], check=True)
+    return folder / "bin"
+
+
+def test_the_readmes_lines_start_continue_and_refuse_a_run(
+    pipeline: Pipeline, originals: list[str], aws_cli: Path, tmp_path: Path
+) -> None:
+    def invoke(event: str) -> dict[str, Any]:
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        lines = _readme_lines().replace("create-jobs-100.json", event).replace("out.json", str(out))
+        path = f"{aws_cli}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-euc", lines],
+            cwd=ROOT,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(out.read_text()))
+
+    images = len([sk for pk, sk in pipeline.items() if pk.startswith("RUN#all#")])
+    first = invoke("create-jobs-100.json")
+    assert first["RunId"] == "first-100"
+    assert first["ImageCount"] >= images
+    pipeline.complete("first-100")
+    before = _of_run(pipeline.items(), "first-100")
+    assert invoke("create-jobs-100.json") == first
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(invoke, ["create-jobs-100.json"] * 2)) == [first, first]
+    wait_for(lambda: not pipeline.aws.delivering, "all jobs delivered")
+    assert _of_run(pipeline.items(), "first-100") == before
+
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"RunId": "first-100", "JobCount": 7}))
+    refused = invoke(os.path.relpath(other, ROOT / "events"))
+    assert "RunId first-100 is taken" in refused["errorMessage"]
+    assert '"job_count": 100' in refused["errorMessage"]
+    assert '"job_count": 7' in refused["errorMessage"]
+    assert _of_run(pipeline.items(), "first-100") == before
+
+
+def test_a_second_deployment_changes_nothing_that_holds_data(pipeline: Pipeline) -> None:
+    assert pipeline.aws.deploy("retries=8", "imagesPerJob=8") == pipeline.outputs
+
+
+def _start_run(pipeline: Pipeline, run_id: str, expected: int) -> None:
+    model = Model(ROOT / "containers" / "classifier" / "model")
+    boto3.resource("dynamodb").Table(pipeline.outputs["TableName"]).put_item(
+        Item={
+            "pk": "RUN",
+            "sk": run_id,
+            "state": "SCORING",
+            "expected": expected,
+            "model": model.name,
+            "model_sha256": model.sha256,
+        }
+    )
+
+
+def _send(pipeline: Pipeline, job: dict[str, Any]) -> None:
+    boto3.client("kinesis").put_record(
+        StreamName=pipeline.outputs["StreamName"], Data=json.dumps(job).encode(), PartitionKey="a"
+    )
+
+
+def _jobs_in(failure: dict[str, Any]) -> list[dict[str, Any]]:
+    records = json.loads(failure["payload"])["Records"]
+    return [json.loads(base64.b64decode(record["kinesis"]["data"])) for record in records]
+
+
+def _readme_lines() -> str:
+    """The README's commands that start a run, as they stand there."""
+    (block,) = map(str, re.findall(r"```bash\n(JOB_CREATOR=.*?aws lambda invoke .*?)```", README, re.DOTALL))
+    return block
+
+
+def _of_run(
+    items: dict[tuple[str, str], dict[str, Any]], run_id: str
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """The run's item without its times, its predictions and its counts."""
+    own = {
+        key: dict(item)
+        for key, item in items.items()
+        if key == ("RUN", run_id) or key[0].startswith(f"RUN#{run_id}")
+    }
+    own["RUN", run_id].pop("listed_at")
+    return own
