@@ -1,0 +1,66 @@
+"""A small HTTP server on loopback, in threads of its own: the Runtime API and the function host are two."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An HTTP answer with a JSON body."""
+
+    status: int
+    body: bytes = b"null"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Respond = Callable[[str, Message, bytes], Reply]  # (path, headers, body)
+
+
+class LoopbackServer(ThreadingHTTPServer):
+    """Answers GET and POST by `respond` at 127.0.0.1, on a free port, until `close`."""
+
+    daemon_threads = True
+
+    def __init__(self, respond: Respond) -> None:
+        super().__init__(("127.0.0.1", 0), _RequestHandler)
+        self.respond = respond
+        self.address = f"127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def handle_error(self, _request: object, _client_address: object) -> None:
+        """Log what a request failed by, instead of printing it."""
+        logger.exception("a request failed")
+
+    def close(self) -> None:
+        """Take no more requests and free the port."""
+        self.shutdown()
+        self.server_close()
+
+
+class _RequestHandler(BaseHTTPRequestHandler):
+    server: LoopbackServer
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        reply = self.server.respond(self.path, self.headers, body)
+        with suppress(ConnectionError):  # the other side was stopped, or has given up waiting
+            self.send_response(reply.status)
+            for name, value in {"Content-Type": "application/json", **reply.headers}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(reply.body)))
+            self.end_headers()
+            self.wfile.write(reply.body)
+
+    do_GET = do_POST = _answer  # noqa: N815 - http.server's names
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing: an event may name a patient's file."""

@@ -1,0 +1,1 @@
+"""Where models are made: torch, and nothing that runs in AWS."""
