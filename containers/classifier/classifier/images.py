@@ -14,12 +14,16 @@ from PIL import Image, ImageOps
 ErrorCode = Literal[
     "IMAGE_MISSING",  # there is no such object
     "IMAGE_EMPTY",  # the object holds no bytes
-    "NOT_AN_IMAGE",  # neither PNG nor JPEG
-    "IMAGE_CORRUPT",  # a PNG or JPEG that is cut short or damaged
+    "NOT_AN_IMAGE",  # neither PNG nor JPEG nor DICOM
+    "IMAGE_CORRUPT",  # cut short or damaged
     "IMAGE_TOO_SMALL",  # shorter side under 64 pixels
     "IMAGE_TOO_LARGE",  # over 50 megapixels, or over 64 MiB as a file
     "IMAGE_TOO_NARROW",  # sides beyond 4:1
-    "BIT_DEPTH_UNKNOWN",  # 16-bit grey that may hold 12 bits or fewer, and the model names no depth
+    "BIT_DEPTH_UNKNOWN",  # 16-bit PNG that may hold 12 bits or fewer, and the model names no depth
+    "DICOM_NO_PIXELS",  # DICOM without pixel data of 8 or 16 bits
+    "DICOM_MULTI_FRAME",  # DICOM with more than one frame
+    "DICOM_PHOTOMETRIC",  # DICOM that is neither MONOCHROME1 nor MONOCHROME2
+    "DICOM_TRANSFER_SYNTAX",  # DICOM compressed in a way that is not decoded
 ]
 
 MIN_SIDE = 64
@@ -79,18 +83,22 @@ class Preprocessing:
 
 
 def decode(data: bytes, bit_depth: int = 16) -> Image.Image:
-    """A PNG or JPEG as an 8-bit image, "L" where it holds no colour, else "RGB"; upright by its EXIF tag.
+    """A PNG, JPEG or DICOM file as an 8-bit image, "L" where it holds no colour, else "RGB".
 
-    Raises ImageError: sizes are judged from the header, before a pixel is decoded.
+    Upright by its EXIF tag. Raises ImageError: sizes are judged from the header, before a pixel is decoded.
     """
     if not data:
         raise ImageError("IMAGE_EMPTY")
-    if not data.startswith(_SIGNATURES):
-        raise ImageError("NOT_AN_IMAGE")
     if len(data) > MAX_BYTES:
         raise ImageError("IMAGE_TOO_LARGE")
+    if data[128:132] == b"DICM":  # PS3.10, section 7.1
+        from classifier import dicom  # here, because a cold start without DICOM does without it
+
+        return dicom.decode(data)
+    if not data.startswith(_SIGNATURES):
+        raise ImageError("NOT_AN_IMAGE")
     try:
-        _check_size(_open(data).size)
+        check_size(_open(data).size)
         # Decoding alone passes over the checksums of a PNG, and so over a flipped bit.
         _open(data).verify()
         image = ImageOps.exif_transpose(_open(data))
@@ -105,7 +113,8 @@ def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
 
 
-def _check_size(size: tuple[int, int]) -> None:
+def check_size(size: tuple[int, int]) -> None:
+    """Raises ImageError for sides, in pixels, that are not scored."""
     short, long = sorted(size)
     if short * long > MAX_PIXELS:
         raise ImageError("IMAGE_TOO_LARGE")

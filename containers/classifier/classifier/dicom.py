@@ -1,0 +1,129 @@
+"""A DICOM file as an 8-bit grey image. No value of its header is logged, stored or put into an error."""
+
+import io
+import logging
+import warnings
+
+import gdcm
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels.processing import apply_rescale, apply_voi, apply_windowing
+from pydicom.uid import (
+    JPEG2000,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from classifier.images import ImageError, check_size
+
+# Deflated Explicit VR is not among them: a small file of it may inflate to any size.
+_TRANSFER_SYNTAXES = {
+    ImplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    RLELossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    JPEG2000Lossless,
+    JPEG2000,
+}
+# What pydicom and its decoders raise on damaged files, beside the InvalidDicomError made for them.
+_DAMAGED = (
+    InvalidDicomError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+# Both quote header values.
+logging.getLogger("pydicom").disabled = True
+gdcm.Trace.WarningOff()
+gdcm.Trace.ErrorOff()
+
+
+def decode(data: bytes) -> Image.Image:
+    """The one frame of the file, windowed as it asks to be shown, as an "L" image. Raises ImageError."""
+    if _transfer_syntax(data) not in _TRANSFER_SYNTAXES:
+        raise ImageError("DICOM_TRANSFER_SYNTAX")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they quote header values
+            return _frame(dcmread(io.BytesIO(data)))
+    except _DAMAGED as error:
+        raise ImageError("IMAGE_CORRUPT") from error
+
+
+def _transfer_syntax(data: bytes) -> str:
+    """(0002,0010), read from the file meta information, which is always Explicit VR Little Endian.
+
+    Read before pydicom sees the file: it would inflate a deflated one at once.
+    """
+    start = data.find(b"\x02\x00\x10\x00UI", 132)
+    length = int.from_bytes(data[start + 6 : start + 8], "little")
+    return data[start + 8 : start + 8 + length].rstrip(b"\0 ").decode("ascii", "replace")
+
+
+def _frame(dataset: Dataset) -> Image.Image:
+    if "PixelData" not in dataset or dataset.BitsAllocated not in (8, 16):
+        raise ImageError("DICOM_NO_PIXELS")
+    if int(dataset.get("NumberOfFrames") or 1) > 1:
+        raise ImageError("DICOM_MULTI_FRAME")
+    if dataset.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ImageError("DICOM_PHOTOMETRIC")
+    check_size((int(dataset.Columns), int(dataset.Rows)))
+    bits, signed = int(dataset.BitsStored), dataset.PixelRepresentation == 1
+    first = -(2 ** (bits - 1)) if signed else 0
+    stored = np.arange(first, first + 2**bits, dtype=np.int32)
+    # At most 65,536 values take the way through rescale and window, however many pixels there are.
+    shown = _shown(dataset, stored)
+    return Image.fromarray(shown[dataset.pixel_array.clip(stored[0], stored[-1]).astype(np.int32) - first])
+
+
+def _shown(dataset: Dataset, stored: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    """The grey value, 0 to 255, that each stored value is shown with.
+
+    DICOM PS3.3: C.11.1 (modality LUT, rescale), C.11.2 (VOI LUT, window), C.7.6.3.1.2 (polarity). Without a
+    window, what the stored bits can hold is spread over 0 to 255, so that 8-bit files stay as they are.
+    """
+    values = apply_rescale(stored, dataset)
+    low, high = values[0], values[-1]  # the other way round for a negative slope, as apply_windowing has it
+    if dataset.get("ModalityLUTSequence"):
+        low, high = 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
+    if dataset.get("VOILUTSequence"):
+        values = apply_voi(values.round().astype(np.int32), dataset)
+        low, high = 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
+    elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+        values = apply_windowing(values, dataset)
+    else:
+        low, high = min(low, high), max(low, high)
+    grey: npt.NDArray[np.uint8] = (
+        ((values.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
+    )
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        grey = 255 - grey
+    padding = dataset.get("PixelPaddingValue")
+    if padding is not None:  # no image but what surrounds it (C.7.5.1.1.2): black
+        limits = sorted((int(padding), int(dataset.get("PixelPaddingRangeLimit", padding))))
+        grey[(stored >= limits[0]) & (stored <= limits[1])] = 0
+    return grey

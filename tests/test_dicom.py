@@ -1,0 +1,239 @@
+"""DICOM made from real and drawn pixels: the grey values shown, what is refused, and what is kept quiet."""
+
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import gdcm
+import numpy as np
+import numpy.typing as npt
+import pytest
+from classifier.images import ImageError, decode
+from classifier.model import Model
+from PIL import Image
+from pydicom import Dataset, dcmwrite
+from pydicom.dataset import FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    MPEG2MPML,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+from support import ROOT
+
+DIGITAL_X_RAY = UID("1.2.840.10008.5.1.4.1.1.1.1")
+RAMP = np.arange(256 * 256).reshape(256, 256) % 256
+
+
+def dicom(
+    pixels: npt.NDArray[Any], syntax: UID = ExplicitVRLittleEndian, bits: int = 8, **fields: Any
+) -> bytes:
+    """A DICOM file of grey pixels, with header fields as given."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = DIGITAL_X_RAY
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = UID("1.2.3")
+    dataset.PatientName = "Doe^Jane"
+    dataset.PatientID = "secret-4711"
+    dataset.Rows, dataset.Columns = pixels.shape[-2:]
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.BitsAllocated = 8 if bits <= 8 else 16
+    dataset.BitsStored, dataset.HighBit = bits, bits - 1
+    dataset.PixelRepresentation = int(pixels.min() < 0)
+    kind = {(8, 0): "<u1", (16, 0): "<u2", (16, 1): "<i2"}[dataset.BitsAllocated, dataset.PixelRepresentation]
+    dataset.PixelData = pixels.astype(kind).tobytes()
+    for name, value in fields.items():
+        setattr(dataset, name, value)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    if syntax == ExplicitVRBigEndian:
+        dataset.PixelData = pixels.astype(kind.replace("<", ">")).tobytes()
+    file = io.BytesIO()
+    dcmwrite(file, dataset, enforce_file_format=True)
+    return file.getvalue()
+
+
+def shown(data: bytes) -> npt.NDArray[Any]:
+    return np.asarray(decode(data))
+
+
+def refused(data: bytes) -> str:
+    with pytest.raises(ImageError) as error:
+        decode(data)
+    return error.value.code
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_uncompressed(syntax: UID, bits: int) -> None:
+    values = RAMP * (2**bits // 256)
+    assert np.array_equal(shown(dicom(values, syntax, bits)), (values * (255 / (2**bits - 1))).round())
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+@pytest.mark.parametrize(
+    "syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless"]
+)
+def test_compressed_without_loss(syntax: str, bits: int, tmp_path: Path) -> None:
+    plain = dicom(RAMP * (2**bits // 256), bits=bits)
+    (tmp_path / "plain.dcm").write_bytes(plain)
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(tmp_path / "plain.dcm"))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(tmp_path / "compressed.dcm"))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    compressed = (tmp_path / "compressed.dcm").read_bytes()
+    assert compressed != plain
+    assert np.array_equal(shown(compressed), shown(plain))
+
+
+def test_eight_bits_stay_as_they_are() -> None:
+    assert np.array_equal(shown(dicom(RAMP)), RAMP)
+
+
+def test_monochrome1_is_inverted() -> None:
+    assert np.array_equal(shown(dicom(255 - RAMP, PhotometricInterpretation="MONOCHROME1")), RAMP)
+
+
+def test_twelve_bits_in_sixteen_are_scaled_by_the_stored_bits() -> None:
+    assert shown(dicom(np.full((64, 64), 4095), bits=12)).max() == 255
+    assert shown(dicom(np.full((64, 64), 2048), bits=12)).max() == 128
+
+
+def test_signed_pixels_and_rescale() -> None:
+    values = RAMP * 4 - 512
+    data = dicom(values, bits=10, RescaleSlope=2, RescaleIntercept=7)
+    assert np.array_equal(shown(data), (RAMP * 4 * (255 / 1023)).round())
+
+
+def test_a_negative_slope_turns_the_grey_values_round() -> None:
+    plain = shown(dicom(RAMP, RescaleSlope=-1, RescaleIntercept=255))
+    assert np.array_equal(plain, 255 - RAMP)
+    windowed = shown(dicom(RAMP, RescaleSlope=-1, RescaleIntercept=255, WindowCenter=128, WindowWidth=256))
+    assert np.array_equal(windowed, 255 - RAMP)
+
+
+@pytest.mark.parametrize(("function", "half"), [("LINEAR", 127), ("LINEAR_EXACT", 128), ("SIGMOID", 128)])
+def test_windows(function: str, half: int) -> None:
+    values = np.array([[0, 1000, 2000, 3000, 4095] * 20] * 100)
+    data = dicom(values, bits=12, WindowCenter=2000, WindowWidth=2000, VOILUTFunction=function)
+    grey = shown(data)[0, :5].tolist()
+    assert abs(grey[2] - half) <= 1
+    if function != "SIGMOID":
+        assert grey[:2] == [0, 0]
+        assert grey[3:] == [255, 255]
+
+
+def test_the_first_of_several_windows() -> None:
+    one = dicom(RAMP, WindowCenter=100, WindowWidth=50)
+    two = dicom(RAMP, WindowCenter=[100, 9], WindowWidth=[50, 9])
+    assert np.array_equal(shown(one), shown(two))
+
+
+def test_a_voi_table() -> None:
+    table = Dataset()
+    table.LUTDescriptor = [256, 0, 8]
+    table.LUTData = bytes(range(255, -1, -1))
+    table["LUTDescriptor"].VR = "US"
+    table["LUTData"].VR = "OW"
+    table.LUTData = np.arange(255, -1, -1, dtype="<u2").tobytes()
+    assert np.array_equal(shown(dicom(RAMP, VOILUTSequence=Sequence([table]))), 255 - RAMP)
+
+
+@pytest.mark.parametrize("polarity", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black(polarity: str) -> None:
+    values = np.full((64, 64), 1000)
+    values[:, :8] = 4000
+    values[:, -8:] = 4003
+    data = dicom(
+        values,
+        bits=12,
+        PhotometricInterpretation=polarity,
+        PixelPaddingValue=4003,
+        PixelPaddingRangeLimit=3999,
+    )
+    grey = shown(data)
+    assert grey[:, :8].max() == grey[:, -8:].max() == 0
+    assert grey[:, 8:-8].min() > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"NumberOfFrames": 2}, "DICOM_MULTI_FRAME"),
+        ({"PhotometricInterpretation": "RGB"}, "DICOM_PHOTOMETRIC"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "DICOM_PHOTOMETRIC"),
+        ({"BitsAllocated": 32}, "DICOM_NO_PIXELS"),
+        ({"Rows": 60_000, "Columns": 60_000}, "IMAGE_TOO_LARGE"),
+        ({"Rows": 1, "Columns": 1}, "IMAGE_TOO_SMALL"),
+        ({"Rows": 100, "Columns": 20_000}, "IMAGE_TOO_NARROW"),
+        ({"Rows": 300}, "IMAGE_CORRUPT"),
+        ({"PixelData": b"\0\0"}, "IMAGE_CORRUPT"),
+        ({"BitsStored": 0}, "IMAGE_CORRUPT"),
+        ({"WindowCenter": 1, "WindowWidth": 0}, "IMAGE_CORRUPT"),
+    ],
+)
+def test_refused_by_name(fields: dict[str, Any], code: str) -> None:
+    assert refused(dicom(RAMP, **fields)) == code
+
+
+def test_no_pixels() -> None:
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = DIGITAL_X_RAY, UID("1.2.3")
+    file = io.BytesIO()
+    dcmwrite(file, dataset, enforce_file_format=True)
+    assert refused(file.getvalue()) == "DICOM_NO_PIXELS"
+
+
+@pytest.mark.parametrize("syntax", [MPEG2MPML, DeflatedExplicitVRLittleEndian])
+def test_transfer_syntaxes_that_are_not_decoded(syntax: UID) -> None:
+    data = dicom(RAMP).replace(ExplicitVRLittleEndian.encode() + b"\0", syntax.encode()[:20].ljust(20, b"\0"))
+    assert refused(data) == "DICOM_TRANSFER_SYNTAX"
+
+
+def test_cut_short_anywhere() -> None:
+    data = dicom(RAMP)
+    for end in (132, 150, 200, 300, 400, 600, len(data) - 2):
+        assert refused(data[:end]) in ("IMAGE_CORRUPT", "DICOM_TRANSFER_SYNTAX", "DICOM_NO_PIXELS")
+
+
+def test_no_header_value_is_said(caplog: Any, capsys: Any, recwarn: Any) -> None:
+    odd = dicom(RAMP, StudyDate="not a date secret-4711", WindowCenter=128, WindowWidth=256)
+    broken = dicom(RAMP, PixelData=b"\0\0")
+    recwarn.clear()
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG):
+        shown(odd)
+        refused(broken)
+    said = caplog.text + "".join(capsys.readouterr()) + "".join(str(warning.message) for warning in recwarn)
+    assert "secret" not in said
+    assert "Doe" not in said
+
+
+def test_an_x_ray_scores_the_same_as_a_png_and_as_dicom(xrays: list[Path]) -> None:
+    model = Model(ROOT / "containers" / "classifier" / "model")
+
+    def score(data: bytes) -> float:
+        return float(model.score([model.preprocess(data)])[0]["abnormal"])
+
+    for path in xrays[:8]:
+        grey = np.asarray(Image.open(path).convert("L"))
+        expected = score(path.read_bytes())
+        assert score(dicom(grey)) == expected
+        assert score(dicom(255 - grey, PhotometricInterpretation="MONOCHROME1")) == expected
+        twelve = dicom(grey * np.uint16(16), bits=12, WindowCenter=2040.5, WindowWidth=4081)
+        assert abs(score(twelve) - expected) <= 0.01
