@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_s3 import S3Client
 
-PARTITIONS = 64  # over which a run's predictions are spread
-
 
 @dataclass(frozen=True)
 class RunStatus:
@@ -29,12 +27,12 @@ class RunStatus:
     state: str
     model: str
     expected: int | None  # distinct images; unknown while the job creator is still listing
-    counts: Counter[str]  # SCORED and FAILED#<code>
+    counts: Counter[str]  # SCORED, FAILED#<code> and WARNING#<code>
 
     @property
     def done(self) -> int:
         """Images that have an outcome."""
-        return self.counts.total()
+        return predictions.outcomes(self.counts)
 
     @property
     def complete(self) -> bool:
@@ -44,7 +42,9 @@ class RunStatus:
     @property
     def failures(self) -> Counter[str]:
         """FAILED images by error code."""
-        return Counter({name.removeprefix("FAILED#"): n for name, n in self.counts.items() if name != SCORED})
+        return Counter(
+            {name.removeprefix("FAILED#"): n for name, n in self.counts.items() if name.startswith("FAILED#")}
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run_status(dynamodb: DynamoDBClient, table: str, run_id: str) -> RunStatus:
 
 def outcomes(dynamodb: DynamoDBClient, table: str, run_id: str) -> list[Outcome]:
     """Read every prediction of the run, in the order of their keys."""
-    partitions = (f"RUN#{run_id}#{number:02x}" for number in range(PARTITIONS))
+    partitions = (f"RUN#{run_id}#{number:02x}" for number in range(predictions.PARTITIONS))
     items = (predictions.unpack(item) for pk in partitions for item in _query(dynamodb, table, pk))
     found = (
         Outcome(

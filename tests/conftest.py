@@ -1,11 +1,14 @@
 """A mocked AWS with the stack's resources, and real X-rays."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 from moto import mock_aws
+from moto.kinesis.models import KinesisBackend
 from support import BUCKET, STREAM, XRAYS, create_table
 
 
@@ -28,6 +31,13 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    put_records, lock = KinesisBackend.put_records, threading.Lock()
+
+    def one_at_a_time(*args: Any, **kwargs: Any) -> Any:
+        with lock:  # moto gives two threads' records the same sequence number, and loses one
+            return put_records(*args, **kwargs)
+
+    monkeypatch.setattr(KinesisBackend, "put_records", one_at_a_time)
     with mock_aws():
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=2)

@@ -68,7 +68,8 @@ def recounted(items: Items, run_id: str) -> dict[str, int]:
     for (pk, _), item in items.items():
         if pk.startswith(f"RUN#{run_id}#"):
             name = item["status"] if item["status"] == "SCORED" else f"FAILED#{item['error']}"
-            total[name] = total.get(name, 0) + 1
+            for counted in (name, *(f"WARNING#{warning}" for warning in item.get("warnings", ()))):
+                total[counted] = total.get(counted, 0) + 1
     return total
 
 

@@ -9,12 +9,10 @@ from typing import Any
 
 import boto3
 import botocore.client
-import numpy as np
-import numpy.typing as npt
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 from classifier.handler import Classifier, NotDone
-from classifier.images import Preprocessing
+from classifier.images import Pixels, Preprocessing, decode
 from classifier.jobs import JobError
 from classifier.predictions import Prediction
 from classifier.table import RunIdTaken, Table
@@ -31,10 +29,14 @@ class Brightness:
     sha256 = "cd" * 32
     preprocess = Preprocessing(channels=1, resize=64, crop=64)
 
+    def prepare(self, data: bytes) -> tuple[Pixels, tuple[str, ...]]:
+        image = decode(data)
+        return self.preprocess(image), ("COLOUR",) if image.mode == "RGB" else ()
+
     def __init__(self) -> None:
         self.passes: list[int] = []
 
-    def score(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, Decimal]]:
+    def score(self, pixels: Sequence[Pixels]) -> list[dict[str, Decimal]]:
         self.passes.append(len(pixels))
         return [{"bright": Decimal(float(p.mean() / 255)).quantize(Decimal("0.000001"))} for p in pixels]
 
@@ -194,6 +196,21 @@ class TestPredictions:
         monkeypatch.setattr("classifier.handler.MAX_BYTES", 100)
         classifier(event(job(*put(a=image_bytes()))), plenty)
         assert prediction("a")["error"] == "IMAGE_TOO_LARGE"
+
+    def test_warnings_are_stored_and_counted_beside_the_images(self, classifier: Classifier) -> None:
+        start("r", expected=3)
+        keys = put(a=image_bytes(mode="RGB"), b=image_bytes(), c=b"text")
+        again = event(job(*keys))
+        classifier(again, plenty)
+        classifier(again, plenty)
+        assert prediction("a")["warnings"] == ["COLOUR"]
+        assert agreed() == {"SCORED": 2, "FAILED#NOT_AN_IMAGE": 1, "WARNING#COLOUR": 1}
+        assert table_items()[("RUN", "r")]["state"] == "COMPLETE"
+
+    def test_warnings_do_not_complete_a_run(self, classifier: Classifier) -> None:
+        start("r", expected=2)
+        classifier(event(job(*put(a=image_bytes(mode="RGB")))), plenty)
+        assert table_items()[("RUN", "r")]["state"] == "SCORING"
 
 
 class TestRedelivery:

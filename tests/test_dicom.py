@@ -228,7 +228,7 @@ def test_an_x_ray_scores_the_same_as_a_png_and_as_dicom(xrays: list[Path]) -> No
     model = Model(ROOT / "containers" / "classifier" / "model")
 
     def score(data: bytes) -> float:
-        return float(model.score([model.preprocess(data)])[0]["abnormal"])
+        return float(model.score([model.prepare(data)[0]])[0]["abnormal"])
 
     for path in xrays[:8]:
         grey = np.asarray(Image.open(path).convert("L"))

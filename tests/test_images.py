@@ -6,11 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from classifier.images import ImageError, Preprocessing, decode
+from classifier.images import ImageError, Pixels, Preprocessing, decode
+from classifier.resampling import resize
 from PIL import Image
 from support import image_bytes, png
 
-NIH = Preprocessing(channels=3, resize=256, crop=224)
+PREPROCESSING = Preprocessing(channels=3, resize=256, crop=224)
+
+
+def nih(data: bytes) -> Pixels:
+    return PREPROCESSING(decode(data))
 
 
 def refused(data: bytes, **options: int) -> str:
@@ -69,7 +74,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("size", [(64, 64), (64, 256), (256, 64)])
     def test_the_limits_themselves_pass(self, size: tuple[int, int]) -> None:
-        assert NIH(image_bytes(size)).shape == (3, 224, 224)
+        assert nih(image_bytes(size)).shape == (3, 224, 224)
 
 
 class TestModes:
@@ -86,7 +91,7 @@ class TestModes:
         grey = Image.open(io.BytesIO(image_bytes()))
         file = io.BytesIO()
         grey.convert(mode).save(file, "PNG")
-        assert np.array_equal(NIH(file.getvalue()), NIH(image_bytes()))
+        assert np.array_equal(nih(file.getvalue()), nih(image_bytes()))
 
     def test_alpha_is_dropped_not_blended(self) -> None:
         image = Image.open(io.BytesIO(image_bytes(mode="RGB")))
@@ -94,7 +99,7 @@ class TestModes:
         image.save(plain, "PNG")
         image.putalpha(0)
         image.save(transparent, "PNG")
-        assert np.array_equal(NIH(transparent.getvalue()), NIH(plain.getvalue()))
+        assert np.array_equal(nih(transparent.getvalue()), nih(plain.getvalue()))
 
     def test_exif_rotation_is_undone(self) -> None:
         image = Image.open(io.BytesIO(image_bytes((128, 256))))
@@ -130,16 +135,29 @@ class TestPixels:
         resized = Image.open(io.BytesIO(data)).convert("RGB").resize(target, Image.Resampling.BILINEAR)
         left, top = (round((side - 224) / 2.0) for side in target)
         expected = np.asarray(resized.crop((left, top, left + 224, top + 224))).transpose(2, 0, 1)
-        assert np.array_equal(NIH(data), expected)
+        assert np.array_equal(nih(data), expected)
 
     def test_real_x_rays_some_of_them_rgba(self, xrays: list[Path]) -> None:
         for path in xrays:
             image = Image.open(path).convert("RGB").resize((256, 256), Image.Resampling.BILINEAR)
             expected = np.asarray(image.crop((16, 16, 240, 240))).transpose(2, 0, 1)
-            assert np.array_equal(NIH(path.read_bytes()), expected)
+            assert np.array_equal(nih(path.read_bytes()), expected)
 
     def test_one_channel(self) -> None:
-        assert Preprocessing(channels=1, resize=64, crop=64)(image_bytes(mode="RGB")).shape == (1, 64, 64)
+        one = Preprocessing(channels=1, resize=64, crop=64)
+        assert one(decode(image_bytes(mode="RGB"))).shape == (1, 64, 64)
+
+    def test_a_square_is_cut_before_resizing(self) -> None:
+        wide = decode(image_bytes((300, 200)))
+        square = Preprocessing(channels=1, resize=64, crop=64, square=True)
+        assert np.array_equal(square(wide), square(wide.crop((50, 0, 250, 200))))
+
+    def test_gaussian_resampling_keeps_fractions(self) -> None:
+        xrv = Preprocessing(channels=1, resize=224, crop=224, square=True, resampling="gaussian")
+        image = decode(image_bytes((512, 600)))
+        pixels = xrv(image)
+        assert pixels.dtype == np.float32
+        assert np.array_equal(pixels[0], resize(np.asarray(image)[44:556], 224))
 
     @pytest.mark.parametrize(
         "fields",
@@ -148,6 +166,8 @@ class TestPixels:
             {"channels": 3, "resize": 200, "crop": 224},
             {"channels": 3, "resize": 256, "crop": 0},
             {"channels": 3, "resize": 256, "crop": 224, "bit_depth": 8},
+            {"channels": 3, "resize": 256, "crop": 224, "square": True, "resampling": "gaussian"},
+            {"channels": 1, "resize": 256, "crop": 224, "resampling": "bicubic"},
         ],
     )
     def test_a_bundles_impossible_wishes_are_refused(self, fields: dict[str, int]) -> None:

@@ -280,9 +280,15 @@ class TestRuns:
         put("a.png", "b.png")
         create({"RunId": "r"})
         set_state("r", "LISTING")
-        add_counts("r", {"SCORED": 1, "FAILED#NOT_AN_IMAGE": 1})
+        add_counts("r", {"SCORED": 1, "FAILED#NOT_AN_IMAGE": 1, "WARNING#COLOUR": 1})
         create({"RunId": "r"})
         assert run_item("r")["state"] == "COMPLETE"
+
+    def test_warnings_do_not_complete_a_run(self) -> None:
+        put("a.png", "b.png")
+        add_counts("r", {"SCORED": 1, "WARNING#COLOUR": 1})
+        create({"RunId": "r"})
+        assert run_item("r")["state"] == "SCORING"
 
     def test_a_complete_run_stays_so_until_it_grows(self) -> None:
         put("a.png")

@@ -35,7 +35,7 @@ def altered(tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_score_is_the_same_alone_and_in_any_batch(xrays: list[Path], threads: int) -> None:
     model = Model(BUNDLE, threads)
-    pixels = [model.preprocess(path.read_bytes()) for path in xrays[:32]]
+    pixels = [model.prepare(path.read_bytes())[0] for path in xrays[:32]]
     alone = [model.score([image])[0] for image in pixels]
     assert len({scores["abnormal"] for scores in alone}) > 25
     for size in (2, 3, 8, 32):
@@ -46,7 +46,7 @@ def test_a_score_is_the_same_alone_and_in_any_batch(xrays: list[Path], threads: 
 def test_scores_are_exact_decimals_and_positive_from_the_threshold_on(
     model: Model, xrays: list[Path]
 ) -> None:
-    scores = model.score([model.preprocess(xrays[0].read_bytes())])[0]
+    scores = model.score([model.prepare(xrays[0].read_bytes())[0]])[0]
     assert all(0 <= score <= 1 and score.as_tuple().exponent == -6 for score in scores.values())
     threshold = model.thresholds["abnormal"]
     assert model.positive({"abnormal": threshold}) == ("abnormal",)
@@ -67,7 +67,7 @@ def test_a_graph_with_another_hash_is_refused(altered: Callable[..., Path]) -> N
 
 def test_labels_that_the_graph_does_not_give_are_refused(altered: Callable[..., Path]) -> None:
     labels = [{"name": "abnormal", "threshold": 0.5}, {"name": "edema", "threshold": 0.5}]
-    with pytest.raises(BundleError, match=r"expected scores of shape \[images, 2\]"):
+    with pytest.raises(BundleError, match=r"expected scores of float \[images, 2\]"):
         Model(altered(labels=labels))
 
 
@@ -76,5 +76,30 @@ def test_an_input_that_the_graph_does_not_take_is_refused(
     altered: Callable[..., Path], change: dict[str, int]
 ) -> None:
     preprocessing = json.loads((BUNDLE / "model.json").read_text())["preprocessing"]
-    with pytest.raises(BundleError, match="expected pixels of shape"):
+    with pytest.raises(BundleError, match="expected pixels of uint8"):
         Model(altered(preprocessing=preprocessing | change))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": [{"name": "abnormal"}]}, r"model\.json: expected a field 'threshold', found none"),
+        ({"labels": [{"name": "abnormal", "threshold": "high"}]}, r"model\.json: "),
+        ({"preprocessing": {"channels": 3}}, r"model\.json: .*missing 2 required .* 'resize' and 'crop'"),
+        ({"preprocessing": {"channels": 2, "resize": 9, "crop": 9}}, "channels is 1 or 3"),
+        ({"cam": True, "labels": [{"name": "a", "threshold": 0}]}, "expected cam, found scores"),
+    ],
+)
+def test_a_card_that_says_too_little_or_too_much_is_refused(
+    altered: Callable[..., Path], fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BundleError, match=message):
+        Model(altered(**fields))
+
+
+def test_a_bundle_that_is_not_there_or_not_json(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"model\.json: expected a bundle's model\.json and model\.onnx"):
+        Model(tmp_path)
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(BundleError, match=r"model\.json: expected JSON"):
+        Model(tmp_path)

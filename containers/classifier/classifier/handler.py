@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
-import numpy as np
-import numpy.typing as npt
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from classifier import jobs
-from classifier.images import MAX_BYTES, ImageError
+from classifier.checks import WarningCode
+from classifier.images import MAX_BYTES, ImageError, Pixels
 from classifier.jobs import Job, JobError
 from classifier.model import Model
 from classifier.predictions import SCORED, Prediction
@@ -208,7 +207,7 @@ class Classifier:
     ) -> list[Prediction] | NotDone:
         """Scores and writes what can be; every key's future is taken, so that the next job finds its own."""
         done: dict[str, Prediction] = {}
-        pixels: dict[str, npt.NDArray[np.uint8]] = {}
+        prepared: dict[str, tuple[Pixels, tuple[WarningCode, ...]]] = {}
         problem = None
         for key in task.keys:
             data = next(fetched)
@@ -217,15 +216,15 @@ class Classifier:
                 problem = "too little time left"
                 continue
             try:
-                pixels[key] = self._model.preprocess(data.result())
+                prepared[key] = self._model.prepare(data.result())
             except ImageError as error:
                 done[key] = Prediction(key, error=error.code)
             except (ClientError, BotoCoreError) as error:
                 problem = _reason(error)
-        keys = list(pixels)
+        keys = list(prepared)
         for batch in (keys[i : i + IMAGES_A_PASS] for i in range(0, len(keys), IMAGES_A_PASS)):
-            for key, scores in zip(batch, self._model.score([pixels[key] for key in batch]), strict=True):
-                done[key] = Prediction(key, scores, self._model.positive(scores))
+            for key, scores in zip(batch, self._model.score([prepared[k][0] for k in batch]), strict=True):
+                done[key] = Prediction(key, scores, self._model.positive(scores), prepared[key][1])
         try:
             self._table.write(task.job.run_id, done.values(), task.stored)
         except (ClientError, BotoCoreError) as error:
@@ -238,7 +237,12 @@ def _answer(run_id: str, prediction: Prediction) -> dict[str, Any]:
     if prediction.error:
         return answer | {"Status": "FAILED", "Error": prediction.error}
     scores = {label: float(score) for label, score in prediction.scores.items()}
-    return answer | {"Status": SCORED, "Scores": scores, "Positive": list(prediction.positive)}
+    return answer | {
+        "Status": SCORED,
+        "Scores": scores,
+        "Positive": list(prediction.positive),
+        "Warnings": list(prediction.warnings),
+    }
 
 
 def _reason(error: ClientError | BotoCoreError) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from classifier import resampling
+
 ErrorCode = Literal[
     "IMAGE_MISSING",  # there is no such object
     "IMAGE_EMPTY",  # the object holds no bytes
@@ -44,6 +46,9 @@ class ImageError(Exception):
         self.code = code
 
 
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]  # 0..255
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a model wants its pixels, as its `model.json` says."""
@@ -51,33 +56,46 @@ class Preprocessing:
     channels: Literal[1, 3]
     resize: int  # the shorter side after resizing, in pixels
     crop: int  # the side of the centre crop, in pixels
-    bit_depth: int = 16  # of 16-bit files; 16 leaves files that use less than 12 bits refused
+    square: bool = False  # whether the longer side is cropped before resizing
+    # Pillow's, in whole grey values, or scikit-image's with a Gaussian against aliasing, in fractions of them
+    resampling: Literal["bilinear", "gaussian"] = "bilinear"
+    bit_depth: int = 16  # of 16-bit files; 16 leaves files that use 12 bits or fewer refused
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Preprocessing":
         """Raises TypeError for a missing or unknown field and ValueError for a value out of range."""
         spec = cls(**fields)
-        if spec.channels not in (1, 3) or not 0 < spec.crop <= spec.resize or not 8 < spec.bit_depth <= 16:
+        if (
+            spec.channels not in (1, 3)
+            or not 0 < spec.crop <= spec.resize
+            or not 8 < spec.bit_depth <= 16
+            or spec.resampling not in ("bilinear", "gaussian")
+            or (spec.resampling == "gaussian" and not (spec.channels == 1 and spec.square))
+        ):
             raise ValueError(
-                f"preprocessing {dict(fields)}: channels is 1 or 3, crop at most resize, bit_depth 9 to 16"
+                f"preprocessing {dict(fields)}: channels is 1 or 3, crop at most resize, bit_depth 9 to 16, "
+                "resampling bilinear, or gaussian for one channel and square"
             )
         return spec
 
-    def __call__(self, data: bytes) -> npt.NDArray[np.uint8]:
-        """The file's bytes as pixels, uint8 [channels, crop, crop]. Raises ImageError."""
-        return self.pixels(decode(data, self.bit_depth))
+    def __call__(self, image: Image.Image) -> Pixels:
+        """An "L" or "RGB" image as [channels, crop, crop]; uint8, or float32 if resampling is gaussian.
 
-    def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """An "L" or "RGB" image as uint8 [channels, crop, crop], as torchvision's Resize and CenterCrop."""
+        Sizes and margins are those of torchvision's Resize and CenterCrop.
+        """
         if self.channels == 1:
             image = image.convert("L")
-        width, height = image.size
-        short = min(width, height)
-        size = (self.resize * width // short, self.resize * height // short)
-        left, top = (round((side - self.crop) / 2) for side in size)
-        image = image.resize(size, Image.Resampling.BILINEAR)
-        image = image.crop((left, top, left + self.crop, top + self.crop))
-        planes = np.asarray(image).reshape(self.crop, self.crop, -1).transpose(2, 0, 1)
+        if self.square:
+            image = _centre(image, min(image.size))
+        if self.resampling == "gaussian":
+            resized = Image.fromarray(resampling.resize(np.asarray(image), self.resize))
+        else:
+            short = min(image.size)
+            resized = image.resize(
+                (self.resize * image.width // short, self.resize * image.height // short),
+                Image.Resampling.BILINEAR,
+            )
+        planes = np.asarray(_centre(resized, self.crop)).reshape(self.crop, self.crop, -1).transpose(2, 0, 1)
         # Resizing one grey plane and repeating it gives the pixels that resizing three equal planes gives.
         return np.ascontiguousarray(np.broadcast_to(planes, (self.channels, self.crop, self.crop)))
 
@@ -111,6 +129,11 @@ def decode(data: bytes, bit_depth: int = 16) -> Image.Image:
 
 def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+
+
+def _centre(image: Image.Image, side: int) -> Image.Image:
+    left, top = (round((length - side) / 2) for length in image.size)
+    return image.crop((left, top, left + side, top + side))
 
 
 def check_size(size: tuple[int, int]) -> None:

@@ -5,12 +5,14 @@ import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from classifier.images import Preprocessing
+from classifier.checks import WarningCode, warnings
+from classifier.images import Pixels, Preprocessing, decode
 
 _SIX_DECIMALS = Decimal("0.000001")
 
@@ -22,33 +24,47 @@ class BundleError(Exception):
 class Model:
     """A verified bundle, ready to score.
 
-    The graph takes `pixels`, uint8 [images, channels, crop, crop], and gives `scores`, float32
-    [images, labels] from 0 to 1: normalisation, head and sigmoid are inside it. A label is positive when
-    its score reaches its own threshold.
+    The graph takes `pixels` [images, channels, crop, crop], grey values from 0 to 255, and gives `scores`,
+    float32 [images, labels] from 0 to 1: normalisation, head and sigmoid are inside it. A label is positive
+    when its score reaches its own threshold.
 
     Raises BundleError.
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
-        card = json.loads((folder / "model.json").read_text())
-        graph = (folder / "model.onnx").read_bytes()
+        card, graph = _read(folder)
+        self.card = card
         self.sha256 = hashlib.sha256(graph).hexdigest()
-        if self.sha256 != card["sha256"]:
+        try:
+            self.name = f"{card['name']}:{card['version']}"
+            self.thresholds = {label["name"]: Decimal(str(label["threshold"])) for label in card["labels"]}
+            self._preprocess = Preprocessing.from_json(card["preprocessing"])
+            declared = card["sha256"]
+        except KeyError as error:
+            raise BundleError(f"{folder / 'model.json'}: expected a field {error}, found none") from None
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise BundleError(f"{folder / 'model.json'}: {error}") from None
+        if self.sha256 != declared:
             raise BundleError(
-                f"{folder / 'model.json'}: sha256 is {card['sha256']}, but model.onnx hashes to {self.sha256}"
+                f"{folder / 'model.json'}: sha256 is {declared}, but model.onnx hashes to {self.sha256}"
             )
-        self.name = f"{card['name']}:{card['version']}"
-        self.preprocess = Preprocessing.from_json(card["preprocessing"])
-        self.thresholds = {label["name"]: Decimal(str(label["threshold"])) for label in card["labels"]}
-
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        side = self.preprocess.crop
-        self._expect(self._session.get_inputs()[0], "pixels", [self.preprocess.channels, side, side])
-        self._expect(self._session.get_outputs()[0], "scores", [len(self.thresholds)])
+        side, labels = self._preprocess.crop, len(self.thresholds)
+        pixels = "float" if self._preprocess.resampling == "gaussian" else "uint8"
+        self._expect("pixels", self._session.get_inputs(), pixels, [self._preprocess.channels, side, side])
+        self._expect("scores", self._session.get_outputs(), "float", [labels])
+        if card.get("cam"):
+            self._expect("cam", self._session.get_outputs(), "float", [labels])
 
-    def score(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, Decimal]]:
+    def prepare(self, data: bytes) -> tuple[Pixels, tuple[WarningCode, ...]]:
+        """A file's bytes as pixels [channels, crop, crop], and what is odd about them. Raises ImageError."""
+        image = decode(data, self._preprocess.bit_depth)
+        pixels = self._preprocess(image)
+        return pixels, warnings(pixels, image.mode != "L", self.card.get("training_range", {}))
+
+    def score(self, pixels: Sequence[Pixels]) -> list[dict[str, Decimal]]:
         """One forward pass over images of [channels, crop, crop]: for each, label -> score in 6 decimals."""
         (scores,) = self._session.run(["scores"], {"pixels": np.stack(pixels)})
         return [
@@ -59,14 +75,39 @@ class Model:
             for row in scores
         ]
 
+    def explain(self, pixels: Pixels) -> dict[str, npt.NDArray[np.float32]]:
+        """Label -> class activation map [rows, columns] of one image: what each place adds to the logit.
+
+        Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016. Raises BundleError
+        for a model whose head is not linear on average pooling, and so has none.
+        """
+        if not self.card.get("cam"):
+            raise BundleError(f"{self.name} has no class activation map: its model.json says cam: false")
+        (maps,) = self._session.run(["cam"], {"pixels": pixels[np.newaxis]})
+        return dict(zip(self.thresholds, maps[0], strict=True))
+
     def positive(self, scores: Mapping[str, Decimal]) -> tuple[str, ...]:
         """The labels at or above their thresholds."""
         return tuple(label for label, score in scores.items() if score >= self.thresholds[label])
 
     @staticmethod
-    def _expect(value: ort.NodeArg, name: str, shape: list[int]) -> None:
-        if value.name != name or value.shape[1:] != shape:
+    def _expect(name: str, given: Sequence[ort.NodeArg], kind: str, shape: list[int]) -> None:
+        """A value of the graph with these sizes behind the number of images; any may follow."""
+        values = {value.name: value for value in given}
+        if name not in values:
+            raise BundleError(f"model.onnx: expected {name}, found {', '.join(values)}")
+        value = values[name]
+        if value.shape[1 : len(shape) + 1] != shape or value.type != f"tensor({kind})":
             raise BundleError(
-                f"model.onnx: expected {name} of shape [images, {', '.join(map(str, shape))}] "
-                f"by model.json, found {value.name} of {value.shape}"
+                f"model.onnx: expected {name} of {kind} [images, {', '.join(map(str, shape))}] "
+                f"by model.json, found {value.type} {value.shape}"
             )
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
+    try:
+        return json.loads((folder / "model.json").read_text()), (folder / "model.onnx").read_bytes()
+    except FileNotFoundError as error:
+        raise BundleError(f"{error.filename}: expected a bundle's model.json and model.onnx") from None
+    except ValueError as error:
+        raise BundleError(f"{folder / 'model.json'}: expected JSON, but {error}") from None

@@ -15,10 +15,11 @@ from typing import Any
 
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 
+from classifier.checks import WarningCode
 from classifier.images import ErrorCode
 
 SCORED = "SCORED"
-_PARTITIONS = 64
+PARTITIONS = 64
 _COUNTERS = 16
 
 Item = dict[str, Any]
@@ -33,7 +34,7 @@ class Prediction:
     key: str
     scores: Mapping[str, Decimal] = field(default_factory=dict)  # label -> 0..1, 6 decimals
     positive: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[WarningCode, ...] = ()
     error: ErrorCode | None = None
 
     @property
@@ -60,7 +61,7 @@ def run_key(run_id: str) -> Item:
 
 def prediction_key(run_id: str, key: str) -> Item:
     """Where the prediction for one S3 key is."""
-    partition = hashlib.sha256(key.encode()).digest()[0] % _PARTITIONS
+    partition = hashlib.sha256(key.encode()).digest()[0] % PARTITIONS
     return pack({"pk": f"RUN#{run_id}#{partition:02x}", "sk": key})
 
 
@@ -92,6 +93,7 @@ def transaction(
         item = prediction_key(run_id, prediction.key) | pack({**prediction.fields(), **stamp})
         puts.append({"Put": {"TableName": table, "Item": item, **_still(before)}})
         moved[prediction.count] += 1
+        moved.update(f"WARNING#{warning}" for warning in prediction.warnings)
         if before:
             moved[before] -= 1
     changes = {name: n for name, n in moved.items() if n}
@@ -107,11 +109,16 @@ def counter_key(run_id: str, counter: int) -> Item:
 
 
 def total(counters: Iterable[Item]) -> Counter[str]:
-    """The run's counts by name, from its counter items."""
+    """The run's counts by name, from its counter items. `outcomes` of them are images."""
     counts: Counter[str] = Counter()
     for item in map(unpack, counters):
         counts.update({name: int(n) for name, n in item.items() if name not in ("pk", "sk")})
     return counts
+
+
+def outcomes(counts: Mapping[str, int]) -> int:
+    """How many images have a prediction. An image may have several warnings or none."""
+    return sum(n for name, n in counts.items() if not name.startswith("WARNING#"))
 
 
 def pack(fields: Mapping[str, Any]) -> Item:

@@ -84,7 +84,7 @@ class Table:
             ExpressionAttributeValues=pack({":pk": f"RUN#{run_id}"}),
             ConsistentRead=True,
         )
-        if predictions.total(counters["Items"]).total() < run["expected"]:
+        if predictions.outcomes(predictions.total(counters["Items"])) < run["expected"]:
             return False
         return self._update_run(
             run_id,

@@ -1,0 +1,91 @@
+"""Reads other people's weights, and runs none of what their files would call."""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# What an optimiser or a best loss kept as a NumPy scalar adds to tensors and plain Python, under the names
+# that NumPy 1 and NumPy 2 give it.
+_SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
+_NUMPY = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)),
+]
+# torch raises these for files that are cut short, damaged or something else.
+_UNREADABLE = (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError)
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is not what it should be; the message names the file, the field and what it takes."""
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """What `torch.save` put into a file, old format or new. Raises CheckpointError and OSError."""
+    try:
+        with torch.serialization.safe_globals(_NUMPY):
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        called = re.search(r"(?:GLOBAL|global:?) (\w[\w.]*\.\w+)", str(error))
+        if called:
+            raise CheckpointError(
+                f"{path}: refused, because reading it would call {called[1]}: expected a file that holds "
+                "tensors, numbers and names only"
+            ) from error
+        raise CheckpointError(
+            f"{path}: expected a whole file made by torch.save, but it is cut short, damaged or something else"
+        ) from error
+    if not isinstance(saved, Mapping):
+        raise CheckpointError(f"{path}: expected a dictionary, found {type(saved).__name__}")
+    return saved
+
+
+def load(network: nn.Module, saved: Mapping[str, Any], path: Path) -> None:
+    """Puts a checkpoint's `state_dict`, or a checkpoint that is one, into the network.
+
+    Names may begin with `module.`, as torch's DataParallel writes them, and a DenseNet's may be those of
+    torchvision before 0.3, `norm.1` for `norm1`. Raises CheckpointError, naming `path`.
+    """
+    found = weights(saved, path)
+    # How many batches a normalisation has seen: not in old files, and of no use in scoring.
+    wanted = {
+        name: tensor for name, tensor in network.state_dict().items() if "num_batches_tracked" not in name
+    }
+    kind = f"{type(network).__name__} of {len(wanted)} tensors"
+    if missing := [name for name in wanted if name not in found]:
+        raise CheckpointError(
+            f"{path}: state_dict has no {missing[0]} and lacks {len(missing)} in all: expected a {kind}"
+        )
+    if extra := [name for name in found if name not in wanted]:
+        raise CheckpointError(
+            f"{path}: state_dict has an unexpected {extra[0]}, {len(extra)} in all: expected a {kind}"
+        )
+    for name, tensor in wanted.items():
+        if found[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{path}: {name} in state_dict has shape {list(found[name].shape)}: "
+                f"expected {list(tensor.shape)}"
+            )
+        if not found[name].isfinite().all():
+            raise CheckpointError(f"{path}: {name} in state_dict holds NaN or infinity: expected numbers")
+    network.load_state_dict(found, strict=False)
+
+
+def weights(saved: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's `state_dict` by today's names. Raises CheckpointError."""
+    state = saved.get("state_dict", saved)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        found = f", found {', '.join(map(str, saved))}" if state is saved else ""
+        raise CheckpointError(f"{path}: state_dict: expected a dictionary of tensors{found}")
+    return {_name(name): tensor for name, tensor in state.items() if "num_batches_tracked" not in name}
+
+
+def _name(name: str) -> str:
+    return re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name.removeprefix("module."))
