@@ -122,7 +122,7 @@ class LocalAws:
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
             "CDK_DOCKER": "true",  # the program: it takes any arguments and succeeds
-            "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "1",
+            "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "20",  # Node's major version
         }
         for name in list(os.environ):
             if name.startswith("AWS_"):

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from classifier import predictions
 from classifier.predictions import SCORED
 
+from cxr.files import whole_file
+
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_s3 import S3Client
@@ -117,8 +119,7 @@ def write_csv(path: Path, found: Iterable[Outcome], labels: list[str]) -> None:
     The file appears whole or not at all. Raises OSError.
     """
     primary, more = labels[0], labels if len(labels) > 1 else []
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["key", "status", "score", "label", "error", *(f"score_{label}" for label in more)])
         for outcome in found:
@@ -130,7 +131,6 @@ def write_csv(path: Path, found: Iterable[Outcome], labels: list[str]) -> None:
                 outcome.error,
             ]
             rows.writerow([*result, *map(outcome.score, more)])
-    part.replace(path)
 
 
 def _query(dynamodb: DynamoDBClient, table: str, pk: str) -> Iterator[dict[str, Any]]:

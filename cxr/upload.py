@@ -7,26 +7,24 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cxr.errors import InputError
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 UPLOADS_AT_ONCE = 8
 
 
-class FolderError(Exception):
-    """The folder of images cannot be used."""
-
-
 def files_in(folder: Path) -> list[Path]:
-    """The paths of the folder's files, from the folder on; hidden ones are left out. Raises FolderError."""
+    """The paths of the folder's files, from the folder on; hidden ones are left out. Raises InputError."""
     if not folder.exists():
-        raise FolderError(f"{folder} does not exist; give a folder of images")
+        raise InputError(f"{folder} does not exist; give a folder of images")
     if not folder.is_dir():
-        raise FolderError(f"{folder} is not a folder; give the folder that the images are in")
+        raise InputError(f"{folder} is not a folder; give the folder that the images are in")
     paths = (file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file())
     files = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
     if not files:
-        raise FolderError(f"{folder} has no files; give a folder of images")
+        raise InputError(f"{folder} has no files; give a folder of images")
     return files
 
 

@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 from classifier.model import BundleError, Model
 from support import ROOT
@@ -51,6 +52,12 @@ def test_scores_are_exact_decimals_and_positive_from_the_threshold_on(
     threshold = model.thresholds["abnormal"]
     assert model.positive({"abnormal": threshold}) == ("abnormal",)
     assert model.positive({"abnormal": threshold - Decimal("0.000001")}) == ()
+
+
+def test_the_engine_cannot_report_to_anybody() -> None:
+    """See docs/decisions/0004-onnxruntime-without-telemetry.md."""
+    (library,) = Path(onnxruntime.__file__).parent.glob("capi/onnxruntime_pybind11_state*")
+    assert b"events.data.microsoft.com" not in library.read_bytes()
 
 
 def test_the_card_says_what_the_model_is_worth() -> None:

@@ -1,0 +1,272 @@
+"""`cxr evaluate`: how good a run's scores are against reference labels."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import boto3
+import typer
+from botocore.exceptions import BotoCoreError, ClientError
+from rich.markup import escape
+from rich.table import Table
+
+from cxr import RESEARCH_ONLY
+from cxr.cohort import Result, TrainedOn, join, read_labels, read_results
+from cxr.errors import InputError
+from cxr.files import whole_file
+from cxr.local import stack_outputs
+from cxr.model_commands import SHIPPED, Json, load
+from cxr.runs import outcomes, run_status
+from cxr.terminal import console, counted, errors_reported
+
+if TYPE_CHECKING:  # scikit-learn and matplotlib take a second or two, which `cxr --help` should not
+    from classifier.model import Model
+
+    from cxr.evaluation import AtPrevalence, Estimate, Evaluation, LabelledScores
+    from cxr.evaluation_report import Report
+
+COUNTS = ("tp", "fp", "tn", "fn")
+GROUP_MEASURES = ("auc", "sensitivity", "specificity")  # all of them are in the JSON
+
+
+def evaluate(
+    results: Annotated[
+        str, typer.Argument(metavar="RESULTS.csv|RUN", help="Results as a CSV file, or the name of a run.")
+    ],
+    labels: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="CSV of reference labels. An image is named in a column file, key or image, by key or base "
+            "name; its label is 0 or 1 in a column of the label's name, or among NIH's Finding Labels; "
+            "patient_id makes the intervals by patient.",
+        ),
+    ],
+    label: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Label to evaluate. Default: the results' primary one.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="T", help="Score from which an image is called positive. Default: as decided."),
+    ] = None,
+    at_sensitivity: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Take the highest threshold with this sensitivity, such as 0.95."),
+    ] = None,
+    prevalence: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Also reckon PPV, NPV and counts where this share is positive."),
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Also by the values of this column of the labels. Repeatable."),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Bundle that made the scores. Default: the one that ships."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for plots (PNG, SVG) and evaluation.json.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure scores against reference labels, each measure with its 95% interval.
+
+    An evaluation with images or patients that the bundle was trained on says so first. Ends with 0, or with 2
+    if what was given cannot be used.
+    """
+    with errors_reported():
+        from cxr.evaluation_report import labelled_scores, report
+
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise InputError(f"--threshold {threshold:g}: expected a score from 0 to 1")
+        if at_sensitivity is not None and not 0 < at_sensitivity <= 1:
+            raise InputError(f"--at-sensitivity {at_sensitivity:g}: expected a share over 0, up to 1")
+        if prevalence is not None and not 0 < prevalence < 1:
+            raise InputError(f"--prevalence {prevalence:g}: expected a share between 0 and 1")
+        if threshold is not None and at_sensitivity is not None:
+            raise InputError("--threshold and --at-sensitivity: expected one of the two")
+        if out and out.exists() and not out.is_dir():
+            raise InputError(f"--out {out}: expected a folder")
+        model = load(bundle or SHIPPED)
+        label, scored, scored_by = read_scores(results, label, model)
+        known = label in model.thresholds and scored_by in (None, model.name)
+        if bundle and not known:
+            raise InputError(
+                f"--bundle {bundle}: {model.name} of {', '.join(model.thresholds)}; "
+                f"expected what scored these images{f', {scored_by},' if scored_by else ''} for {label}"
+            )
+        references, repeated = read_labels(labels, label, group or ())
+        cohort = join(scored, references)
+        with console.status("Evaluating"):
+            found = report(
+                cohort,
+                label,
+                model=model if known else None,
+                trained_on=TrainedOn.read(bundle or SHIPPED) if known else None,
+                threshold=threshold,
+                sensitivity=at_sensitivity,
+                prevalence=prevalence,
+                columns=group or (),
+            )
+            document = {
+                "note": RESEARCH_ONLY,
+                "results": results,
+                "labels": str(labels),
+                "repeated_labels": repeated,
+                **asdict(found),
+            }
+            text = json.dumps(document, indent=2)
+            if out:
+                write_files(out, found, labelled_scores(cohort), text)
+        if as_json:
+            typer.echo(text)
+            return
+        print_report(found, repeated)
+        if out:
+            console.print(f"\nWrote plots and evaluation.json to {escape(str(out))}")
+        console.print(f"[bold]{RESEARCH_ONLY}[/]")
+
+
+def read_scores(source: str, label: str | None, model: Model) -> tuple[str, list[Result], str | None]:
+    """The label, its results, and which model scored them if that is known. Raises InputError."""
+    primary = next(iter(model.thresholds))
+    if source.endswith(".csv") or os.sep in source or Path(source).exists():
+        found, results = read_results(Path(source), label)
+        return found or primary, results, None
+    try:
+        dynamodb = boto3.Session().client("dynamodb")
+        table = stack_outputs()["TableName"]
+        scored_by = run_status(dynamodb, table, source).model
+    except (LookupError, BotoCoreError, ClientError) as error:
+        raise InputError(f"{source} is no file, and no run was found: {error}") from None
+    label = label or primary
+    return (
+        label,
+        [
+            Result(
+                outcome.key,
+                float(outcome.scores[label]) if label in outcome.scores else None,
+                label in outcome.positive,
+            )
+            for outcome in outcomes(dynamodb, table, source)
+        ],
+        scored_by,
+    )
+
+
+def write_files(folder: Path, found: Report, data: LabelledScores, document: str) -> None:
+    """The plots as PNG and SVG, and evaluation.json, each whole or not at all. Raises OSError."""
+    from cxr.plots import figures, save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures(data, found.overall, found.label, probability=found.probability):
+        for file_format in ("png", "svg"):
+            with whole_file(folder / f"{name}.{file_format}") as part:
+                save(figure, part, file_format)
+    with whole_file(folder / "evaluation.json") as part:
+        part.write_text(document + "\n")
+
+
+def print_report(found: Report, repeated: int) -> None:
+    """For a person: what they must know first, then the figures."""
+    overall = found.overall
+    console.print(_about_training(found))
+    patients = "" if overall.patients is None else f" of {counted(overall.patients, 'patient')}"
+    console.print(
+        f"\n[bold]{escape(found.label)}[/] on {counted(overall.images, 'image')}{patients}: "
+        f"{overall.positives:,} positive, prevalence {overall.prevalence:.3f}"
+    )
+    console.print(f"Threshold {found.threshold.value:g}: {escape(found.threshold.source)}")
+    left_out = {
+        "FAILED images": found.failed,
+        "images without a label": found.without_label,
+        "labels without an image": found.labels_without_image,
+        "labels given again": repeated,
+    }
+    if any(left_out.values()):
+        console.print("Left out: " + ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n))
+    console.print(_measures_table(overall), f"[dim]Intervals: {found.intervals}[/]", sep="\n")
+    for column, evaluations in found.groups.items():
+        console.print(_groups_table(column, evaluations))
+    if found.at_prevalence:
+        console.print(_prevalence_table(found.at_prevalence, overall))
+        console.print(
+            "[dim]By Bayes' rule, if sensitivity and specificity stay what they are, which on other patients "
+            "they may not. AUC stays too; accuracy, F1, average precision and calibration change.[/]"
+        )
+
+
+def _about_training(found: Report) -> str:
+    model = escape(str(found.model))
+    trained, overall = found.trained_on, found.overall
+    if not found.model:
+        return (
+            f"[yellow]Not known: which bundle these scores of {escape(found.label)} are by, what it was trained "
+            "on, and whether they are probabilities. --bundle tells.[/]"
+        )
+    if not trained:
+        return f"[yellow]Not known: whether {model} was trained on these. It has no trained_on.json.[/]"
+    if not trained.images and not trained.patients:
+        of_patients = "" if trained.patients is None else ", and none of these patients,"
+        return f"None of these images{of_patients} is among those that {model} was trained on."
+    of_patients = (
+        "" if trained.patients is None else f" and {trained.patients:,} of {overall.patients:,} patients"
+    )
+    return (
+        f"[bold red]{model} was trained on {trained.images:,} of these {overall.images:,} images"
+        f"{of_patients}: these figures do not tell how good it is on others.[/]"
+    )
+
+
+def _measures_table(overall: Evaluation) -> Table:
+    from cxr.evaluation import MEASURES
+
+    table = _table("measure", "value", "95% interval")
+    for name, estimate in overall.measures.items():
+        decimals = 0 if name in COUNTS else 3
+        table.add_row(MEASURES[name], *_value_and_interval(estimate, decimals))
+    return table
+
+
+def _groups_table(column: str, evaluations: dict[str, Evaluation]) -> Table:
+    from cxr.evaluation import MEASURES
+
+    table = _table(column, "images", "positive", *(MEASURES[name] for name in GROUP_MEASURES))
+    for value, evaluation in evaluations.items():
+        cells = (
+            " ".join(_value_and_interval(evaluation.measures[name], 2, "({}-{})")) for name in GROUP_MEASURES
+        )
+        table.add_row(escape(value), f"{evaluation.images:,}", f"{evaluation.positives:,}", *cells)
+    return table
+
+
+def _prevalence_table(there: AtPrevalence, here: Evaluation) -> Table:
+    table = _table(
+        f"at prevalence {there.prevalence:g}", "value", "interval", f"here ({here.prevalence:.3f})"
+    )
+    for name, estimate in {"PPV": there.ppv, "NPV": there.npv}.items():
+        measured = _value_and_interval(here.measures[name.lower()], 3)[0]
+        table.add_row(name, *_value_and_interval(estimate, 3), measured)
+    for name, estimate in there.per_1000.items():
+        per_1000 = 1000 * (here.measures[name].value or 0) / here.images
+        table.add_row(f"{name.upper()} per 1,000", *_value_and_interval(estimate, 0), f"{per_1000:.0f}")
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(first, *others, header_style="bold", box=None, pad_edge=False, title=" ")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _value_and_interval(estimate: Estimate, decimals: int, form: str = "{} to {}") -> tuple[str, str]:
+    if estimate.value is None:
+        return f"[dim]not defined: {estimate.undefined}[/]", ""
+    interval = estimate.ci95 and form.format(*(f"{limit:,.{decimals}f}" for limit in estimate.ci95))
+    return f"{estimate.value:,.{decimals}f}", interval or ""

@@ -1,0 +1,191 @@
+"""`cxr local`: the whole stack on this machine, kept up, or for one demonstration."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from cxr import RESEARCH_ONLY
+from cxr.errors import InputError
+from cxr.local import PROJECT, LocalAws, LocalAwsError
+from cxr.phantoms import write_phantoms
+from cxr.runs import Outcome, RunStatus, images_in_failure_bucket, outcomes, run_status, write_csv
+from cxr.terminal import console, counted, errors_reported, progress, stage
+from cxr.upload import files_in, upload
+
+MODEL_JSON = PROJECT / "containers" / "classifier" / "model" / "model.json"
+ENVIRONMENT_FILE = PROJECT / ".cxr-local.env"
+MAXIMUM_ROWS = 50  # in the table of results
+# How long to wait for progress: while records are with the classifier or being retried, and while not.
+STALL_SECONDS, IDLE_STALL_SECONDS = 300, 10
+
+local = typer.Typer(no_args_is_help=True, help="An AWS on this machine: no account and no Docker.")
+
+Images = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of images to upload, with its sub-folders."),
+]
+Context = Annotated[
+    list[str] | None,
+    typer.Option("--context", "-c", metavar="NAME=VALUE", help="Setting of the stack, as for `cdk deploy`."),
+]
+
+
+@local.command()
+def up(images: Images = None, context: Context = None) -> None:
+    """Start local AWS with the stack deployed, and keep it up until Ctrl-C."""
+    with errors_reported():
+        files = files_in(images) if images else []
+        with LocalAws() as aws:
+            stack = deploy(aws, context)
+            if images:
+                upload_images(aws, stack, images, files)
+            with environment_file(aws, stack):
+                console.print(f"""
+Local AWS is up. In another terminal, in this folder:
+
+  source {ENVIRONMENT_FILE.name}
+  aws lambda invoke --function-name "$JOB_CREATOR" --cli-read-timeout 0 \\
+    --payload fileb://events/create-jobs-100.json out.json
+  npx cdk deploy --require-approval never --method=direct
+
+Logs: {aws.logs}
+[bold]{RESEARCH_ONLY}[/] Press Ctrl-C to stop.""")
+                while aws.running:
+                    time.sleep(1)
+        raise LocalAwsError(f"MiniStack ended by itself. Logs: {aws.logs}")
+
+
+@local.command()
+def demo(
+    images: Images = None,
+    csv: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the results.")] = Path(
+        "demo-results.csv"
+    ),
+    context: Context = None,
+) -> None:
+    """Score a folder of images on a local AWS: S3, job creator, Kinesis, classifier, DynamoDB.
+
+    Without --images it scores a few drawings. The results are a CSV with the columns
+    key,status,score,label,error. The label is `abnormal` from the model's threshold on, else `normal` (for a
+    model of another label X: X, else `no X`). Ends with 0 if every image has an outcome, SCORED or FAILED.
+    """
+    started = time.monotonic()
+    with errors_reported(), tempfile.TemporaryDirectory(prefix="cxr-demo-") as drawings:
+        if not csv.absolute().parent.is_dir():
+            raise InputError(f"{csv.parent} is not a folder; give --csv a file in one that exists")
+        if not images:
+            images = Path(drawings)
+            write_phantoms(images)
+            console.print("No --images given: these are [bold]drawings[/], and their scores mean nothing.")
+        files = files_in(images)
+        with LocalAws() as aws:
+            stack = deploy(aws, context)
+            upload_images(aws, stack, images, files)
+            run_id = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+            start_run(aws, stack, run_id)
+            status = follow_run(aws, stack, run_id)
+            found = outcomes(aws.client("dynamodb"), stack["TableName"], run_id)
+        labels = [label["name"] for label in json.loads(MODEL_JSON.read_text())["labels"]]
+        write_csv(csv, found, labels)
+        print_outcomes(found, labels[0], stack["KeyPrefix"], status)
+        console.print(
+            f"\nWrote {escape(str(csv))} after {time.monotonic() - started:.0f} s. [bold]{RESEARCH_ONLY}[/]"
+        )
+
+
+def deploy(aws: LocalAws, context: list[str] | None) -> dict[str, str]:
+    """Bootstrap and deploy, telling how it goes; the stack's outputs. Raises LocalAwsError."""
+    with stage("cdk bootstrap"):
+        aws.bootstrap()
+    with stage("cdk deploy"):
+        return aws.deploy(*context or ())
+
+
+def upload_images(aws: LocalAws, stack: dict[str, str], folder: Path, files: list[Path]) -> None:
+    """Upload the folder with a progress bar."""
+    with progress("Uploading") as bar:
+        task = bar.add_task("", total=len(files), note="")
+        for _ in upload(aws.client("s3"), stack["ImagesBucketName"], stack["KeyPrefix"], folder, files):
+            bar.advance(task)
+    console.print(f"[green]✓[/] {counted(len(files), 'file')} uploaded")
+
+
+def start_run(aws: LocalAws, stack: dict[str, str], run_id: str) -> None:
+    """Invoke the job creator. Raises LocalAwsError with what it answered if it failed."""
+    answer = aws.client("lambda").invoke(
+        FunctionName=stack["JobCreatorName"], Payload=json.dumps({"RunId": run_id}).encode()
+    )
+    payload = json.loads(answer["Payload"].read())
+    if "FunctionError" in answer:
+        raise LocalAwsError(f"The job creator failed: {payload.get('errorMessage')}\nLogs: {aws.logs}")
+    images, jobs = counted(payload["ImageCount"], "image"), counted(payload["JobCount"], "job")
+    console.print(f"[green]✓[/] {images} in {jobs} on the stream")
+
+
+def follow_run(aws: LocalAws, stack: dict[str, str], run_id: str) -> RunStatus:
+    """Show the run's progress until every image has an outcome. Raises LocalAwsError if it stalls."""
+    dynamodb = aws.client("dynamodb")
+    with progress("Scoring") as bar:
+        task = bar.add_task("", total=None, note="")
+        done, since = -1, time.monotonic()
+        while not (status := run_status(dynamodb, stack["TableName"], run_id)).complete:
+            failed = status.failures.total()
+            note = f"{failed} failed" if failed else ""
+            bar.update(task, total=status.expected, completed=status.done, note=note)
+            if status.done != done:
+                done, since = status.done, time.monotonic()
+            if time.monotonic() - since > (STALL_SECONDS if aws.delivering else IDLE_STALL_SECONDS):
+                given_up = images_in_failure_bucket(aws.client("s3"), stack["FailureBucketName"], run_id)
+                raise LocalAwsError(
+                    f"The run does not go on: {status.done} of {status.expected} images have an outcome; "
+                    f"jobs of {counted(given_up, 'image')} are in the failure bucket. Logs: {aws.logs}"
+                )
+            time.sleep(0.2)
+        bar.update(task, total=status.expected, completed=status.done)
+    return status
+
+
+def print_outcomes(found: list[Outcome], primary: str, prefix: str, status: RunStatus) -> None:
+    """Print a table of the first outcomes, and how many came out how."""
+    table = Table("image", "score", "label", "error", header_style="bold", box=None, pad_edge=False)
+    table.columns[0].overflow = "fold"
+    table.columns[1].justify = "right"
+    for outcome in found[:MAXIMUM_ROWS]:
+        image = escape(outcome.key.removeprefix(prefix))
+        table.add_row(image, outcome.score(primary), outcome.label(primary), f"[red]{outcome.error}[/]")
+    console.print(table)
+    if len(found) > MAXIMUM_ROWS:
+        console.print(f"... and {len(found) - MAXIMUM_ROWS} more")
+    positive = sum(primary in outcome.positive for outcome in found)
+    console.print(f"\n{status.counts['SCORED']} scored by {status.model}, {positive} of them {primary}")
+    for code, count in sorted(status.failures.items()):
+        console.print(f"[red]{count} failed: {code}[/]")
+
+
+@contextmanager
+def environment_file(aws: LocalAws, stack: dict[str, str]) -> Iterator[None]:
+    """Have a file of `export` lines that leads a shell to this local AWS, while the block runs."""
+    # JobCreatorName becomes JOB_CREATOR.
+    names = {re.sub("(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Name")).upper(): name for name in stack}
+    variables = aws.environment | {name: stack[output] for name, output in names.items()}
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
+    text = "".join(["unset AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN\n", *lines])
+    ENVIRONMENT_FILE.write_text(text)
+    try:
+        yield
+    finally:
+        if ENVIRONMENT_FILE.exists() and ENVIRONMENT_FILE.read_text() == text:  # not of another local AWS
+            ENVIRONMENT_FILE.unlink()

@@ -1,0 +1,40 @@
+"""A folder of images into the bucket."""
+
+from pathlib import Path
+
+import boto3
+import pytest
+from support import BUCKET, PREFIX
+
+from cxr.errors import InputError
+from cxr.upload import files_in, upload
+
+
+def test_sub_folders_are_kept_and_hidden_files_left_out(tmp_path: Path) -> None:
+    for name in ("b.png", "ward 3/a.png", ".hidden.png", ".git/a.png", "ward 3/.DS_Store"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert files_in(tmp_path) == [Path("b.png"), Path("ward 3/a.png")]
+
+
+def test_a_folder_with_only_hidden_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").touch()
+    with pytest.raises(InputError, match="has no files"):
+        files_in(tmp_path)
+
+
+def test_files_are_put_under_the_prefix(aws: None, tmp_path: Path) -> None:
+    bodies = {f"deep/{number}.png": str(number).encode() for number in range(20)}
+    (tmp_path / "deep").mkdir()
+    for name, body in bodies.items():
+        (tmp_path / name).write_bytes(body)
+    s3 = boto3.client("s3")
+    assert len(list(upload(s3, BUCKET, PREFIX, tmp_path, files_in(tmp_path)))) == 20
+    listed = s3.list_objects_v2(Bucket=BUCKET)["Contents"]
+    found = {entry["Key"]: s3.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read() for entry in listed}
+    assert found == {PREFIX + name: body for name, body in bodies.items()}
+
+
+def test_a_file_that_cannot_be_read_stops_the_upload(aws: None, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        list(upload(boto3.client("s3"), BUCKET, PREFIX, tmp_path, [Path("gone.png")]))
