@@ -19,7 +19,7 @@ test: $(DEV)  ## Run all tests but those of training/
 
 test-training: .venv-training/.installed $(DEV)  ## Install torch (several GB), check and test training/
 	$(BIN)/mypy --python-executable .venv-training/bin/python training tests/training
-	.venv-training/bin/pytest tests/training
+	.venv-training/bin/pytest --confcutdir tests/training tests/training
 
 lint: $(DEV)  ## Check style and types
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
-"""The resampling in numpy against numbers that scikit-image 0.26 computed, called as torchxrayvision calls it.
+"""The resampling in numpy against numbers that scikit-image 0.26 gave, called as by torchxrayvision.
 
-    x = (2 * (plane.astype(np.float32) / 255) - 1) * 1024
-    x = skimage.transform.resize(x[None], (1, size, size), mode="constant", preserve_range=True)
-    (x[0] / 2048 + 0.5) * 255
+x = (2 * (plane.astype(np.float32) / 255) - 1) * 1024
+x = skimage.transform.resize(x[None], (1, size, size), mode="constant", preserve_range=True)
+(x[0] / 2048 + 0.5) * 255
 """
 
 import numpy as np
@@ -10,10 +10,13 @@ import numpy.typing as npt
 import pytest
 from classifier.resampling import resize
 
+Plane = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+
 
 def pattern(height: int, width: int) -> npt.NDArray[np.uint8]:
     i, j = np.indices((height, width))
-    return ((37 * i * i + 11 * j * j + 5 * i * j) % 256).astype(np.uint8)
+    grey: npt.NDArray[np.uint8] = ((37 * i * i + 11 * j * j + 5 * i * j) % 256).astype(np.uint8)
+    return grey
 
 
 def test_a_smaller_image_is_smoothed_first_with_middle_grey_around_it() -> None:
@@ -42,18 +45,18 @@ def test_an_image_of_the_size_of_an_x_ray() -> None:
     i, j = np.indices((1024, 700))
     resized = resize(((i * i + 2 * j * j) // 8192 % 256).astype(np.uint8), 224)
     assert resized.dtype == np.float32
-    EXPECTED
-    np.testing.assert_allclose(resized[places], expected, rtol=0, atol=1e-4)
+    found = resized[[0, 100, 150, 200, 223], [0, 50, 223, 180, 223]]
+    expected = [20.877768, 31.138401, 172.82524, 179.50519, 226.26065]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 def test_the_grey_around_an_image_does_not_leave_its_range() -> None:
     bright = np.full((9, 9), 200, np.uint8)
     bright[4, 4] = 210
-    expected = [[200, 200, 200], [200, 201.59155, 200], [200, 200, 200]]
+    expected = [[200.0, 200.0, 200.0], [200.0, 201.59155, 200.0], [200.0, 200.0, 200.0]]
     np.testing.assert_allclose(resize(bright, 3), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_an_image_of_the_right_size_stays_as_it_is(dtype: type[np.uint8] | type[np.float32]) -> None:
-    plane = pattern(224, 224).astype(dtype)
+@pytest.mark.parametrize("plane", [pattern(224, 224), pattern(224, 224).astype(np.float32)])
+def test_an_image_of_the_right_size_stays_as_it_is(plane: Plane) -> None:
     np.testing.assert_array_equal(resize(plane, 224), plane)

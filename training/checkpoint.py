@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,19 @@ from torch import Tensor, nn
 # What an optimiser or a best loss kept as a NumPy scalar adds to tensors and plain Python, under the names
 # that NumPy 1 and NumPy 2 give it.
 _SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
-_NUMPY = [
+_NUMPY: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
     *(type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)),
 ]
-# torch raises these for files that are cut short, damaged or something else.
-_UNREADABLE = (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError)
+# What torch raises on files that are cut short, damaged or something else.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError),
+    *(RuntimeError, TypeError, ValueError),
+)
 
 
 class CheckpointError(Exception):
@@ -29,22 +35,24 @@ class CheckpointError(Exception):
 
 def read(path: Path) -> Mapping[str, Any]:
     """What `torch.save` put into a file, old format or new. Raises CheckpointError and OSError."""
-    try:
-        with torch.serialization.safe_globals(_NUMPY):
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        called = re.search(r"(?:GLOBAL|global:?) (\w[\w.]*\.\w+)", str(error))
-        if called:
-            raise CheckpointError(
-                f"{path}: refused, because reading it would call {called[1]}: expected a file that holds "
-                "tensors, numbers and names only"
-            ) from error
-        raise CheckpointError(
-            f"{path}: expected a whole file made by torch.save, but it is cut short, damaged or something else"
-        ) from error
+    with path.open("rb") as file, torch.serialization.safe_globals(_NUMPY):
+        try:
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+        except _UNREADABLE as error:
+            raise CheckpointError(f"{path}: {_why(error)}") from error
     if not isinstance(saved, Mapping):
         raise CheckpointError(f"{path}: expected a dictionary, found {type(saved).__name__}")
     return saved
+
+
+def _why(error: Exception) -> str:
+    called = re.search(r"GLOBAL (\w[\w.]*)", str(error))
+    if called:
+        return (
+            f"refused, because reading it would call {called[1]}: expected a file that holds "
+            "tensors, numbers and names only"
+        )
+    return "expected a whole file made by torch.save, but it is cut short, damaged or something else"
 
 
 def load(network: nn.Module, saved: Mapping[str, Any], path: Path) -> None:
@@ -81,9 +89,11 @@ def load(network: nn.Module, saved: Mapping[str, Any], path: Path) -> None:
 def weights(saved: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint's `state_dict` by today's names. Raises CheckpointError."""
     state = saved.get("state_dict", saved)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = f", found {', '.join(map(str, saved))}" if state is saved else ""
-        raise CheckpointError(f"{path}: state_dict: expected a dictionary of tensors{found}")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        found = f", found {', '.join(map(str, list(saved)[:5]))}" if state is saved else ""
+        raise CheckpointError(f"{path}: state_dict: expected a dictionary of tensors by name{found}")
     return {_name(name): tensor for name, tensor in state.items() if "num_batches_tracked" not in name}
 
 

@@ -41,6 +41,10 @@ class Scorer(nn.Module):
     more.
     """
 
+    mean: Tensor
+    deviation: Tensor
+    operating_points: Tensor | None
+
     def __init__(
         self,
         network: DenseNet,

@@ -135,9 +135,7 @@ def test_a_file_that_would_run_code_is_refused_by_the_name_of_it_and_nothing_run
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_nor_does_a_bare_pickle_run(
-    network: nn.Module, path: Path, tmp_path: Path, protocol: int
-) -> None:
+def test_nor_does_a_bare_pickle_run(network: nn.Module, path: Path, tmp_path: Path, protocol: int) -> None:
     path.write_bytes(pickle.dumps({"state_dict": Harmful(tmp_path / "ran")}, protocol))
     refusal(network, path)
     assert not (tmp_path / "ran").exists()
@@ -204,7 +202,10 @@ def test_a_checkpoint_of_another_network(network: nn.Module, path: Path, other: 
     ("saved", "said"),
     [
         ([1, 2], "expected a dictionary, found list"),
-        ({"model": 1, "epoch": 2}, "state_dict: expected a dictionary of tensors by name, found model, epoch"),
+        (
+            {"model": 1, "epoch": 2},
+            "state_dict: expected a dictionary of tensors by name, found model, epoch",
+        ),
         ({"state_dict": {"features": 1}}, "state_dict: expected a dictionary of tensors by name"),
         ({"state_dict": {0: torch.zeros(1)}}, "state_dict: expected a dictionary of tensors by name"),
     ],

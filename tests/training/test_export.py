@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from classifier.images import Preprocessing
 from classifier.model import Model
 from classifier.resampling import resize
 from PIL import Image
@@ -21,13 +22,17 @@ from torchvision import models, transforms
 from torchvision.transforms import InterpolationMode
 
 from training import export
+from training.densenet121 import densenet121
 
 ROOT = Path(__file__).parents[2]
 XRAYS = ROOT.parent / "shared" / "data" / "nih-cxr" / "originals" / "cxr-nih"
 TOLERANCE = 1e-4
+NIH_FILE = "densenet121_256_64_0.001"
+XRV_LABELS = ("Atelectasis", "", "Edema", "Lung Lesion", "Hernia")
+XRV_POINTS = (0.25, float("nan"), 0.4, float("nan"), 0.62)
+XRV_KEPT = (0, 2, 4)
 
 Floats = npt.NDArray[np.float32]
-Transform = Callable[[Image.Image], Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -116,246 +121,253 @@ def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> str:
     return message
 
 
-class TestNih:
-    @staticmethod
-    def transform(mode: InterpolationMode = InterpolationMode.BILINEAR) -> Transform:
-        """The paper's, in torchvision's words."""
-        done: Transform = transforms.Compose(
-            [
-                transforms.Resize(256, interpolation=mode),
-                transforms.CenterCrop(224),
-                transforms.ToTensor(),
-                transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-            ]
-        )
-        return done
-
-    @staticmethod
-    def inputs(xrays: Sequence[Path], transform: Transform) -> Tensor:
-        return torch.stack([transform(Image.open(path).convert("RGB")) for path in xrays])
-
-    @pytest.fixture(scope="class")
-    def network(self, xrays: list[Path]) -> models.DenseNet:
-        return seeded(models.densenet121(num_classes=1), self.inputs(xrays[::2], self.transform()))
-
-    @pytest.fixture(scope="class")
-    def oracle(self, network: models.DenseNet) -> Callable[[Tensor], Floats]:
-        @torch.inference_mode()
-        def score(inputs: Tensor) -> Floats:
-            scores: Floats = torch.cat([network(batch) for batch in inputs.split(8)]).sigmoid().numpy()
-            return scores
-
-        return score
-
-    @pytest.fixture(scope="class")
-    def bundle(self, network: models.DenseNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("nih")
-        path = folder / "densenet121_256_64_0.001"
-        fields = {"Epoch": 1, "state_dict": network.state_dict(), "best_loss": 0.1, "optimizer": {}}
-        torch.save(fields, path, _use_new_zipfile_serialization=False)
-        with pytest.MonkeyPatch.context() as patch:
-            run(patch, "nih", path, "--out", folder / "bundle")
-        return folder / "bundle"
-
-    @pytest.fixture(scope="class")
-    def scores(self, bundle: Path, xrays: list[Path]) -> Floats:
-        return scored(Model(bundle), xrays)
-
-    def test_scores_are_torchs_from_the_bytes_of_the_file_on(
-        self, scores: Floats, xrays: list[Path], oracle: Callable[[Tensor], Floats]
-    ) -> None:
-        assert worst(scores, oracle(self.inputs(xrays, self.transform()))) <= TOLERANCE
-
-    def test_that_comparison_rejects_a_bicubic_resize(
-        self, scores: Floats, xrays: list[Path], oracle: Callable[[Tensor], Floats]
-    ) -> None:
-        bicubic = self.inputs(xrays, self.transform(InterpolationMode.BICUBIC))
-        assert worst(scores, oracle(bicubic)) > 10 * TOLERANCE
-
-    def test_that_comparison_rejects_a_horizontal_flip(
-        self, scores: Floats, xrays: list[Path], oracle: Callable[[Tensor], Floats]
-    ) -> None:
-        flipped = self.inputs(xrays, self.transform()).flip(3)
-        assert worst(scores, oracle(flipped)) > 10 * TOLERANCE
-
-    def test_pixels_are_torchvisions(self, bundle: Path, xrays: list[Path]) -> None:
-        model = Model(bundle)
-        transform = transforms.Compose(
-            [transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()]
-        )
-        for path in xrays:
-            pixels, _ = model.prepare(path.read_bytes())
-            assert pixels.dtype == np.uint8
-            np.testing.assert_array_equal(pixels, transform(Image.open(path).convert("RGB")).numpy())
-
-    def test_the_same_bits_alone_and_in_any_batch(self, bundle: Path, xrays: list[Path]) -> None:
-        model = Model(bundle)
-        pixels = np.stack([model.prepare(path.read_bytes())[0] for path in xrays[:16]])
-        assert_same_bits_in_any_batch(bundle, pixels)
-
-    def test_the_map_adds_up_to_the_logit(
-        self, bundle: Path, xrays: list[Path], network: models.DenseNet
-    ) -> None:
-        model = Model(bundle)
-        with torch.inference_mode():
-            logits = network(self.inputs(xrays[:4], self.transform())) - network.classifier.bias
-        for path, logit in zip(xrays, logits[:, 0].tolist(), strict=False):
-            cam = model.explain(model.prepare(path.read_bytes())[0])["abnormal"]
-            assert cam.shape == (7, 7)
-            assert cam.sum() == pytest.approx(logit, abs=1e-3)
-
-    def test_the_bundle_is_whole_and_says_what_it_is(self, bundle: Path) -> None:
-        assert_one_clean_file(bundle)
-        card = json.loads((bundle / "model.json").read_text())
-        assert card["sha256"] == hashlib.sha256((bundle / "model.onnx").read_bytes()).hexdigest()
-        assert card["score"] == "probability"
-        assert card["cam"] is True
-        assert card["metrics"] == {}
-        assert "Not measured here" in card["limitations"]
-        assert "not-for-profit" in card["licence"]
-        assert "no redistribution" in card["licence"]
-        assert "CADLab" in card["attribution"]
-        assert set(card["self_test"]) == {"abnormal"}
-
-    def test_a_bundle_is_not_overwritten(
-        self, bundle: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        before = (bundle / "model.json").read_bytes()
-        checkpoint = bundle.parent / "densenet121_256_64_0.001"
-        assert "is there already" in refusal(monkeypatch, "nih", checkpoint, "--out", bundle)
-        assert (bundle / "model.json").read_bytes() == before
-
-    def test_a_bundle_that_fails_leaves_nothing(
-        self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def full(*_: Any) -> None:
-            raise OSError("no space left")
-
-        monkeypatch.setattr(onnx, "save", full)
-        checkpoint = bundle.parent / "densenet121_256_64_0.001"
-        assert "no space left" in refusal(monkeypatch, "nih", checkpoint, "--out", tmp_path / "bundle")
-        assert list(tmp_path.iterdir()) == []
-
-    def test_no_such_checkpoint(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert "No such file" in refusal(monkeypatch, "nih", tmp_path / "none", "--out", tmp_path / "bundle")
+def batches(inputs: Tensor) -> list[Tensor]:
+    return [inputs[i : i + 8] for i in range(0, len(inputs), 8)]
 
 
-class TestTorchXRayVision:
-    LABELS = ("Atelectasis", "", "Edema", "Lung Lesion", "Hernia")
-    POINTS = (0.0742, float("nan"), 0.3, float("nan"), 0.62)
-    KEPT = (0, 2, 4)
-
-    @staticmethod
-    def inputs(xrays: Sequence[Path]) -> Tensor:
-        """As torchxrayvision crops, but for its XRayResizer; tests/test_resampling.py pins that one."""
-        planes = []
-        for path in xrays:
-            plane = np.asarray(Image.open(path).convert("RGB"))[:, :, 0]
-            height, width = plane.shape
-            side = min(height, width)
-            top, left = height // 2 - side // 2, width // 2 - side // 2
-            planes.append(resize(plane[top : top + side, left : left + side], 224))
-        return torch.from_numpy((2 * (np.stack(planes)[:, np.newaxis] / 255) - 1) * 1024)
-
-    @pytest.fixture(scope="class")
-    def network(self, xrays: list[Path]) -> models.DenseNet:
-        network = models.densenet121(num_classes=len(self.LABELS))
-        network.features.conv0 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
-        return seeded(network, self.inputs(xrays[::2]))
-
-    @pytest.fixture(scope="class")
-    def state(self, network: models.DenseNet) -> dict[str, Any]:
-        return {**network.state_dict(), "op_threshs": torch.tensor(self.POINTS)}
-
-    @pytest.fixture(scope="class")
-    def bundle(self, state: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("xrv")
-        path = folder / "densenet121-res224-test.pt"
-        torch.save({"state_dict": state, "labels": list(self.LABELS)}, path)
-        with pytest.MonkeyPatch.context() as patch:
-            run(patch, "torchxrayvision", path, "--out", folder / "bundle")
-        return folder / "bundle"
-
-    @torch.inference_mode()
-    def oracle(self, network: models.DenseNet, inputs: Tensor) -> Floats:
-        """As torchxrayvision scores: its features2, classifier and op_norm."""
-        features = torch.cat([network.features(batch) for batch in inputs.split(8)])
-        pooled = functional.adaptive_avg_pool2d(functional.relu(features), (1, 1)).flatten(1)
-        scores = network.classifier(pooled).sigmoid()[:, self.KEPT]
-        for i, kept in enumerate(self.KEPT):
-            point = self.POINTS[kept]
-            for row in scores:
-                row[i] = row[i] / (point * 2) if row[i] < point else 1 - (1 - row[i]) / ((1 - point) * 2)
-        expected: Floats = scores.numpy()
-        return expected
-
-    def test_scores_are_torchs_from_the_bytes_of_the_file_on(
-        self, bundle: Path, xrays: list[Path], network: models.DenseNet
-    ) -> None:
-        inputs = self.inputs(xrays)
-        scores = scored(Model(bundle), xrays)
-        assert worst(scores, self.oracle(network, inputs)) <= TOLERANCE
-        assert ((scores.min(0) < 0.5) & (scores.max(0) > 0.5)).all()  # both sides of every operating point
-        assert worst(scores, self.oracle(network, inputs.flip(3))) > 10 * TOLERANCE
-
-    def test_the_same_bits_alone_and_in_any_batch(self, bundle: Path, xrays: list[Path]) -> None:
-        model = Model(bundle)
-        pixels = np.stack([model.prepare(path.read_bytes())[0] for path in xrays[:16]])
-        assert pixels.dtype == np.float32
-        assert_same_bits_in_any_batch(bundle, pixels)
-
-    def test_the_bundle_is_whole_and_says_what_it_is(self, bundle: Path) -> None:
-        assert_one_clean_file(bundle)
-        card = json.loads((bundle / "model.json").read_text())
-        assert card["name"] == "densenet121-res224-test"
-        assert card["labels"] == [
-            {"name": name, "threshold": 0.5} for name in ("Atelectasis", "Edema", "Hernia")
-        ]
-        assert card["score"] == "operating point"
-        assert "not probabilities" in card["limitations"]
-        assert card["training"]["operating_points"]["Edema"] == pytest.approx(0.3)
-        assert "Apache-2.0" in card["licence"]
-        assert set(card["self_test"]) == {"Atelectasis", "Edema", "Hernia"}
-
-    def test_labels_and_thresholds_may_be_given(self, state: dict[str, Any], tmp_path: Path) -> None:
-        del (bare := dict(state))["op_threshs"]
-        torch.save(bare, tmp_path / "bare.pt")
-        _, card = export.torchxrayvision(
-            tmp_path / "bare.pt", list("ABCDE"), [0.1, 0.2, 0.3, float("nan"), 0.5]
-        )
-        assert [label["name"] for label in card["labels"]] == ["A", "B", "C", "E"]
-        assert card["training"]["operating_points"]["B"] == pytest.approx(0.2)
-
-    @pytest.mark.parametrize(
-        ("options", "said"),
+def nih_inputs(xrays: Sequence[Path], mode: InterpolationMode = InterpolationMode.BILINEAR) -> Tensor:
+    """As the paper's authors prepare them, in torchvision's words."""
+    prepare = transforms.Compose(
         [
-            ([], "labels: expected a list of names"),
-            (["--labels", "A,B"], "2 labels and 5 thresholds"),
-            (["--labels", "A,B,C"], "3 labels and 5 thresholds"),
-            (["--labels", "A,B,C,D,A"], "labels A, C, A: expected one or more, each once"),
-            (["--labels", ",,,,"], "expected one or more"),
-            (["--labels", "A,B,C,D,E", "--thresholds", "0.1,,0.3,,1.5"], "threshold of E is 1.5"),
-            (["--labels", "A,B", "--thresholds", "0.1,0.2"], "classifier.weight in state_dict has shape"),
-        ],
+            transforms.Resize(256, interpolation=mode),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
     )
-    def test_labels_and_thresholds_that_do_not_fit(
-        self,
-        state: dict[str, Any],
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        options: list[str],
-        said: str,
-    ) -> None:
-        torch.save(state, tmp_path / "bare.pt")
-        arguments = "torchxrayvision", tmp_path / "bare.pt", *options, "--out", tmp_path / "bundle"
-        assert said in refusal(monkeypatch, *arguments)
+    return torch.stack([prepare(Image.open(path).convert("RGB")) for path in xrays])
 
-    def test_no_thresholds(
-        self, network: models.DenseNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        torch.save(network.state_dict(), tmp_path / "bare.pt")
-        message = refusal(
-            monkeypatch,
-            *("torchxrayvision", tmp_path / "bare.pt", "--labels", "A,B,C,D,E", "--out", tmp_path / "bundle"),
-        )
-        assert "state_dict has no op_threshs: give --thresholds" in message
+
+@torch.inference_mode()
+def nih_oracle(network: models.DenseNet, inputs: Tensor) -> Floats:
+    scores: Floats = torch.cat([network(batch) for batch in batches(inputs)]).sigmoid().numpy()
+    return scores
+
+
+@pytest.fixture(scope="module")
+def nih_network(xrays: list[Path]) -> models.DenseNet:
+    return seeded(models.densenet121(num_classes=1), nih_inputs(xrays[::4]))
+
+
+@pytest.fixture(scope="module")
+def nih_bundle(nih_network: models.DenseNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nih")
+    fields = {"Epoch": 1, "state_dict": nih_network.state_dict(), "best_loss": 0.1, "optimizer": {}}
+    torch.save(fields, folder / NIH_FILE, _use_new_zipfile_serialization=False)
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "nih", folder / NIH_FILE, "--out", folder / "bundle")
+    return folder / "bundle"
+
+
+def test_nih_scores_are_torchs_from_file_bytes_on_and_no_other_preprocessing_passes(
+    nih_bundle: Path, nih_network: models.DenseNet, xrays: list[Path]
+) -> None:
+    scores = scored(Model(nih_bundle), xrays)
+    inputs = nih_inputs(xrays)
+    assert worst(scores, nih_oracle(nih_network, inputs)) <= TOLERANCE
+    assert worst(scores, nih_oracle(nih_network, inputs.flip(3))) > 10 * TOLERANCE
+    bicubic = nih_inputs(xrays, InterpolationMode.BICUBIC)
+    assert worst(scores, nih_oracle(nih_network, bicubic)) > 10 * TOLERANCE
+
+
+def test_nih_pixels_are_torchvisions(nih_bundle: Path, xrays: list[Path]) -> None:
+    model = Model(nih_bundle)
+    transform = transforms.Compose(
+        [transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()]
+    )
+    for path in xrays:
+        pixels, _ = model.prepare(path.read_bytes())
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels, transform(Image.open(path).convert("RGB")).numpy())
+
+
+@pytest.mark.parametrize("size", [(300, 401), (1027, 1000), (999, 1022), (64, 200), (256, 256)])
+def test_nih_pixels_are_torchvisions_in_any_size(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    transform = transforms.Compose(
+        [transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()]
+    )
+    pixels = Preprocessing(channels=3, resize=256, crop=224)(image)
+    np.testing.assert_array_equal(pixels, transform(image).numpy())
+
+
+def test_nih_gives_the_same_bits_alone_and_in_any_batch(nih_bundle: Path, xrays: list[Path]) -> None:
+    model = Model(nih_bundle)
+    pixels = np.stack([model.prepare(path.read_bytes())[0] for path in xrays[:16]])
+    assert_same_bits_in_any_batch(nih_bundle, pixels)
+
+
+def test_the_map_adds_up_to_the_logit(
+    nih_bundle: Path, nih_network: models.DenseNet, xrays: list[Path]
+) -> None:
+    model = Model(nih_bundle)
+    with torch.inference_mode():
+        logits = nih_network(nih_inputs(xrays[:4])) - nih_network.classifier.bias
+    for path, logit in zip(xrays, logits[:, 0].tolist(), strict=False):
+        cam = model.explain(model.prepare(path.read_bytes())[0])["abnormal"]
+        assert cam.shape == (7, 7)
+        assert cam.sum() == pytest.approx(logit, abs=1e-3)
+
+
+def test_the_nih_bundle_is_whole_and_says_what_it_is(nih_bundle: Path) -> None:
+    assert_one_clean_file(nih_bundle)
+    card = json.loads((nih_bundle / "model.json").read_text())
+    assert card["sha256"] == hashlib.sha256((nih_bundle / "model.onnx").read_bytes()).hexdigest()
+    assert card["score"] == "probability"
+    assert card["cam"] is True
+    assert card["metrics"] == {}
+    assert "Not measured here" in card["limitations"]
+    assert "not-for-profit" in card["licence"]
+    assert "no redistribution" in card["licence"]
+    assert "CADLab" in card["attribution"]
+    assert set(card["self_test"]) == {"abnormal"}
+
+
+def test_a_bundle_is_not_overwritten(nih_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (nih_bundle / "model.json").read_bytes()
+    message = refusal(monkeypatch, "nih", nih_bundle.parent / NIH_FILE, "--out", nih_bundle)
+    assert "is there already" in message
+    assert (nih_bundle / "model.json").read_bytes() == before
+
+
+def test_a_bundle_that_fails_leaves_nothing(
+    nih_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch.onnx, "export", full)
+    checkpoint = nih_bundle.parent / NIH_FILE
+    assert "no space left" in refusal(monkeypatch, "nih", checkpoint, "--out", tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_such_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "No such file" in refusal(monkeypatch, "nih", tmp_path / "none", "--out", tmp_path / "bundle")
+
+
+def xrv_crop(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """torchxrayvision's XRayCenterCrop."""
+    height, width = plane.shape
+    side = min(height, width)
+    top, left = height // 2 - side // 2, width // 2 - side // 2
+    return plane[top : top + side, left : left + side]
+
+
+def xrv_inputs(xrays: Sequence[Path]) -> Tensor:
+    """As torchxrayvision prepares them, but for its XRayResizer: tests/test_resampling.py pins that one."""
+    planes = [np.asarray(Image.open(path).convert("RGB"))[:, :, 0] for path in xrays]
+    resized = np.stack([resize(xrv_crop(plane), 224) for plane in planes])[:, np.newaxis]
+    return torch.from_numpy((2 * (resized / 255) - 1) * 1024)
+
+
+@torch.inference_mode()
+def xrv_oracle(network: models.DenseNet, inputs: Tensor) -> Floats:
+    """As torchxrayvision scores: its features2, classifier and op_norm."""
+    features = torch.cat([network.features(batch) for batch in batches(inputs)])
+    pooled = functional.adaptive_avg_pool2d(functional.relu(features), (1, 1)).flatten(1)
+    scores = network.classifier(pooled).sigmoid()[:, XRV_KEPT]
+    for i, kept in enumerate(XRV_KEPT):
+        point = XRV_POINTS[kept]
+        for row in scores:
+            row[i] = row[i] / (point * 2) if row[i] < point else 1 - (1 - row[i]) / ((1 - point) * 2)
+    expected: Floats = scores.numpy()
+    return expected
+
+
+@pytest.fixture(scope="module")
+def xrv_network(xrays: list[Path]) -> models.DenseNet:
+    network = models.densenet121(num_classes=len(XRV_LABELS))
+    network.features.conv0 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    return seeded(network, xrv_inputs(xrays[::4]))
+
+
+@pytest.fixture(scope="module")
+def xrv_bundle(xrv_network: models.DenseNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("xrv")
+    path = folder / "densenet121-res224-test.pt"
+    state = {**xrv_network.state_dict(), "op_threshs": torch.tensor(XRV_POINTS)}
+    torch.save({"state_dict": state, "labels": list(XRV_LABELS)}, path)
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, "torchxrayvision", path, "--out", folder / "bundle")
+    return folder / "bundle"
+
+
+def test_xrv_scores_are_torchs_from_file_bytes_on(
+    xrv_bundle: Path, xrv_network: models.DenseNet, xrays: list[Path]
+) -> None:
+    scores = scored(Model(xrv_bundle), xrays)
+    inputs = xrv_inputs(xrays)
+    assert worst(scores, xrv_oracle(xrv_network, inputs)) <= TOLERANCE
+    assert ((scores.min(0) < 0.5) & (scores.max(0) > 0.5)).all()  # both sides of every operating point
+    assert worst(scores, xrv_oracle(xrv_network, inputs.flip(3))) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("size", [(300, 401), (1027, 1000), (999, 1022), (64, 201)])
+def test_xrv_crops_as_torchxrayvision_does(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0]), dtype=np.uint8)
+    prepare = Preprocessing(channels=1, resize=224, crop=224, square=True, resampling="gaussian")
+    np.testing.assert_array_equal(prepare(Image.fromarray(noise))[0], resize(xrv_crop(noise), 224))
+
+
+def test_xrv_gives_the_same_bits_alone_and_in_any_batch(xrv_bundle: Path, xrays: list[Path]) -> None:
+    model = Model(xrv_bundle)
+    pixels = np.stack([model.prepare(path.read_bytes())[0] for path in xrays[:16]])
+    assert pixels.dtype == np.float32
+    assert_same_bits_in_any_batch(xrv_bundle, pixels)
+
+
+def test_the_xrv_bundle_is_whole_and_says_what_it_is(xrv_bundle: Path) -> None:
+    assert_one_clean_file(xrv_bundle)
+    card = json.loads((xrv_bundle / "model.json").read_text())
+    assert card["name"] == "densenet121-res224-test"
+    assert card["labels"] == [{"name": name, "threshold": 0.5} for name in ("Atelectasis", "Edema", "Hernia")]
+    assert card["score"] == "operating point"
+    assert "not probabilities" in card["limitations"]
+    assert card["training"]["operating_points"]["Edema"] == pytest.approx(0.4)
+    assert "Apache-2.0" in card["licence"]
+    assert set(card["self_test"]) == {"Atelectasis", "Edema", "Hernia"}
+
+
+@pytest.fixture(scope="module")
+def bare() -> dict[str, Tensor]:
+    """A state_dict without operating points, as of a network that was made and not fetched."""
+    return dict(densenet121(outputs=5, channels=1).state_dict())
+
+
+def test_labels_and_thresholds_may_be_given(bare: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(bare, tmp_path / "bare.pt")
+    points = [0.1, 0.2, 0.3, float("nan"), 0.5]
+    _, card = export.torchxrayvision(tmp_path / "bare.pt", list("ABCDE"), points)
+    assert [label["name"] for label in card["labels"]] == ["A", "B", "C", "E"]
+    assert card["training"]["operating_points"]["B"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "labels: expected a list of names"),
+        (["--labels", "A,B"], "2 labels and 5 thresholds: expected one of each an output"),
+        (["--labels", "A,B,C,D,A"], "labels A, C, A: expected one or more, each once"),
+        (["--labels", ",,,,"], "expected one or more"),
+        (["--labels", "A,B,C,D,E", "--thresholds", "0.1,,0.3,,1.5"], "threshold of E is 1.5"),
+        (["--labels", "A,B", "--thresholds", "0.1,0.2"], "classifier.weight in state_dict has shape"),
+    ],
+)
+def test_labels_and_thresholds_that_do_not_fit(
+    bare: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    said: str,
+) -> None:
+    torch.save({**bare, "op_threshs": torch.tensor(XRV_POINTS)}, tmp_path / "bare.pt")
+    arguments = ["torchxrayvision", tmp_path / "bare.pt", *options, "--out", tmp_path / "bundle"]
+    assert said in refusal(monkeypatch, *map(str, arguments))
+
+
+def test_no_thresholds(bare: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(bare, tmp_path / "bare.pt")
+    arguments = "torchxrayvision", tmp_path / "bare.pt", "--labels", "A,B,C,D,E", "--out", tmp_path / "bundle"
+    assert "no op_threshs: give --thresholds" in refusal(monkeypatch, *arguments)

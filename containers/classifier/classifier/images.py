@@ -85,8 +85,10 @@ class Preprocessing:
         """
         if self.channels == 1:
             image = image.convert("L")
-        if self.square:
-            image = _centre(image, min(image.size))
+        if self.square:  # as torchxrayvision's XRayCenterCrop rounds
+            side = min(image.size)
+            left, top = (length // 2 - side // 2 for length in image.size)
+            image = image.crop((left, top, left + side, top + side))
         if self.resampling == "gaussian":
             resized = Image.fromarray(resampling.resize(np.asarray(image), self.resize))
         else:
@@ -95,7 +97,9 @@ class Preprocessing:
                 (self.resize * image.width // short, self.resize * image.height // short),
                 Image.Resampling.BILINEAR,
             )
-        planes = np.asarray(_centre(resized, self.crop)).reshape(self.crop, self.crop, -1).transpose(2, 0, 1)
+        left, top = (round((length - self.crop) / 2) for length in resized.size)
+        cropped = resized.crop((left, top, left + self.crop, top + self.crop))
+        planes = np.asarray(cropped).reshape(self.crop, self.crop, -1).transpose(2, 0, 1)
         # Resizing one grey plane and repeating it gives the pixels that resizing three equal planes gives.
         return np.ascontiguousarray(np.broadcast_to(planes, (self.channels, self.crop, self.crop)))
 
@@ -129,11 +133,6 @@ def decode(data: bytes, bit_depth: int = 16) -> Image.Image:
 
 def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-
-
-def _centre(image: Image.Image, side: int) -> Image.Image:
-    left, top = (round((length - side) / 2) for length in image.size)
-    return image.crop((left, top, left + side, top + side))
 
 
 def check_size(size: tuple[int, int]) -> None:

@@ -19,7 +19,8 @@ def resize(plane: npt.NDArray[np.uint8] | npt.NDArray[np.float32], size: int) ->
     rows, columns = (_weights(length, size) for length in plane.shape)
     centred = plane - MIDDLE
     resized = rows @ centred @ columns.T
-    return resized.clip(centred.min(), centred.max()) + MIDDLE
+    grey: npt.NDArray[np.float32] = resized.clip(centred.min(), centred.max()) + MIDDLE
+    return grey
 
 
 @functools.lru_cache(maxsize=8)
@@ -33,11 +34,12 @@ def _weights(length: int, size: int) -> npt.NDArray[np.float32]:
 
     def gaussian(centre: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         distance = np.arange(length) - centre
-        return np.exp(-0.5 * (distance / deviation) ** 2) * (abs(distance) <= reach)
+        bell: npt.NDArray[np.float64] = np.exp(-0.5 * (distance / deviation) ** 2) * (abs(distance) <= reach)
+        return bell
 
     line = np.arange(-reach, reach + 1)
     total = np.exp(-0.5 * (line / deviation) ** 2).sum()
     smooth = gaussian(below) * (below + 1 - place) + gaussian(below + 1) * (place - below)
-    weights = (smooth / total).astype(np.float32)
+    weights: npt.NDArray[np.float32] = (smooth / total).astype(np.float32)
     weights.setflags(write=False)  # every caller gets the same one
     return weights

@@ -1,0 +1,246 @@
+"""Turns a checkpoint that others made into a model bundle.
+
+NIH's classifier of normal and abnormal chest X-rays (Tang et al. 2020), from the file that NIH gives out:
+
+    python -m training.export nih densenet121_256_64_0.001 --out DIR
+
+A TorchXRayVision DenseNet, from a file that these two lines make wherever torchxrayvision is installed:
+
+    model = torchxrayvision.models.DenseNet(weights="densenet121-res224-all")
+    torch.save({"state_dict": model.state_dict(), "labels": model.pathologies}, "densenet121-res224-all.pt")
+
+    python -m training.export torchxrayvision densenet121-res224-all.pt --out DIR
+
+Nothing in a checkpoint is run: a file that holds more than tensors, numbers and names is refused.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from classifier.model import Model
+from torch import Tensor, nn
+
+from cxr.phantoms import draw_phantom
+from training import checkpoint
+from training.checkpoint import CheckpointError
+from training.densenet121 import CROP, IMAGENET_DEVIATION, IMAGENET_MEAN, RESIZE, Scorer, densenet121
+
+NOT_MEASURED = (
+    "Not measured here: the file brings weights and no images. Measure it on your own labelled patients "
+    "before you read anything into a score."
+)
+RESEARCH = "Research use only, not for patient care. It has not been shown to work on your patients."
+
+
+def nih(path: Path) -> tuple[Scorer, dict[str, Any]]:
+    """NIH's checkpoint as a graph and its card. Raises CheckpointError and OSError."""
+    network = densenet121(outputs=1)
+    checkpoint.load(network, checkpoint.read(path), path)
+    return Scorer(network, IMAGENET_MEAN, IMAGENET_DEVIATION), {
+        "name": "nih-densenet121",
+        "score": "probability",
+        "labels": [{"name": "abnormal", "threshold": 0.5}],
+        "preprocessing": {"channels": 3, "resize": RESIZE, "crop": CROP},
+        "training": {
+            "data": "NIH ChestX-ray14, by its authors; abnormal is any of 14 findings mined from the report",
+            "paper": "Tang Y-X, Tang Y-B, Peng Y, et al. Automated abnormality classification of chest "
+            "radiographs using deep convolutional neural networks. npj Digital Medicine 3, 70 (2020)",
+        },
+        "limitations": "Trained and tested by its authors on one hospital's images, with labels mined from "
+        "reports. The bundle does not know which images it was trained on: any of NIH ChestX-ray14 may be "
+        "among them, and an evaluation on those flatters it. The score is called a probability because it is "
+        "a sigmoid's: how well it is calibrated was not measured here.",
+        "intended_use": RESEARCH,
+        "licence": "NIH's Software Terms of Use of CXR-Binary-Classifier, which came with the checkpoint: "
+        "research at not-for-profit organisations only, no redistribution. They hold for this bundle too.",
+        "attribution": "Weights by the Imaging Biomarkers and Computer-Aided Diagnosis Laboratory, NIH "
+        "Clinical Center: https://github.com/rsummers11/CADLab, CXR-Binary-Classifier",
+    }
+
+
+def torchxrayvision(
+    path: Path, labels: list[str] | None, thresholds: list[float] | None
+) -> tuple[Scorer, dict[str, Any]]:
+    """A TorchXRayVision DenseNet as a graph and its card; labels and thresholds are by default the file's.
+
+    A label that is empty or has NaN for a threshold was not trained, and is left out. Raises CheckpointError
+    and OSError.
+    """
+    saved = checkpoint.read(path)
+    state = checkpoint.weights(saved, path)
+    points: Any = state.pop("op_threshs", None)
+    if thresholds is None:
+        if points is None:
+            raise CheckpointError(f"{path}: state_dict has no op_threshs: give --thresholds, one an output")
+        thresholds = points.flatten().tolist()
+    labels = labels or saved.get("labels")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise CheckpointError(f"{path}: labels: expected a list of names, one an output; or give --labels")
+    if len(labels) != len(thresholds):
+        raise CheckpointError(
+            f"{path}: {len(labels)} labels and {len(thresholds)} thresholds: expected one of each an output"
+        )
+    network = densenet121(len(labels), channels=1)
+    checkpoint.load(network, state, path)
+
+    kept = [i for i, label in enumerate(labels) if label.strip() and not math.isnan(thresholds[i])]
+    names = [labels[i] for i in kept]
+    if not names or len(set(names)) < len(names):
+        raise CheckpointError(f"{path}: labels {', '.join(names)}: expected one or more, each once")
+    for i in kept:
+        if not 0 < thresholds[i] < 1:
+            raise CheckpointError(f"{path}: threshold of {labels[i]} is {thresholds[i]}: expected 0 to 1")
+    network.classifier.weight = nn.Parameter(network.classifier.weight[kept])
+    network.classifier.bias = nn.Parameter(network.classifier.bias[kept])
+    chosen = torch.tensor([thresholds[i] for i in kept])
+    # TorchXRayVision's range is -1024 to 1024.
+    return Scorer(network, [255 / 2], [255 / 2048], chosen), {
+        "name": path.stem,
+        "score": "operating point",
+        "labels": [{"name": name, "threshold": 0.5} for name in names],
+        "preprocessing": {
+            "channels": 1,
+            "resize": CROP,
+            "crop": CROP,
+            "square": True,
+            "resampling": "gaussian",
+        },
+        "training": {
+            "data": "By its authors, on public collections; their page on the weights says which",
+            "operating_points": dict(zip(names, chosen.tolist(), strict=True)),
+            "paper": "Cohen JP, Viviano JD, Bertin P, et al. TorchXRayVision: A library of chest X-ray "
+            "datasets and models. Medical Imaging with Deep Learning (2022)",
+        },
+        "limitations": "Scores are not probabilities: 0.5 is the operating point that the authors chose for "
+        "the label, and each side of it is stretched by itself. The bundle does not know which images it was "
+        "trained on: any of the public collections may be among them, and an evaluation on those flatters "
+        "it.",
+        "intended_use": RESEARCH,
+        "licence": "TorchXRayVision is Apache-2.0; the terms of the collections that the weights were "
+        "trained on hold beside it.",
+        "attribution": "Weights by the authors of TorchXRayVision: https://github.com/mlmed/torchxrayvision",
+    }
+
+
+def write_bundle(scorer: Scorer, card: dict[str, Any], out: Path) -> str:
+    """Writes model.onnx and model.json to a new folder, whole or not at all, and gives the graph's SHA-256.
+
+    `self_test` in the card holds what the bundle scores a drawn phantom. Raises FileExistsError.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out}: is there already, and no bundle is overwritten: expected a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as unfinished:
+        folder = Path(unfinished) / "bundle"  # one with the usual permissions, unlike a temporary one
+        folder.mkdir()
+        # What is resampled with a Gaussian comes in fractions of grey values.
+        gaussian = card["preprocessing"].get("resampling") == "gaussian"
+        _write_graph(
+            scorer,
+            torch.zeros(
+                (2, card["preprocessing"]["channels"], CROP, CROP),
+                dtype=torch.float32 if gaussian else torch.uint8,
+            ),
+            folder / "model.onnx",
+        )
+        digest = _sha256(folder / "model.onnx")
+        card = {"name": card["name"], "version": "1.0.0", "sha256": digest, **card, "cam": True}
+        _write_card(card, folder)
+        model = Model(folder)
+        png = io.BytesIO()
+        draw_phantom(0, opacity=True).save(png, "PNG")
+        pixels, _ = model.prepare(png.getvalue())
+        (scores,) = model.score([pixels])
+        card["self_test"] = {label: float(score) for label, score in scores.items()}
+        _write_card(card, folder)
+        folder.rename(out)
+    return digest
+
+
+def _write_graph(scorer: Scorer, pixels: Tensor, path: Path) -> None:
+    program: Any = torch.onnx.export(
+        scorer,
+        (pixels,),
+        input_names=["pixels"],
+        output_names=["scores", "cam"],
+        dynamic_shapes=({0: torch.export.Dim("images")},),
+        opset_version=20,
+        verbose=False,
+    )
+    graph = program.model_proto
+    # The exporter notes the stack trace of every node: paths of the machine that made it.
+    for described in (graph, graph.graph, *graph.graph.node, *graph.graph.value_info, *graph.graph.input):
+        del described.metadata_props[:]
+    onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, path)
+
+
+def _write_card(card: dict[str, Any], folder: Path) -> None:
+    (folder / "model.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def numbers(text: str) -> list[float]:
+    return [float(part or "nan") for part in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="nih | torchxrayvision")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("file", type=Path, help="the checkpoint, made by torch.save")
+    common.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle, a new folder")
+    common.add_argument("--name", help="of the model in model.json and in every prediction")
+    kinds.add_parser("nih", parents=[common], help="NIH's classifier of normal and abnormal chest X-rays")
+    xrv = kinds.add_parser("torchxrayvision", parents=[common], help="a DenseNet of TorchXRayVision")
+    xrv.add_argument(
+        "--labels",
+        type=names,
+        metavar="NAME,NAME,...",
+        help="one an output, empty for one that was not trained (default: `labels` in the file)",
+    )
+    xrv.add_argument(
+        "--thresholds",
+        type=numbers,
+        metavar="0.07,nan,...",
+        help="the operating point of each output, nan for none (default: `op_threshs` in the file)",
+    )
+    options = parser.parse_args()
+    try:
+        if options.kind == "nih":
+            scorer, card = nih(options.file)
+        else:
+            scorer, card = torchxrayvision(options.file, options.labels, options.thresholds)
+        card["name"] = options.name or card["name"]
+        card["metrics"] = {}
+        card["training"]["checkpoint_sha256"] = _sha256(options.file)
+        card["limitations"] = f"{NOT_MEASURED} {card['limitations']}"
+        digest = write_bundle(scorer, card, options.out)
+    except (CheckpointError, OSError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    labels = ", ".join(label["name"] for label in card["labels"])
+    print(f"{options.out}: {card['name']}, {labels}; sha256 {digest}")
+
+
+if __name__ == "__main__":
+    main()
