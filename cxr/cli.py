@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 
 from cxr import RESEARCH_ONLY
+from cxr.evaluation_command import evaluate
 from cxr.local_commands import local
 from cxr.model_commands import explain, model, score
 from cxr.processes import STOP_SIGNALS
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(score)
 app.command()(explain)
+app.command()(evaluate)
 app.add_typer(model, name="model")
 app.add_typer(local, name="local")
 

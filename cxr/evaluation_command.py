@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cxr import RESEARCH_ONLY
-from cxr.cohort import Result, TrainedOn, join, read_labels, read_results
+from cxr.cohort import Result, TrainingSet, join, read_labels, read_results
 from cxr.errors import InputError
 from cxr.files import whole_file
 from cxr.local import stack_outputs
@@ -76,8 +76,9 @@ def evaluate(
 ) -> None:
     """Measure scores against reference labels, each measure with its 95% interval.
 
-    An evaluation with images or patients that the bundle was trained on says so first. Ends with 0, or with 2
-    if what was given cannot be used.
+    If the bundle was trained on some of the images or patients, that is said first.
+
+    Ends with 0, with 2 if what was given cannot be used, and with 1 if the files cannot be written.
     """
     with errors_reported():
         from cxr.evaluation_report import labelled_scores, report
@@ -107,7 +108,7 @@ def evaluate(
                 cohort,
                 label,
                 model=model if known else None,
-                trained_on=TrainedOn.read(bundle or SHIPPED) if known else None,
+                training_set=TrainingSet.read(bundle or SHIPPED) if known else None,
                 threshold=threshold,
                 sensitivity=at_sensitivity,
                 prevalence=prevalence,
@@ -145,18 +146,15 @@ def read_scores(source: str, label: str | None, model: Model) -> tuple[str, list
     except (LookupError, BotoCoreError, ClientError) as error:
         raise InputError(f"{source} is no file, and no run was found: {error}") from None
     label = label or primary
-    return (
-        label,
-        [
-            Result(
-                outcome.key,
-                float(outcome.scores[label]) if label in outcome.scores else None,
-                label in outcome.positive,
+    of_run: list[Result] = []
+    for outcome in outcomes(dynamodb, table, source):
+        if outcome.scores and label not in outcome.scores:
+            raise InputError(
+                f"{source} has no scores of {label}; --label: {', '.join(sorted(outcome.scores))}"
             )
-            for outcome in outcomes(dynamodb, table, source)
-        ],
-        scored_by,
-    )
+        score = float(outcome.scores[label]) if outcome.scores else None
+        of_run.append(Result(outcome.key, score, label in outcome.positive))
+    return label, of_run, scored_by
 
 
 def write_files(folder: Path, found: Report, data: LabelledScores, document: str) -> None:
@@ -164,10 +162,14 @@ def write_files(folder: Path, found: Report, data: LabelledScores, document: str
     from cxr.plots import figures, save
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures(data, found.overall, found.label, probability=found.probability):
+    for name, figure in figures(found, data):
         for file_format in ("png", "svg"):
-            with whole_file(folder / f"{name}.{file_format}") as part:
-                save(figure, part, file_format)
+            path = folder / f"{name}.{file_format}"
+            if figure is None:
+                path.unlink(missing_ok=True)  # of another evaluation
+            else:
+                with whole_file(path) as part:
+                    save(figure, part, file_format)
     with whole_file(folder / "evaluation.json") as part:
         part.write_text(document + "\n")
 
@@ -193,6 +195,8 @@ def print_report(found: Report, repeated: int) -> None:
     console.print(_measures_table(overall), f"[dim]Intervals: {found.intervals}[/]", sep="\n")
     for column, evaluations in found.groups.items():
         console.print(_groups_table(column, evaluations))
+    if found.groups:
+        console.print("[dim]All measures of each group are in the JSON.[/]")
     if found.at_prevalence:
         console.print(_prevalence_table(found.at_prevalence, overall))
         console.print(
@@ -203,23 +207,19 @@ def print_report(found: Report, repeated: int) -> None:
 
 def _about_training(found: Report) -> str:
     model = escape(str(found.model))
-    trained, overall = found.trained_on, found.overall
+    overlap = found.training_overlap
     if not found.model:
         return (
-            f"[yellow]Not known: which bundle these scores of {escape(found.label)} are by, what it was trained "
-            "on, and whether they are probabilities. --bundle tells.[/]"
+            f"[yellow]Not known: which bundle these scores of {escape(found.label)} are by, what it was "
+            "trained on, and whether they are probabilities. --bundle tells.[/]"
         )
-    if not trained:
+    if not overlap:
         return f"[yellow]Not known: whether {model} was trained on these. It has no trained_on.json.[/]"
-    if not trained.images and not trained.patients:
-        of_patients = "" if trained.patients is None else ", and none of these patients,"
-        return f"None of these images{of_patients} is among those that {model} was trained on."
-    of_patients = (
-        "" if trained.patients is None else f" and {trained.patients:,} of {overall.patients:,} patients"
-    )
+    if not overlap.any:
+        return f"{model} was trained on {overlap.text}."
     return (
-        f"[bold red]{model} was trained on {trained.images:,} of these {overall.images:,} images"
-        f"{of_patients}: these figures do not tell how good it is on others.[/]"
+        f"[bold red]{model} was trained on {overlap.text}: "
+        "these figures do not tell how good it is on others.[/]"
     )
 
 
@@ -236,12 +236,13 @@ def _measures_table(overall: Evaluation) -> Table:
 def _groups_table(column: str, evaluations: dict[str, Evaluation]) -> Table:
     from cxr.evaluation import MEASURES
 
-    table = _table(column, "images", "positive", *(MEASURES[name] for name in GROUP_MEASURES))
+    patients = "" if None in {evaluation.patients for evaluation in evaluations.values()} else "\npatients"
+    table = _table(column, f"images{patients}", "positive", *(MEASURES[name] for name in GROUP_MEASURES))
+    table.padding = (0, 1, 0, 0)  # so that it goes into 60 columns
     for value, evaluation in evaluations.items():
-        cells = (
-            " ".join(_value_and_interval(evaluation.measures[name], 2, "({}-{})")) for name in GROUP_MEASURES
-        )
-        table.add_row(escape(value), f"{evaluation.images:,}", f"{evaluation.positives:,}", *cells)
+        images = f"{evaluation.images:,}" + (f"\n{evaluation.patients:,}" if patients else "")
+        cells = ("\n".join(_value_and_interval(evaluation.measures[name], 2, "-")) for name in GROUP_MEASURES)
+        table.add_row(escape(value), images, f"{evaluation.positives:,}", *cells)
     return table
 
 
@@ -260,13 +261,16 @@ def _prevalence_table(there: AtPrevalence, here: Evaluation) -> Table:
 
 def _table(first: str, *others: str) -> Table:
     table = Table(first, *others, header_style="bold", box=None, pad_edge=False, title=" ")
+    table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.justify = "right"
     return table
 
 
-def _value_and_interval(estimate: Estimate, decimals: int, form: str = "{} to {}") -> tuple[str, str]:
+def _value_and_interval(estimate: Estimate, decimals: int, between: str = " to ") -> tuple[str, str]:
     if estimate.value is None:
         return f"[dim]not defined: {estimate.undefined}[/]", ""
-    interval = estimate.ci95 and form.format(*(f"{limit:,.{decimals}f}" for limit in estimate.ci95))
-    return f"{estimate.value:,.{decimals}f}", interval or ""
+    value = f"{estimate.value:,.{decimals}f}"
+    if not estimate.ci95:
+        return value, "[dim]no interval[/]"
+    return value, between.join(f"{limit:,.{decimals}f}" for limit in estimate.ci95)

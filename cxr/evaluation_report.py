@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from classifier.model import Model
 
-from cxr.cohort import Cohort, Result, TrainedOn
+from cxr.cohort import Cohort, Result, TrainingSet
 from cxr.errors import InputError
 from cxr.evaluation import (
     RESAMPLES,
@@ -33,11 +33,25 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """How much of the evaluation the bundle has been trained on."""
+class TrainingOverlap:
+    """How many of the evaluated images and patients the bundle was trained on."""
 
     images: int
     patients: int | None  # None if the labels name no patients
+    of_images: int
+    of_patients: int | None
+
+    @property
+    def any(self) -> bool:
+        """Whether it was trained on one of them."""
+        return bool(self.images or self.patients)
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        images = f"{self.images:,} of these {self.of_images:,} images"
+        patients = "" if self.patients is None else f", {self.patients:,} of {self.of_patients:,} patients"
+        return images + patients
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class Report:
     label: str
     model: str | None  # of the bundle; None if no bundle is known for these scores
     probability: bool
-    trained_on: Trained | None  # None if that cannot be known
+    training_overlap: TrainingOverlap | None  # None if that cannot be known
     failed: int
     without_label: int
     labels_without_image: int
@@ -63,7 +77,7 @@ def report(
     label: str,
     *,
     model: Model | None,
-    trained_on: TrainedOn | None,
+    training_set: TrainingSet | None,
     threshold: float | None = None,
     sensitivity: float | None = None,
     prevalence: float | None = None,
@@ -94,15 +108,14 @@ def report(
         label=label,
         model=model.name if model else None,
         probability=probability,
-        trained_on=_trained(cohort, data, trained_on),
+        training_overlap=_training_overlap(cohort, data, training_set),
         failed=cohort.failed,
         without_label=cohort.without_label,
         labels_without_image=cohort.labels_without_image,
         threshold=chosen,
         intervals=(
-            f"95%, by {sampled}: Wilson's of proportions"
-            f"{', widened for several images of a patient' if sampled == 'patients' else ''}; "
-            f"else {RESAMPLES:,} bootstrap samples of {sampled}"
+            f"95%, by {sampled}: {RESAMPLES:,} bootstrap samples; for proportions Wilson's"
+            f"{', widened as images of one patient are alike' if sampled == 'patients' else ''}"
         ),
         overall=overall,
         groups=groups,
@@ -148,9 +161,13 @@ def choose_threshold(
     highest_negative, lowest_positive = _decisions(decided)
     if model and of_model is not None and highest_negative < of_model <= lowest_positive:
         return Threshold(of_model, f"of {model.name}, and the results were decided by it")
+    doubt = (
+        f" ({model.name} has {of_model:g}: did it score them? --bundle tells)" if model and of_model else ""
+    )
     if math.isinf(lowest_positive):
-        return Threshold(highest_negative + 1e-6, "above every score: the results call no image positive")
-    return Threshold(lowest_positive, "the lowest score that the results call positive")
+        above = highest_negative + 1e-6  # scores have six decimals
+        return Threshold(above, f"above every score: the results call no image positive{doubt}")
+    return Threshold(lowest_positive, f"the lowest score that the results call positive{doubt}")
 
 
 def _decisions(decided: Sequence[Result]) -> tuple[float, float]:
@@ -166,8 +183,11 @@ def _decisions(decided: Sequence[Result]) -> tuple[float, float]:
     return limits
 
 
-def _trained(cohort: Cohort, data: LabelledScores, trained_on: TrainedOn | None) -> Trained | None:
-    if trained_on is None:
+def _training_overlap(
+    cohort: Cohort, data: LabelledScores, training_set: TrainingSet | None
+) -> TrainingOverlap | None:
+    if training_set is None:
         return None
-    images, patients = trained_on.among(cohort)
-    return Trained(images, None if data.patients is None else patients)
+    images, patients = training_set.among(cohort)
+    of_patients = data.patient_count
+    return TrainingOverlap(images, None if of_patients is None else patients, len(data), of_patients)

@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from http import HTTPStatus
@@ -35,6 +35,8 @@ class FunctionSpec:
     task_root: Path  # the folder that becomes the image's working directory
     environment: Mapping[str, str]  # how to reach AWS: endpoint, credentials, region
     log: Path
+    # What runs it, given its variables: another machine's Python in a container, else this one's.
+    start: Callable[[Mapping[str, str]], list[str]] | None = None
 
     @property
     def name(self) -> str:
@@ -60,7 +62,6 @@ class FunctionSpec:
         """The function's own variables, what Lambda sets (DG configuration-envvars) and how to reach AWS."""
         logging = self.configuration.get("LoggingConfig", {})
         return {
-            **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ},
             "LANG": "en_US.UTF-8",
             "TZ": "UTC",
             **self.configuration.get("Environment", {}).get("Variables", {}),
@@ -90,10 +91,13 @@ class ExecutionEnvironment:
         self._initialised = threading.Event()
         self.alive = True
         self._runtime_api = LoopbackServer(self._respond)
+        variables = function.process_environment(self._runtime_api.address)
+        ours = [sys.executable, "-m", "awslambdaric", function.handler]
+        here = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
         self._process = processes.start(
-            [sys.executable, "-m", "awslambdaric", function.handler],
+            function.start(variables) if function.start else ours,
             cwd=function.task_root,
-            environment=function.process_environment(self._runtime_api.address),
+            environment=here | variables,
             log=function.log,
         )
         threading.Thread(target=self._await_exit, daemon=True).start()

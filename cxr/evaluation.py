@@ -1,0 +1,360 @@
+"""How good scores are against reference labels: measures, each with its 95% interval. No I/O.
+
+Images of one patient are alike, so patients are what is sampled where they are known, else images.
+Proportions have Wilson's interval with the design effect of several images a patient: a bootstrap's is too
+short near 0 and 1, and of no length at all at 0 and 1. The calibration slope has a cluster-robust interval,
+and everything else a percentile bootstrap's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import auc, average_precision_score, brier_score_loss, f1_score, roc_auc_score
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
+Interval = tuple[float, float]
+
+MEASURES = {
+    "auc": "AUC",
+    "average_precision": "average precision",
+    "accuracy": "accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "f1": "F1",
+    "tp": "TP",
+    "fp": "FP",
+    "tn": "TN",
+    "fn": "FN",
+    "brier": "Brier score",
+    "calibration_slope": "calibration slope",
+}
+ONE_CLASS = "only one class"
+RESAMPLES = 1000
+DEFINED_SHARE = 0.9  # of the resamples in which a measure must be defined to have an interval
+Z_95 = 1.959964  # standard normal quantile
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledScores:
+    """Scores of images with their reference labels; each array is [images]."""
+
+    scores: Floats  # 0..1
+    positive: Booleans  # by the reference labels
+    patients: Integers | None = None  # whose image it is, as any number; None if not known
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, which: Booleans | Integers) -> LabelledScores:
+        patients = None if self.patients is None else self.patients[which]
+        return LabelledScores(self.scores[which], self.positive[which], patients)
+
+    @property
+    def patient_count(self) -> int | None:
+        """Distinct patients; None if not known."""
+        return None if self.patients is None else len(np.unique(self.patients))
+
+    @property
+    def prevalence(self) -> float:
+        """Share of positive images."""
+        return float(self.positive.mean())
+
+    @property
+    def two_classes(self) -> bool:
+        """Whether there are positive and negative images."""
+        return 0 < int(self.positive.sum()) < len(self)
+
+    @property
+    def clusters(self) -> Integers:
+        """[images], numbers from 0 on: the patient of each image, or the image itself if not known."""
+        if self.patients is None:
+            return np.arange(len(self))
+        return np.unique(self.patients, return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measure on these images. Without a value, `undefined` says why; the interval can be missing too."""
+
+    value: float | None
+    ci95: Interval | None = None
+    undefined: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All measures at one threshold, and how many images they are on."""
+
+    images: int
+    patients: int | None  # None if not known
+    positives: int
+    prevalence: float
+    threshold: float
+    measures: dict[str, Estimate]  # keys as in MEASURES
+
+
+@dataclass(frozen=True)
+class AtPrevalence:
+    """What sensitivity and specificity come to where another share of images is positive."""
+
+    prevalence: float
+    ppv: Estimate
+    npv: Estimate
+    per_1000: dict[str, Estimate]  # tp, fp, tn, fn expected among 1,000 images
+
+
+@dataclass(frozen=True)
+class ScoreBin:
+    """Images of about the same score: how many, and which share of them is positive."""
+
+    images: int
+    mean_score: float
+    observed: float
+    ci95: Interval
+
+
+def evaluate(data: LabelledScores, threshold: float, *, probability: bool) -> Evaluation:
+    """Every measure of at least one image; a score at or above the threshold is called positive.
+
+    Brier score and calibration slope only if the scores are probabilities.
+    """
+    data = data[np.argsort(-data.scores, kind="stable")]  # scikit-learn sorts: quick where it is done
+    called = data.scores >= threshold
+    correct = called == data.positive
+    everything = np.ones(len(data), dtype=bool)
+    proportions = {
+        "accuracy": (everything, ""),
+        "sensitivity": (data.positive, "no positive image"),
+        "specificity": (~data.positive, "no negative image"),
+        "ppv": (called, "no image called positive"),
+        "npv": (~called, "no image called negative"),
+    }
+    measures = _bootstrapped(data, called) | {
+        name: _proportion(correct[among], data.clusters[among], undefined)
+        for name, (among, undefined) in proportions.items()
+    }
+    if probability:
+        measures["calibration_slope"] = _calibration_slope(data)
+    else:
+        del measures["brier"]
+    return Evaluation(
+        images=len(data),
+        patients=data.patient_count,
+        positives=int(data.positive.sum()),
+        prevalence=data.prevalence,
+        threshold=threshold,
+        measures={name: measures[name] for name in MEASURES if name in measures},
+    )
+
+
+def threshold_at_sensitivity(data: LabelledScores, sensitivity: float) -> float:
+    """The highest threshold that reaches a sensitivity (over 0, at most 1); needs a positive image."""
+    ranked = np.sort(data.scores[data.positive])[::-1]
+    reached = np.arange(1, len(ranked) + 1) / len(ranked)
+    return float(ranked[np.argmax(reached >= sensitivity)])
+
+
+def at_prevalence(evaluation: Evaluation, prevalence: float) -> AtPrevalence:
+    """Predictive values and counts by Bayes' rule, where a share `prevalence` (between 0 and 1) is positive.
+
+    Supposes that sensitivity and specificity stay what they are. PPV and NPV have the interval from both at
+    their lower limits to both at their upper limits, which is on the wide side of 95%.
+    """
+    sensitivity, specificity = (evaluation.measures[name] for name in ("sensitivity", "specificity"))
+    positives, negatives = 1000 * prevalence, 1000 * (1 - prevalence)
+
+    def ppv(sensitivity: float, specificity: float) -> float:
+        tp, fp = positives * sensitivity, negatives * (1 - specificity)
+        return _ratio(tp, tp + fp)
+
+    def npv(sensitivity: float, specificity: float) -> float:
+        tn, fn = negatives * specificity, positives * (1 - sensitivity)
+        return _ratio(tn, tn + fn)
+
+    return AtPrevalence(
+        prevalence=prevalence,
+        ppv=_derived(ppv, sensitivity, specificity),
+        npv=_derived(npv, sensitivity, specificity),
+        per_1000={
+            "tp": _derived(lambda rate: positives * rate, sensitivity),
+            "fp": _derived(lambda rate: negatives * (1 - rate), specificity),
+            "tn": _derived(lambda rate: negatives * rate, specificity),
+            "fn": _derived(lambda rate: positives * (1 - rate), sensitivity),
+        },
+    )
+
+
+def reliability(data: LabelledScores, bins: int = 10) -> list[ScoreBin]:
+    """Bins of about equally many images by score; images of the same score are never parted."""
+    edges = np.unique(np.quantile(data.scores, np.linspace(0, 1, bins + 1)[1:-1]))
+    bin_of = np.searchsorted(edges, data.scores, side="right")
+    members = (np.flatnonzero(bin_of == number) for number in np.unique(bin_of))
+    return [
+        ScoreBin(
+            images=len(images),
+            mean_score=float(data.scores[images].mean()),
+            observed=float(data.positive[images].mean()),
+            ci95=proportion_interval(data.positive[images], data.clusters[images]),
+        )
+        for images in members
+    ]
+
+
+def proportion_interval(success: Booleans, clusters: Integers) -> Interval:
+    """95% interval of the share of images that are a success; both arrays are [images].
+
+    Wilson (1927), JASA 22:209, with the number of images divided by the design effect as by Rao and Scott
+    (1992), Biometrics 48:577: plain Wilson where each cluster is one image. Without variation there is no
+    design effect to be had, and the number of clusters is taken.
+    """
+    images, share = len(success), float(success.mean())
+    cluster = np.unique(clusters, return_inverse=True)[1]
+    residuals = np.bincount(cluster, weights=success - share)
+    if len(residuals) == 1 or share in (0, 1):
+        n: float = len(residuals)
+    else:
+        variance = len(residuals) / (len(residuals) - 1) * float(residuals @ residuals) / images**2
+        of_independent_images = share * (1 - share) / (images - 1)
+        n = images / max(1.0, variance / of_independent_images)
+    centre = share + Z_95**2 / (2 * n)
+    half_width = Z_95 * math.sqrt(share * (1 - share) / n + (Z_95 / (2 * n)) ** 2)
+    scale = 1 + Z_95**2 / n
+    return max(0.0, (centre - half_width) / scale), min(1.0, (centre + half_width) / scale)
+
+
+def _proportion(success: Booleans, clusters: Integers, undefined: str) -> Estimate:
+    if not len(success):
+        return Estimate(None, undefined=undefined)
+    return Estimate(float(success.mean()), proportion_interval(success, clusters))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _derived(function: Callable[..., float], *rates: Estimate) -> Estimate:
+    """A function of rates that grows with all of them, or falls with all of them."""
+    for rate in rates:
+        if rate.value is None:
+            return rate
+    value = function(*(rate.value for rate in rates))
+    if math.isnan(value):
+        return Estimate(None, undefined="no image called so")
+    limits = [rate.ci95 for rate in rates if rate.ci95]
+    low, high = sorted(function(*limit) for limit in zip(*limits, strict=True))
+    return Estimate(value, (low, high))
+
+
+def _bootstrapped(data: LabelledScores, called: Booleans) -> dict[str, Estimate]:
+    """Measures that are no proportions, of data in order of score, highest first."""
+    cells = {
+        "tp": called & data.positive,
+        "fp": called & ~data.positive,
+        "tn": ~called & ~data.positive,
+        "fn": ~called & data.positive,
+    }
+    one_class = "" if data.two_classes else ONE_CLASS
+    values = {
+        "auc": math.nan if one_class else roc_auc_score(data.positive, data.scores),
+        "average_precision": math.nan if one_class else average_precision_score(data.positive, data.scores),
+        "f1": f1_score(data.positive, called, zero_division=math.nan),
+        "brier": brier_score_loss(data.positive, data.scores),
+        **{name: int(cell.sum()) for name, cell in cells.items()},
+    }
+    undefined = {"f1": "no image positive or called so"}
+    squared_errors = (data.scores - data.positive) ** 2
+    thresholds = np.append(np.flatnonzero(np.diff(data.scores)), len(data) - 1)  # last image of each score
+    resampled: dict[str, list[float]] = {name: [] for name in values}
+    for weights in _resamples(data.clusters):
+        counts = {name: float(weights @ cell) for name, cell in cells.items()}
+        sample = {
+            **_ranking(weights, data.positive, thresholds),
+            **counts,
+            "f1": _ratio(2 * counts["tp"], 2 * counts["tp"] + counts["fp"] + counts["fn"]),
+            "brier": float(weights @ squared_errors / weights.sum()),
+        }
+        for name, value in sample.items():
+            resampled[name].append(value)
+    return {
+        name: Estimate(None, undefined=undefined.get(name, one_class))
+        if math.isnan(value)
+        else Estimate(value, _percentile_interval(resampled[name]))
+        for name, value in values.items()
+    }
+
+
+def _ranking(weights: Floats, positive: Booleans, thresholds: Integers) -> dict[str, float]:
+    """AUC and average precision, NaN of one class, of images in order of score, highest first.
+
+    What roc_auc_score and average_precision_score give with sample_weight, without their sorting and
+    checking, which would take nearly all the time of a bootstrap.
+    """
+    tp = np.cumsum(weights * positive)[thresholds]
+    fp = np.cumsum(weights * ~positive)[thresholds]
+    if not tp[-1] or not fp[-1]:
+        return {"auc": math.nan, "average_precision": math.nan}
+    recall, called = tp / tp[-1], tp + fp
+    precision = np.divide(tp, called, out=np.zeros_like(tp), where=called > 0)
+    return {
+        "auc": float(auc(np.append(0, fp / fp[-1]), np.append(0, recall))),
+        "average_precision": float(np.diff(recall, prepend=0) @ precision),
+    }
+
+
+def _resamples(clusters: Integers) -> Iterator[Floats]:
+    """How often each image is in a sample of as many clusters, drawn with replacement: [images] each."""
+    random = np.random.default_rng(0)
+    count = int(clusters.max()) + 1
+    for _ in range(RESAMPLES):
+        drawn = random.integers(count, size=count)
+        yield np.bincount(drawn, minlength=count)[clusters].astype(np.float64)
+
+
+def _percentile_interval(values: list[float]) -> Interval | None:
+    """None where too few resamples define the measure, or all agree and so say nothing about its spread."""
+    defined = np.array(values)[~np.isnan(values)]
+    if len(defined) < DEFINED_SHARE * len(values):
+        return None
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return (float(low), float(high)) if low < high else None
+
+
+def _calibration_slope(data: LabelledScores) -> Estimate:
+    """Slope of a logistic regression of the labels on the scores' logits (Cox 1958, Biometrika 45:562).
+
+    1 is well calibrated, under 1 too extreme. The interval is of the variance that allows for clusters (Liang
+    and Zeger 1986, Biometrika 73:13).
+    """
+    scores = data.scores.clip(5e-7, 1 - 5e-7)  # they have six decimals: what rounds to 0 or 1
+    logits = np.log(scores / (1 - scores))
+    if not data.two_classes:
+        return Estimate(None, undefined=ONE_CLASS)
+    of_positives, of_negatives = logits[data.positive], logits[~data.positive]
+    if of_positives.min() >= of_negatives.max() or of_positives.max() <= of_negatives.min():
+        return Estimate(None, undefined="a score parts the classes")
+    regression = LogisticRegression(C=np.inf, solver="newton-cholesky")
+    regression.fit(logits[:, np.newaxis], data.positive)
+    slope = float(regression.coef_[0, 0])
+
+    predicted = regression.predict_proba(logits[:, np.newaxis])[:, 1]
+    terms = np.stack([np.ones(len(data)), logits])  # [intercept and slope, images]
+    information = terms * (predicted * (1 - predicted)) @ terms.T
+    clusters = data.clusters
+    gradients = np.stack([np.bincount(clusters, term * (data.positive - predicted)) for term in terms])
+    count = gradients.shape[1]
+    if count == 1:
+        return Estimate(slope)
+    bread = np.linalg.inv(information)
+    variance = count / (count - 1) * bread @ gradients @ gradients.T @ bread
+    half_width = Z_95 * math.sqrt(variance[1, 1])
+    return Estimate(slope, (slope - half_width, slope + half_width))

@@ -1,0 +1,537 @@
+"""`cxr evaluate`: its numbers against hand and scikit-learn, its files, and what it says of bad input."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+from classifier.model import Model
+from classifier.predictions import Prediction, pack
+from classifier.table import Table
+from PIL import Image
+from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
+from support import TABLE
+from typer.testing import CliRunner
+
+from cxr import evaluation
+from cxr.cli import app
+from cxr.cohort import fingerprint
+from cxr.evaluation import LabelledScores, at_prevalence, evaluate, proportion_interval, reliability
+from cxr.evaluation import threshold_at_sensitivity as threshold_at
+from cxr.model_commands import SHIPPED
+
+# Twelve images, six positive (P), with ties of a positive and a negative at 0.8, 0.6 and 0.5:
+#   0.9 P   0.8 P   0.8 N   0.7 P   0.6 N   0.6 P   0.5 P   0.5 N   0.4 N   0.3 P   0.2 N   0.1 N
+# AUC: of the 36 pairs, the positives win, a tie for half,
+#   0.9: 6   0.8: 5 + 1/2   0.7: 5   0.6: 4 + 1/2   0.5: 3 + 1/2   0.3: 2   in all 26.5, so 53/72.
+# Average precision: each positive adds 1/6 of recall, at the precision of all images from its score on,
+#   0.9: 1/1   0.8: 2/3   0.7: 3/4   0.6: 4/6   0.5: 5/8   0.3: 6/10   in all 517/120, so 517/720.
+# From 0.5 on: TP 0.9 0.8 0.7 0.6 0.5, FP 0.8 0.6 0.5, TN 0.4 0.2 0.1, FN 0.3.
+# Brier: positives 0.01 + 0.04 + 0.09 + 0.16 + 0.25 + 0.49, negatives 0.64 + 0.36 + 0.25 + 0.16 + 0.04 + 0.01.
+TWELVE = LabelledScores(
+    scores=np.array([0.9, 0.8, 0.8, 0.7, 0.6, 0.6, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1]),
+    positive=np.array([1, 1, 0, 1, 0, 1, 1, 0, 0, 1, 0, 0], dtype=bool),
+)
+BY_HAND = {
+    "auc": 53 / 72,
+    "average_precision": 517 / 720,
+    "accuracy": 8 / 12,
+    "sensitivity": 5 / 6,
+    "specificity": 3 / 6,
+    "ppv": 5 / 8,
+    "npv": 3 / 4,
+    "f1": 10 / 14,
+    "tp": 5,
+    "fp": 3,
+    "tn": 3,
+    "fn": 1,
+    "brier": 2.5 / 12,
+}
+
+
+def test_twelve_images_by_hand() -> None:
+    found = evaluate(TWELVE, 0.5, probability=True)
+    assert (found.images, found.patients, found.positives, found.prevalence) == (12, None, 6, 0.5)
+    values = {name: estimate.value for name, estimate in found.measures.items()}
+    assert {name: values[name] for name in BY_HAND} == pytest.approx(BY_HAND, abs=1e-12)
+    assert list(found.measures) == list(evaluation.MEASURES)
+
+
+def test_the_highest_threshold_that_reaches_a_sensitivity() -> None:
+    assert threshold_at(TWELVE, 5 / 6) == 0.5
+    assert threshold_at(TWELVE, 0.84) == 0.3  # needs all six
+    assert threshold_at(TWELVE, 0.01) == 0.9
+
+
+def test_another_prevalence_by_hand() -> None:
+    # Sensitivity 5/6 and specificity 1/2 among 100 positive and 900 negative images of 1,000:
+    # TP 83.3, FN 16.7, FP 450, TN 450, so PPV is 83.3 / 533.3 = 5/32 and NPV 450 / 466.7 = 27/28.
+    here = evaluate(TWELVE, 0.5, probability=True)
+    there = at_prevalence(here, 0.1)
+    assert there.ppv.value == pytest.approx(5 / 32)
+    assert there.npv.value == pytest.approx(27 / 28)
+    assert {name: estimate.value for name, estimate in there.per_1000.items()} == pytest.approx(
+        {"tp": 250 / 3, "fp": 450, "tn": 450, "fn": 50 / 3}
+    )
+    for estimate in (there.ppv, there.npv, *there.per_1000.values()):
+        assert estimate.value is not None
+        assert estimate.ci95
+        assert estimate.ci95[0] < estimate.value < estimate.ci95[1]
+    same = at_prevalence(here, here.prevalence)
+    assert same.ppv.value == pytest.approx(here.measures["ppv"].value)
+    assert same.npv.value == pytest.approx(here.measures["npv"].value)
+
+
+@pytest.mark.parametrize(
+    ("positive", "undefined", "accuracy"), [(True, "specificity", 8 / 12), (False, "sensitivity", 4 / 12)]
+)
+def test_one_class(positive: bool, undefined: str, accuracy: float) -> None:
+    found = evaluate(LabelledScores(TWELVE.scores, np.full(12, positive)), 0.45, probability=True).measures
+    without_value = {name for name, estimate in found.items() if estimate.value is None}
+    assert without_value == {"auc", "average_precision", "calibration_slope", undefined}
+    assert found["auc"].undefined == "only one class"
+    assert found["accuracy"].value == accuracy
+
+
+def test_calibration_slope_by_hand() -> None:
+    # Two scores, 0.25 and 0.75, are 2 log 3 apart in logits. Of four images each, 1 and 3 are positive: so
+    # are the observed logits, and the slope is 1. With 2 and 3 they are log 3 apart, and it is 1/2. The
+    # variance of a log odds ratio is the sum of the inverse counts (Woolf), here times 8/7 for 8 clusters.
+    scores = np.repeat([0.25, 0.75], 4)
+    calibrated = LabelledScores(scores, np.array([1, 0, 0, 0, 1, 1, 1, 0], dtype=bool))
+    found = evaluate(calibrated, 0.5, probability=True).measures["calibration_slope"]
+    assert found.value == pytest.approx(1, abs=1e-4)
+    half_width = 1.96 * ((1 + 1 / 3 + 1 / 3 + 1) * 8 / 7) ** 0.5 / (2 * np.log(3))
+    assert found.ci95 == pytest.approx((1 - half_width, 1 + half_width), abs=1e-3)
+    too_extreme = LabelledScores(scores, np.array([1, 1, 0, 0, 1, 1, 1, 0], dtype=bool))
+    found = evaluate(too_extreme, 0.5, probability=True).measures["calibration_slope"]
+    assert found.value == pytest.approx(0.5, abs=1e-4)
+    parted = evaluate(LabelledScores(scores, scores > 0.5), 0.5, probability=True).measures
+    assert parted["calibration_slope"].undefined == "a score parts the classes"
+    assert parted["auc"].value == 1
+    assert parted["auc"].ci95 is None  # each resample says 1 too, which is no interval
+
+
+def test_no_calibration_of_scores_that_are_no_probability() -> None:
+    assert not {"brier", "calibration_slope"} & set(evaluate(TWELVE, 0.5, probability=False).measures)
+
+
+def test_resamples_are_measured_as_scikit_learn_does() -> None:
+    random = np.random.default_rng(0)
+    scores = np.sort(random.integers(0, 20, 200) / 20)[::-1]  # many ties
+    positive, weights = random.random(200) < scores, random.integers(0, 4, 200).astype(float)
+    ends = np.append(np.flatnonzero(np.diff(scores)), 199)
+    found = evaluation._ranking(weights, positive, ends)
+    assert found["auc"] == pytest.approx(roc_auc_score(positive, scores, sample_weight=weights))
+    expected = average_precision_score(positive, scores, sample_weight=weights)
+    assert found["average_precision"] == pytest.approx(expected)
+
+
+def test_interval_of_a_proportion_is_wilsons_and_wider_for_patients_with_several_images() -> None:
+    success = np.arange(20) < 14
+    # 14 of 20: (0.7 + 0.096036 -+ 1.959964 sqrt(0.0105 + 0.002401)) / 1.192073
+    assert proportion_interval(success, np.arange(20)) == pytest.approx((0.481027, 0.854523), abs=1e-5)
+    # Ten patients whose two images agree are about ten independent images: 7 of 10.
+    in_pairs = np.arange(20) // 2
+    assert proportion_interval(success, in_pairs) == pytest.approx((0.396778, 0.892209), abs=0.02)
+    # 10 of 10: 1 / (1 + 1.959964 ** 2 / 10)
+    assert proportion_interval(np.ones(20, dtype=bool), in_pairs) == pytest.approx((0.722467, 1), abs=1e-5)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty patients of three images each, alike within a patient; the truth is from 60,000 of them."""
+    monkeypatch.setattr(evaluation, "RESAMPLES", 1)
+    truth = evaluate(simulated(60_000, 0), 0.5, probability=True).measures
+    monkeypatch.setattr(evaluation, "RESAMPLES", 200)
+    names = ("auc", "average_precision", "sensitivity", "accuracy", "ppv", "calibration_slope", "brier")
+    hits = dict.fromkeys(names, 0)
+    for seed in range(1, 61):
+        found = evaluate(simulated(50, seed), 0.5, probability=True).measures
+        for name in names:
+            value, interval = truth[name].value, found[name].ci95
+            assert value is not None
+            assert interval
+            hits[name] += interval[0] <= value <= interval[1]
+    assert all(50 <= hit <= 60 for hit in hits.values()), hits  # 57 are expected
+
+
+def simulated(patients: int, seed: int) -> LabelledScores:
+    """Scores that are calibrated: logits of classes one apart, with a share of each patient's own."""
+    random = np.random.default_rng(seed)
+    positive = np.repeat(random.random(patients) < 0.5, 3)
+    noise = np.repeat(random.normal(size=patients), 3) + random.normal(size=3 * patients)
+    logits = np.where(positive, 0.5, -0.5) + noise / 2**0.5
+    return LabelledScores(1 / (1 + np.exp(-logits)), positive, np.repeat(np.arange(patients), 3))
+
+
+def test_reliability_keeps_ties_together_and_counts_everything() -> None:
+    bins = reliability(TWELVE, bins=4)
+    assert sum(group.images for group in bins) == 12
+    assert [(group.images, group.observed) for group in bins] == [
+        (3, 1 / 3),
+        (3, 1 / 3),
+        (3, 2 / 3),
+        (3, 2 / 3),
+    ]
+    everything_tied = LabelledScores(np.full(5, 0.5), np.arange(5) < 2)
+    assert [(group.images, group.observed) for group in reliability(everything_tied)] == [(5, 0.4)]
+
+
+RESULTS = "key,status,score,label,error\n" + "".join(
+    f"cxr/{number:02}.png,SCORED,{score:.6f},{'abnormal' if score >= 0.5 else 'normal'},\n"
+    for number, score in enumerate(TWELVE.scores)
+)
+LABELS = "file,abnormal,patient_id,view,age\n" + "".join(
+    f"some/{number:02}.png,{int(positive)},{number // 2},{'AP' if number % 4 else 'PA'},{15 + 7 * number}\n"
+    for number, positive in enumerate(TWELVE.positive)
+)
+Evaluate = Callable[..., Any]  # of what Typer's CliRunner gives
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """The bundle that ships, but with a threshold of 0.5, and no word of what it was trained on."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    for name in ("model.onnx", "model.json"):
+        shutil.copy(SHIPPED / name, folder)
+    card = json.loads((folder / "model.json").read_text())
+    card |= {"score": "probability", "labels": [{"name": "abnormal", "threshold": 0.5}]}
+    (folder / "model.json").write_text(json.dumps(card))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+    """`cxr evaluate results.csv --labels labels.csv` in a folder with these two files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation, "RESAMPLES", 50)
+    monkeypatch.setattr("cxr.evaluation_command.SHIPPED", bundle)
+
+    def evaluated(*options: str, results: str | bytes = RESULTS, labels: str | bytes = LABELS) -> Any:
+        for name, content in {"results.csv": results, "labels.csv": labels}.items():
+            Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return CliRunner().invoke(app, ["evaluate", "results.csv", "--labels", "labels.csv", *options])
+
+    return evaluated
+
+
+def in_json(result: Any) -> dict[str, Any]:
+    assert result.exit_code == 0, result.output
+    return dict(json.loads(result.stdout))
+
+
+def values(evaluated: dict[str, Any]) -> dict[str, Any]:
+    return {name: estimate["value"] for name, estimate in evaluated["measures"].items()}
+
+
+def test_json(run: Evaluate) -> None:
+    found = in_json(run("--json", "--prevalence", "0.1"))
+    assert values(found["overall"]) | BY_HAND == pytest.approx(values(found["overall"]))
+    assert found["overall"]["patients"] == 6
+    assert found["threshold"]["value"] == 0.5
+    assert found["threshold"]["source"] == f"of {found['model']}, and the results were decided by it"
+    assert found["at_prevalence"]["ppv"]["value"] == pytest.approx(5 / 32)
+    assert "by patients" in found["intervals"]
+    without_patients = in_json(run("--json", labels=LABELS.replace("patient_id", "who")))
+    assert without_patients["overall"]["patients"] is None
+    assert "by images" in without_patients["intervals"]
+
+
+def test_groups(run: Evaluate) -> None:
+    result = run("--group", "view", "--group", "age", "--json")
+    groups = in_json(result)["groups"]
+    assert {value: group["images"] for value, group in groups["view"].items()} == {"AP": 9, "PA": 3}
+    pa = np.arange(12) % 4 == 0
+    called = TWELVE.scores[pa] >= 0.5
+    expected = {
+        "auc": roc_auc_score(TWELVE.positive[pa], TWELVE.scores[pa]),
+        "sensitivity": recall_score(TWELVE.positive[pa], called),
+        "ppv": precision_score(TWELVE.positive[pa], called),
+        "f1": f1_score(TWELVE.positive[pa], called),
+    }
+    of_pa = values(groups["view"]["PA"])
+    assert {name: of_pa[name] for name in expected} == pytest.approx(expected)
+    ages = {value: group["images"] for value, group in groups["age"].items()}
+    assert ages == {"0-17": 1, "18-39": 3, "40-59": 3, "60-79": 3, "80+": 2}
+    on_a_terminal = run("--group", "view").stdout
+    assert "not defined" not in on_a_terminal
+    assert "12 images of 6 patients: 6 positive, prevalence 0.500" in on_a_terminal
+
+
+def test_thresholds(run: Evaluate) -> None:
+    assert in_json(run("--threshold", "0.3", "--json"))["overall"]["measures"]["tp"]["value"] == 6
+    reached = in_json(run("--at-sensitivity", "0.95", "--json"))
+    assert reached["threshold"]["value"] == 0.3
+    assert "chosen on these same images" in reached["threshold"]["source"]
+    assert values(reached["overall"])["sensitivity"] == 1
+    # Results decided at 0.65, which is not the bundle's threshold.
+    decided = RESULTS.replace("0.600000,abnormal", "0.600000,normal").replace(
+        "0.500000,abnormal", "0.500000,normal"
+    )
+    implied = in_json(run("--json", results=decided))["threshold"]
+    assert implied["value"] == 0.7
+    assert implied["source"].startswith("the lowest score that the results call positive (")
+    nothing_called = in_json(run("--json", results=RESULTS.replace(",abnormal", ",normal")))
+    assert values(nothing_called["overall"])["tp"] == 0
+    assert nothing_called["overall"]["measures"]["ppv"]["undefined"] == "no image called positive"
+    undecided = "".join(
+        line.split(",SC")[0] + "," + line.split(",")[2] + "\n" for line in RESULTS.splitlines()
+    )
+    undecided = undecided.replace("key,status,score,label,error,score", "key,score")
+    assert in_json(run("--json", results=undecided))["threshold"]["value"] == 0.5
+
+
+def test_what_is_left_out_is_said(run: Evaluate) -> None:
+    results = RESULTS + "cxr/a.png,FAILED,,,IMAGE_EMPTY\ncxr/unknown.png,SCORED,0.400000,normal,\n"
+    labels = LABELS + "b.png,1,77,AP,50\nb.png,1,77,AP,50\n"
+    found = in_json(run("--json", results=results, labels=labels))
+    counts = ("failed", "without_label", "labels_without_image", "repeated_labels")
+    assert [found[count] for count in counts] == [1, 1, 1, 1]
+    said = run(results=results, labels=labels).stdout
+    assert "1 FAILED images, 1 images without a label, 1 labels without an image, 1 labels given again" in (
+        " ".join(said.split())
+    )
+
+
+def test_images_are_found_by_the_end_of_their_key(run: Evaluate) -> None:
+    results = "key,score\nx/a/1.png,0.9\nx/b/1.png,0.1\n"
+    found = in_json(run("--json", results=results, labels="key,abnormal\na/1.png,1\nx/b/1.png,0\n"))
+    assert values(found["overall"])["auc"] == 1
+
+
+def test_nihs_own_labels_and_one_label_of_many(run: Evaluate) -> None:
+    labels = (
+        "Image Index,Finding Labels,Patient ID\n"
+        "1.png,No Finding,1\n2.png,Effusion|Mass,2\n3.png,Mass,3\n4.png,No Finding,3\n"
+    )
+    results = "key,status,score,label,error\n" + "".join(
+        f"{number}.png,SCORED,{score},{label},\n"
+        for number, (score, label) in enumerate(
+            ((0.2, "normal"), (0.7, "abnormal"), (0.6, "abnormal"), (0.1, "normal")), start=1
+        )
+    )
+    found = in_json(run("--json", results=results, labels=labels))
+    assert values(found["overall"])["auc"] == 1
+    assert found["overall"]["patients"] == 3
+    several = "key,status,score,label,error,score_Mass,score_Effusion\n" + "".join(
+        f"{number}.png,SCORED,{score},{label},,{score},{1 - score}\n"
+        for number, (score, label) in enumerate(
+            ((0.2, "no Mass"), (0.7, "Mass"), (0.6, "Mass"), (0.1, "no Mass")), start=1
+        )
+    )
+    of_primary = in_json(run("--json", results=several, labels=labels))
+    assert (of_primary["label"], of_primary["model"], of_primary["threshold"]["value"]) == ("Mass", None, 0.6)
+    of_other = in_json(
+        run("--json", "--label", "Effusion", "--threshold", "0.3", results=several, labels=labels)
+    )
+    assert of_other["label"] == "Effusion"
+    assert values(of_other["overall"])["auc"] == 0  # 2.png alone has it, and the lowest score
+
+
+def test_a_bundle_says_what_it_was_trained_on(run: Evaluate, bundle: Path) -> None:
+    assert in_json(run("--json"))["training_overlap"] is None
+    assert "has no trained_on.json" in " ".join(run().stdout.split())
+
+    hashed = {
+        "images": [hashlib.sha256(name.encode()).hexdigest()[:16] for name in ("03.png", "04.png", "99.png")],
+        "patients": [fingerprint("1"), fingerprint("2"), fingerprint("5")],
+    }
+    (bundle / "trained_on.json").write_text(json.dumps(hashed))
+    trained = in_json(run("--json"))["training_overlap"]
+    assert trained == {"images": 2, "patients": 3, "of_images": 12, "of_patients": 6}
+    said_first = " ".join(run().stdout.split())[:100]
+    assert "was trained on 2 of these 12 images, 3 of 6 patients" in said_first
+
+    (bundle / "trained_on.json").write_text('{"images": [], "patients": []}')
+    said = " ".join(run().stdout.split())
+    assert "was trained on 0 of these 12 images, 0 of 6 patients." in said
+    (bundle / "trained_on.json").write_text('{"images": []}')
+    refused = run("--bundle", str(bundle))
+    assert refused.exit_code == 2
+    assert "trained_on.json" in refused.stderr
+
+
+@pytest.mark.usefixtures("aws", "run")
+def test_a_run_is_read_from_the_table(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(bundle)
+    dynamodb = boto3.client("dynamodb")
+    dynamodb.put_item(
+        TableName=TABLE, Item=pack({"pk": "RUN", "sk": "first", "state": "COMPLETE", "model": model.name})
+    )
+    predictions = [
+        Prediction(
+            f"cxr/{number:02}.png", {"abnormal": Decimal(str(score))}, ("abnormal",) * bool(score >= 0.5)
+        )
+        for number, score in enumerate(TWELVE.scores)
+    ]
+    failed = Prediction("cxr/empty.png", error="IMAGE_EMPTY")
+    Table(TABLE, dynamodb, model.name, model.sha256).write("first", [*predictions, failed], {})
+    monkeypatch.setattr("cxr.evaluation_command.stack_outputs", lambda: {"TableName": TABLE})
+    Path("labels.csv").write_text(LABELS)
+    found = in_json(CliRunner().invoke(app, ["evaluate", "first", "--labels", "labels.csv", "--json"]))
+    assert values(found["overall"]) | BY_HAND == pytest.approx(values(found["overall"]))
+    assert (found["failed"], found["model"]) == (1, model.name)
+    other_label = CliRunner().invoke(app, ["evaluate", "first", "--labels", "labels.csv", "--label", "Mass"])
+    assert (other_label.exit_code, other_label.stderr) == (
+        2,
+        "Error: first has no scores of Mass; --label: abnormal\n",
+    )
+    missing = CliRunner().invoke(app, ["evaluate", "second", "--labels", "labels.csv"])
+    assert missing.exit_code == 2
+    assert "second is no file" in missing.stderr
+
+
+def test_plots(run: Evaluate) -> None:
+    result = run("--out", "plots")
+    assert result.exit_code == 0, result.output
+    folder = Path("plots")
+    names = {"scores", "roc", "precision-recall", "calibration"}
+    expected = {f"{name}.{kind}" for name in names for kind in ("png", "svg")} | {"evaluation.json"}
+    assert {file.name for file in folder.iterdir()} == expected
+    for name in names:
+        with Image.open(folder / f"{name}.png") as image:
+            pixels = np.asarray(image.convert("L"))
+        assert min(pixels.shape) > 800
+        assert 0.01 < (pixels < 128).mean() < 0.5  # there is a drawing
+        assert "<path" in (folder / f"{name}.svg").read_text()
+    assert json.loads((folder / "evaluation.json").read_text())["overall"]["images"] == 12
+    # One class has no ROC curve, and the one of the other evaluation does not stay.
+    ones = "\n".join(line.replace(",0,", ",1,", 1) for line in LABELS.splitlines())
+    assert run("--out", "plots", labels=ones).exit_code == 0
+    assert {file.name for file in folder.glob("*.png")} == {"scores.png", "calibration.png"}
+
+
+def test_operating_point_scores_are_no_probability(run: Evaluate, bundle: Path) -> None:
+    card = json.loads((bundle / "model.json").read_text())
+    (bundle / "model.json").write_text(json.dumps(card | {"score": "operating point"}))
+    found = in_json(run("--json", "--out", "plots"))
+    assert not found["probability"]
+    assert "brier" not in found["overall"]["measures"]
+    assert not Path("plots/calibration.png").exists()
+
+
+BAD_INPUT: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
+    "labels without an image column": ([], {"labels": "name,abnormal\n1,1\n"}, ["labels.csv", "Image Index"]),
+    "labels without a label column": (
+        [],
+        {"labels": "file,sick\n00.png,1\n"},
+        ["labels.csv: expected a column abnormal of 0 and 1", "sick"],
+    ),
+    "labels without the group": (
+        ["--group", "hospital"],
+        {},
+        ["labels.csv: expected a column hospital", "view"],
+    ),
+    "a label that is not 0 or 1": (
+        [],
+        {"labels": "file,abnormal\n00.png,1\n01.png,yes\n"},
+        ["labels.csv, line 3: column abnormal is 'yes'; expected 0 or 1"],
+    ),
+    "a conflict": (
+        [],
+        {"labels": "file,abnormal\n00.png,1\n01.png,1\n00.png,0\n"},
+        ["labels.csv, line 4", "line 2"],
+    ),
+    "a short row": ([], {"labels": "file,abnormal\n00.png\n"}, ["labels.csv, line 2: expected 2 columns"]),
+    "a row without a patient": (
+        [],
+        {"labels": "file,abnormal,patient_id\n00.png,1,\n"},
+        ["labels.csv, line 2: column patient_id is empty"],
+    ),
+    "empty labels": ([], {"labels": ""}, ["labels.csv: expected a CSV file"]),
+    "labels that are an image": (
+        [],
+        {"labels": b"\x89PNG\r\n\x1a\n\x00\xff"},
+        ["labels.csv: expected a CSV file"],
+    ),
+    "nothing matches": ([], {"labels": "file,abnormal\nother.png,1\n"}, ["no scored image has a label"]),
+    "one base name, two labels": (
+        [],
+        {"labels": "file,abnormal\na/00.png,1\nb/00.png,1\n"},
+        ["lines 2 and 3", "whole key"],
+    ),
+    "one label, two images": (
+        [],
+        {"results": "key,score\na/00.png,0.1\nb/00.png,0.2\n"},
+        ["labels, line 2", "whole key"],
+    ),
+    "results without scores": ([], {"results": "key,label\na,b\n"}, ["results.csv: expected a column score"]),
+    "a score over 1": (
+        [],
+        {"results": "key,score\n00.png,1.5\n"},
+        ["results.csv, line 2: column score is '1.5'; expected a score from 0 to 1"],
+    ),
+    "a score that is none": ([], {"results": "key,score\n00.png,nan\n"}, ["line 2: column score is 'nan'"]),
+    "an image twice": (
+        [],
+        {"results": RESULTS + RESULTS.splitlines()[1]},
+        ["results.csv, line 14", "repeats"],
+    ),
+    "no one threshold": (
+        [],
+        {"results": RESULTS.replace("0.100000,normal", "0.100000,abnormal")},
+        ["0.4 negative", "0.1 positive", "--threshold"],
+    ),
+    "a label that was not scored": (["--label", "Mass"], {}, ["results.csv: expected a column score_Mass"]),
+    "a finding that is not there": (
+        ["--label", "Mass", "--threshold", "0.5"],
+        {"results": "key,score\n1.png,0.5\n", "labels": "file,findings\n1.png,Effusion\n"},
+        ["labels.csv: column findings never has Mass"],
+    ),
+    "no threshold": (
+        ["--label", "Mass"],
+        {"results": "key,score\n1.png,0.5\n", "labels": "file,Mass\n1.png,1\n"},
+        ["expected --threshold"],
+    ),
+    "too many groups": (
+        ["--group", "patient_id"],
+        {
+            "results": "key,score\n" + "".join(f"{number}.png,0.5\n" for number in range(30)),
+            "labels": "file,abnormal,patient_id\n"
+            + "".join(f"{number}.png,1,{number}\n" for number in range(30)),
+        },
+        ["--group patient_id: 30 different values"],
+    ),
+    "a threshold over 1": (["--threshold", "2"], {}, ["--threshold 2: expected"]),
+    "a sensitivity of 0": (["--at-sensitivity", "0"], {}, ["--at-sensitivity 0: expected"]),
+    "a sensitivity without positives": (
+        ["--at-sensitivity", "0.9"],
+        {"labels": "file,abnormal\n00.png,0\n"},
+        ["--at-sensitivity", "positive"],
+    ),
+    "a prevalence of NaN": (["--prevalence", "nan"], {}, ["--prevalence nan: expected"]),
+    "two thresholds": (["--threshold", "0.5", "--at-sensitivity", "0.9"], {}, ["one of the two"]),
+    "no bundle": (["--bundle", "nowhere"], {}, ["nowhere"]),
+    "plots into a file": (["--out", "labels.csv"], {}, ["--out labels.csv: expected a folder"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line(run: Evaluate, case: str) -> None:
+    options, files, said = BAD_INPUT[case]
+    result = run(*options, **files)
+    assert result.exit_code == 2, result.output
+    assert not result.stdout
+    assert result.stderr.count("\n") == 1
+    assert all(part in result.stderr for part in said), result.stderr
+
+
+def test_files_that_are_not_there(run: Evaluate) -> None:
+    for arguments in (["absent.csv", "--labels", "labels.csv"], ["results.csv", "--labels", "absent.csv"]):
+        run()
+        result = CliRunner().invoke(app, ["evaluate", *arguments])
+        assert (result.exit_code, result.stderr) == (2, "Error: absent.csv: No such file or directory\n")
+
+
+def test_help_does_not_wait_for_scikit_learn() -> None:
+    code = "import sys, cxr.cli; sys.exit(bool({'sklearn', 'matplotlib'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
