@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEV := .venv/.dev
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help install demo test test-training lint format synth deploy destroy clean
+.PHONY: help install demo test test-training image lint format synth deploy destroy clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,10 +21,14 @@ test-training: .venv-training/.installed $(DEV)  ## Install torch (several GB), 
 	$(BIN)/mypy --python-executable .venv-training/bin/python training tests/training
 	.venv-training/bin/pytest --confcutdir tests/training tests/training
 
+image: install  ## Build the classifier's image, see it score an X-ray, print its layers: make image [XRAY=FILE]
+	$(BIN)/python -m containers.build_image $(if $(XRAY),--xray "$(XRAY)")
+
 lint: $(DEV)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy app.py stacks lambdas containers/classifier/classifier cxr tests/*.py
+	$(BIN)/mypy app.py stacks lambdas containers/build_image.py containers/classifier/classifier cxr tests/*.py
+	$(BIN)/hadolint containers/classifier/Dockerfile
 
 format: $(DEV)  ## Put the code into the house's form
 	$(BIN)/ruff check --fix-only .
