@@ -1,5 +1,6 @@
 """A mocked AWS with the stack's resources, and real X-rays."""
 
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,17 @@ import pytest
 from moto import mock_aws
 from moto.kinesis.models import KinesisBackend
 from support import BUCKET, STREAM, XRAYS, create_table
+
+from cxr.processes import STOP_SIGNALS
+
+
+@pytest.fixture(autouse=True)
+def handlers_restored() -> Iterator[None]:
+    """A command run in this process sets its own signal handlers."""
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
