@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cxr import RESEARCH_ONLY
 
-SCALE = 3  # pixels of the overlay for one that the model saw
+SIDE = 672  # of the overlay, in pixels; models see 56 to 224
 MORE, LESS = (230, 97, 1), (94, 60, 153)  # orange and violet, which the colour-blind tell apart
 STRONGEST = 0.6  # opacity of the place that counts most
 CAPTION = f"A map is not evidence of localisation. {RESEARCH_ONLY}"
@@ -20,9 +20,8 @@ def overlay(pixels: Pixels, cam: npt.NDArray[np.float32], title: str) -> Image.I
 
     `pixels` is [channels, crop, crop], `cam` [rows, columns]: what each place adds to the label's logit.
     """
-    side = pixels.shape[-1] * SCALE
-    seen = Image.fromarray(np.asarray(pixels.mean(axis=0)).round().astype(np.uint8)).resize((side, side))
-    strength = np.asarray(Image.fromarray(cam).resize((side, side), Image.Resampling.BICUBIC))
+    seen = Image.fromarray(np.asarray(pixels.mean(axis=0)).round().astype(np.uint8)).resize((SIDE, SIDE))
+    strength = np.asarray(Image.fromarray(cam).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
     opacity = STRONGEST * np.abs(strength) / max(float(np.abs(strength).max()), 1e-9)
     colour = np.where(strength[..., np.newaxis] > 0, MORE, LESS)
     mixed = (

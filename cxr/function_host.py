@@ -115,7 +115,9 @@ class FunctionHost:
     def _mapping_of(self, function: str, event: Any) -> StreamMapping | None:
         """The mapping a Kinesis event came by, with its settings of now; None for any other event."""
         records = event.get("Records") if isinstance(event, dict) else None
-        if not records or records[0].get("eventSource") != "aws:kinesis":
+        if not isinstance(records, list) or not records or not isinstance(records[0], dict):
+            return None
+        if records[0].get("eventSource") != "aws:kinesis":
             return None
         mappings = self._lambda.list_event_source_mappings(
             FunctionName=function, EventSourceArn=records[0]["eventSourceARN"]

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from cxr import RESEARCH_ONLY
 from cxr.errors import InputError
+from cxr.files import whole_file
 from cxr.local import PROJECT, LocalAws, LocalAwsError
 from cxr.phantoms import write_phantoms
 from cxr.runs import Outcome, RunStatus, images_in_failure_bucket, outcomes, run_status, write_csv
@@ -47,6 +48,11 @@ Context = Annotated[
 def up(images: Images = None, context: Context = None) -> None:
     """Start local AWS with the stack deployed, and keep it up until Ctrl-C."""
     with errors_reported():
+        if ENVIRONMENT_FILE.exists():
+            raise InputError(
+                f"{ENVIRONMENT_FILE} is there: another local AWS is up in this folder. Stop that one; "
+                "if it was killed, remove the file"
+            )
         files = files_in(images) if images else []
         with LocalAws() as aws:
             stack = deploy(aws, context)
@@ -92,18 +98,24 @@ def demo(
             console.print("No --images given: these are [bold]drawings[/], and their scores mean nothing.")
         files = files_in(images)
         with LocalAws() as aws:
-            stack = deploy(aws, context)
-            upload_images(aws, stack, images, files)
-            run_id = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
-            start_run(aws, stack, run_id)
-            status = follow_run(aws, stack, run_id)
-            found = outcomes(aws.client("dynamodb"), stack["TableName"], run_id)
-        labels = [label["name"] for label in json.loads(MODEL_JSON.read_text())["labels"]]
-        write_csv(csv, found, labels)
-        print_outcomes(found, labels[0], stack["KeyPrefix"], status)
-        console.print(
-            f"\nWrote {escape(str(csv))} after {time.monotonic() - started:.0f} s. [bold]{RESEARCH_ONLY}[/]"
-        )
+            with whole_file(csv) as part:  # from here on, so that one that cannot be written is known early
+                stack = deploy(aws, context)
+                upload_images(aws, stack, images, files)
+                run_id = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+                start_run(aws, stack, run_id)
+                status = follow_run(aws, stack, run_id)
+                found = outcomes(aws.client("dynamodb"), stack["TableName"], run_id)
+                labels = [label["name"] for label in json.loads(MODEL_JSON.read_text())["labels"]]
+                write_csv(part, found, labels)
+            print_outcomes(found, labels[0], stack["KeyPrefix"], status)
+            seconds = time.monotonic() - started
+            console.print(f"\nWrote {escape(str(csv))} after {seconds:.0f} s. [bold]{RESEARCH_ONLY}[/]")
+            if not status.complete:
+                given_up = images_in_failure_bucket(aws.client("s3"), stack["FailureBucketName"], run_id)
+                raise LocalAwsError(
+                    f"The run does not go on: {status.done} of {status.expected} images have an outcome; "
+                    f"jobs of {counted(given_up, 'image')} are in the failure bucket. Logs: {aws.logs}"
+                )
 
 
 def deploy(aws: LocalAws, context: list[str] | None) -> dict[str, str]:
@@ -136,7 +148,7 @@ def start_run(aws: LocalAws, stack: dict[str, str], run_id: str) -> None:
 
 
 def follow_run(aws: LocalAws, stack: dict[str, str], run_id: str) -> RunStatus:
-    """Show the run's progress until every image has an outcome. Raises LocalAwsError if it stalls."""
+    """Show the run's progress until every image has an outcome, or it stalls; how far it came."""
     dynamodb = aws.client("dynamodb")
     with progress("Scoring") as bar:
         task = bar.add_task("", total=None, note="")
@@ -148,11 +160,7 @@ def follow_run(aws: LocalAws, stack: dict[str, str], run_id: str) -> RunStatus:
             if status.done != done:
                 done, since = status.done, time.monotonic()
             if time.monotonic() - since > (STALL_SECONDS if aws.delivering else IDLE_STALL_SECONDS):
-                given_up = images_in_failure_bucket(aws.client("s3"), stack["FailureBucketName"], run_id)
-                raise LocalAwsError(
-                    f"The run does not go on: {status.done} of {status.expected} images have an outcome; "
-                    f"jobs of {counted(given_up, 'image')} are in the failure bucket. Logs: {aws.logs}"
-                )
+                break
             time.sleep(0.2)
         bar.update(task, total=status.expected, completed=status.done)
     return status
@@ -160,12 +168,13 @@ def follow_run(aws: LocalAws, stack: dict[str, str], run_id: str) -> RunStatus:
 
 def print_outcomes(found: list[Outcome], primary: str, prefix: str, status: RunStatus) -> None:
     """Print a table of the first outcomes, and how many came out how."""
-    table = Table("image", "score", "label", "error", header_style="bold", box=None, pad_edge=False)
+    table = Table("image", "score", "label", "error, warnings", header_style="bold", box=None, pad_edge=False)
     table.columns[0].overflow = "fold"
     table.columns[1].justify = "right"
     for outcome in found[:MAXIMUM_ROWS]:
         image = escape(outcome.key.removeprefix(prefix))
-        table.add_row(image, outcome.score(primary), outcome.label(primary), f"[red]{outcome.error}[/]")
+        odd = f"[red]{outcome.error}[/]{', '.join(outcome.warnings)}"
+        table.add_row(image, outcome.score(primary), outcome.label(primary), odd)
     console.print(table)
     if len(found) > MAXIMUM_ROWS:
         console.print(f"... and {len(found) - MAXIMUM_ROWS} more")

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 from classifier import predictions
 from classifier.predictions import SCORED
 
-from cxr.files import whole_file
-
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_s3 import S3Client
@@ -57,6 +55,7 @@ class Outcome:
     scores: dict[str, Decimal]  # label -> 0..1; empty if FAILED
     positive: frozenset[str]  # labels at or above their threshold
     error: str  # code; empty if SCORED
+    warnings: tuple[str, ...] = ()
 
     @property
     def status(self) -> str:
@@ -95,6 +94,7 @@ def outcomes(dynamodb: DynamoDBClient, table: str, run_id: str) -> list[Outcome]
             scores=item.get("scores", {}),
             positive=frozenset(item.get("positive", ())),
             error=item.get("error", ""),
+            warnings=tuple(item.get("warnings", ())),
         )
         for item in items
     )
@@ -116,10 +116,10 @@ def images_in_failure_bucket(s3: S3Client, bucket: str, run_id: str) -> int:
 def write_csv(path: Path, found: Iterable[Outcome], labels: list[str]) -> None:
     """Write key,status,score,label,error of the primary (first) label, and score_<label> if there are more.
 
-    The file appears whole or not at all. Raises OSError.
+    Raises OSError.
     """
     primary, more = labels[0], labels if len(labels) > 1 else []
-    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["key", "status", "score", "label", "error", *(f"score_{label}" for label in more)])
         for outcome in found:

@@ -23,6 +23,9 @@ def files_in(folder: Path) -> list[Path]:
         raise InputError(f"{folder} is not a folder; give the folder that the images are in")
     paths = (file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file())
     files = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+    odd = [path for path in files if str(path).encode(errors="replace").decode() != str(path)]
+    if odd:
+        raise InputError(f"{folder}: the name of {str(odd[0])!r} is not UTF-8, as S3 keys are; rename it")
     if not files:
         raise InputError(f"{folder} has no files; give a folder of images")
     return files

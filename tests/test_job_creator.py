@@ -141,7 +141,11 @@ class TestRefused:
             ({"RunId": "r", "JobCount": 1.5}, "JobCount: expected"),
             ({"RunId": "r", "JobCount": True}, "JobCount: expected"),
             ({"RunId": "r", "JobCount": None}, "JobCount: expected"),
+            ({"RunId": "r", "JobCount": 10**30}, "JobCount: expected"),
             ({"RunId": "r", "Limit": 3}, "Limit: unknown field"),
+            ({"RunId": "r", "cxr-nih/patient-7.png": 3}, "the event: unknown field"),
+            ({"RunId": "r", "Prefix": f"{PREFIX}\ud800"}, "Prefix: expected"),
+            ({"RunId": "r", "Keys": [f"{PREFIX}\udfff.png"]}, r"Keys\[0\]: expected"),
             (
                 {"RunId": "r", "Prefix": PREFIX, "Keys": [f"{PREFIX}a"]},
                 "Prefix and Keys: expected one source",
@@ -175,7 +179,8 @@ class TestRefused:
             (b"Key\n", "IndexKey: no image there"),
             (b"Key\n" + b"cxr-nih/a.png\n" * 40_000 + b"elsewhere/secret.png\n", "IndexKey, line 40002, Key"),
             (b"a,Key\ncxr-nih/a.png\n", "IndexKey, line 2, Key: expected"),
-            (b"Key\n\xff\xfe\n", "IndexKey: expected a CSV in UTF-8"),
+            (b"Key\n\xff\xfe\n", "IndexKey: expected a well-formed CSV in UTF-8"),
+            (b'Key\n"cxr-nih/a.png\ncxr-nih/b.png\n', "IndexKey: expected a well-formed CSV"),
         ],
     )
     def test_an_index_is_refused_before_its_first_job_is_sent(self, body: bytes, names: str) -> None:
@@ -216,7 +221,7 @@ class TestRuns:
         [
             ({"JobCount": 5}, '"job_count": 5'),
             ({"Prefix": f"{PREFIX}x/"}, "cxr-nih/x/"),
-            ({"Keys": [f"{PREFIX}a.png"]}, hashlib.sha256(b"cxr-nih/a.png").hexdigest()),
+            ({"Keys": [f"{PREFIX}a.png"]}, hashlib.sha256(b'["cxr-nih/a.png"]').hexdigest()),
         ],
     )
     def test_another_source_is_refused_naming_both(self, other: dict[str, Any], named: str) -> None:
@@ -232,6 +237,19 @@ class TestRuns:
         create({"RunId": "r", "Keys": [f"{PREFIX}a.png"]})
         with pytest.raises(handler.RunIdTaken):
             create({"RunId": "r", "Keys": [f"{PREFIX}b.png"]})
+
+    def test_a_key_with_a_line_break_is_not_two_keys(self) -> None:
+        create({"RunId": "r", "Keys": [f"{PREFIX}a.png", f"{PREFIX}b.png"]})
+        with pytest.raises(handler.RunIdTaken):
+            create({"RunId": "r", "Keys": [f"{PREFIX}a.png\n{PREFIX}b.png"]})
+
+    def test_no_message_names_an_object(self) -> None:
+        put("a.png")
+        put("patient-7.csv", body=b"Key\ncxr-nih/a.png\n")
+        create({"RunId": "r", "IndexKey": f"{PREFIX}patient-7.csv"})
+        with pytest.raises(handler.RunIdTaken) as refused:
+            create({"RunId": "r"})
+        assert "patient-7" not in str(refused.value)
 
     def test_a_run_never_mixes_models(self) -> None:
         put("a.png")

@@ -167,6 +167,18 @@ def test_a_single_job_is_answered_at_once(pipeline: Pipeline, originals: list[st
     assert counts(pipeline.items(), "single") == {"SCORED": 1}
 
 
+def test_a_direct_job_cannot_take_over_a_run(pipeline: Pipeline, originals: list[str]) -> None:
+    pipeline.create(RunId="owned", Keys=originals[:1])
+    pipeline.complete("owned")
+    before = pipeline.items()
+    answer = boto3.client("lambda").invoke(
+        FunctionName=pipeline.outputs["ClassifierName"],
+        Payload=json.dumps({"Jobs": [{"RunId": "owned", "Key": originals[0]}]}),
+    )
+    assert "FunctionError" in answer
+    assert pipeline.items() == before
+
+
 @pytest.fixture(scope="module")
 def aws_cli() -> Path:
     """The CLI in an environment of its own: its pins are not ours."""

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import hashlib
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.config import Config
+from botocore.exceptions import ClientError
 from jobs import EventError, Record, Request, batches, check_key, distinct, images
 
 if TYPE_CHECKING:
@@ -145,9 +147,12 @@ class JobCreator:
     def _indexed(self, index_key: str) -> Iterator[str]:
         try:
             body: Any = self._s3.get_object(Bucket=self._bucket, Key=index_key)["Body"]
-        except (self._s3.exceptions.NoSuchKey, self._s3.exceptions.NoSuchBucket):
-            raise EventError(f"IndexKey: expected a CSV in the bucket {self._bucket}, found none") from None
-        rows = csv.DictReader(io.TextIOWrapper(body, encoding="utf-8-sig", newline=""))
+        except ClientError as error:  # whose message may name the key
+            code = error.response["Error"]["Code"]
+            raise EventError(
+                f"IndexKey: expected a CSV in the bucket {self._bucket}, but S3 answers {code}"
+            ) from None
+        rows = csv.DictReader(io.TextIOWrapper(body, encoding="utf-8-sig", newline=""), strict=True)
         try:
             if "Key" not in (rows.fieldnames or ()):
                 raise EventError("IndexKey: expected a CSV with a column Key")
@@ -155,7 +160,7 @@ class JobCreator:
                 check_key(row["Key"], self._prefix, f"IndexKey, line {rows.line_num}, Key")
                 yield row["Key"]
         except (UnicodeDecodeError, csv.Error):
-            raise EventError("IndexKey: expected a CSV in UTF-8") from None
+            raise EventError("IndexKey: expected a well-formed CSV in UTF-8") from None
 
     def _put(self, records: list[Record]) -> None:
         """Sends at most 500 records; what the stream refuses is sent again, and nothing else."""
@@ -196,8 +201,8 @@ class JobCreator:
         for name, asked in run.items():
             if found.get(name) != asked:
                 raise RunIdTaken(
-                    f"RunId {request.run_id} is taken: that run has {name} {_plain(found.get(name))}, "
-                    f"this event asks for {_plain(asked)}; choose another RunId"
+                    f"RunId {request.run_id} is taken: that run has {name} {_named(found.get(name))}, "
+                    f"this event asks for {_named(asked)}; choose another RunId"
                 )
         self._update(
             request.run_id,
@@ -265,7 +270,10 @@ def _pack(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: TypeSerializer().serialize(value) for name, value in fields.items()}
 
 
-def _plain(value: Any) -> str:
+def _named(value: Any) -> str:
+    """A run's source, model or hash in a message: of an index, whose key may say something, only a hash."""
+    if isinstance(value, dict) and value.get("kind") == "IndexKey":
+        value = value | {"value": hashlib.sha256(value["value"].encode()).hexdigest()[:12]}
     return json.dumps(value, default=int)  # DynamoDB's numbers are Decimals
 
 

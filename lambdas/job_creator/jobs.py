@@ -12,6 +12,7 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _SOURCES = ("Prefix", "IndexKey", "Keys")
 _NO_IMAGES = ("/", ".csv", ".json", ".txt", ".xml", ".zip", ".gz", ".md")
 _MAX_KEY_BYTES = 1024  # S3 user guide, object-keys
+_MAX_COUNT = 10**9
 
 # Kinesis takes 500 records and 5 MiB a PutRecords, partition keys included (Kinesis API, PutRecords).
 _MAX_RECORDS = 500
@@ -46,13 +47,15 @@ class Request:
             raise EventError("expected a JSON object with RunId")
         unknown = sorted(set(event) - {"RunId", "JobCount", *_SOURCES})
         if unknown:
-            raise EventError(f"{unknown[0]}: unknown field; expected RunId, JobCount and one of {_SOURCES}")
+            # A field is named, unless it may be something else that came in its place.
+            name = unknown[0] if re.fullmatch("[A-Za-z]{1,30}", unknown[0]) else "the event"
+            raise EventError(f"{name}: unknown field; expected RunId, JobCount and one of {_SOURCES}")
         run_id = event.get("RunId")
         if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
-            raise EventError(f"RunId: expected a string matching {_RUN_ID.pattern}, found {run_id!r}")
+            raise EventError(f"RunId: expected a string matching {_RUN_ID.pattern}")
         job_count = event.get("JobCount")
-        if "JobCount" in event and (type(job_count) is not int or job_count < 1):
-            raise EventError(f"JobCount: expected a whole number from 1, found {job_count!r}")
+        if "JobCount" in event and (type(job_count) is not int or not 1 <= job_count <= _MAX_COUNT):
+            raise EventError(f"JobCount: expected a whole number from 1 to {_MAX_COUNT:,}")
         given = [name for name in _SOURCES if name in event]
         if len(given) > 1:
             raise EventError(f"{' and '.join(given)}: expected one source of keys, found {len(given)}")
@@ -65,7 +68,7 @@ class Request:
             raise EventError("Keys: expected a list of at least one S3 key")
         for number, key in enumerate(value):
             check_key(key, stack_prefix, f"Keys[{number}]")
-        digest = hashlib.sha256("\n".join(value).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
         return cls(run_id, kind, digest, tuple(value), job_count)
 
     @property
@@ -77,9 +80,14 @@ class Request:
 
 def check_key(key: Any, stack_prefix: str, field: str) -> None:
     """Raises EventError unless `key` is an S3 key, or a prefix of keys, under the stack's prefix."""
-    if not isinstance(key, str) or not key.startswith(stack_prefix) or len(key.encode()) > _MAX_KEY_BYTES:
+    if (
+        not isinstance(key, str)
+        or not key.startswith(stack_prefix)
+        or len(key.encode(errors="replace")) > _MAX_KEY_BYTES
+        or key.encode(errors="replace").decode() != key  # half a surrogate pair, which is no UTF-8
+    ):
         raise EventError(
-            f"{field}: expected a string of at most {_MAX_KEY_BYTES} bytes that begins with "
+            f"{field}: expected a string of at most {_MAX_KEY_BYTES} bytes in UTF-8 that begins with "
             f"the stack's prefix {stack_prefix!r}"
         )
 

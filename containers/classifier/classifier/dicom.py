@@ -2,14 +2,15 @@
 
 import io
 import logging
+import struct
 import warnings
 
-import gdcm
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset
 from pydicom.pixels.processing import apply_rescale, apply_voi, apply_windowing
 from pydicom.uid import (
     JPEG2000,
@@ -18,70 +19,64 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
     RLELossless,
 )
 
 from classifier.images import ImageError, check_size
 
-# Deflated Explicit VR is not among them: a small file of it may inflate to any size.
+# What pydicom and Pillow decode. Not deflated files: a small one may inflate to any size. Not JPEG Lossless
+# and JPEG-LS: their open decoder (GDCM) ends the whole process on damaged files.
 _TRANSFER_SYNTAXES = {
     ImplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     RLELossless,
     JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
     JPEG2000Lossless,
     JPEG2000,
 }
-# What pydicom and its decoders raise on damaged files, beside the InvalidDicomError made for them.
+# What pydicom and its decoders raise on damaged files.
 _DAMAGED = (
+    BytesLengthException,
     InvalidDicomError,
     ArithmeticError,
+    AssertionError,
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     NotImplementedError,
     OSError,
     RuntimeError,
     TypeError,
     ValueError,
+    struct.error,
 )
 
-# Both quote header values.
-logging.getLogger("pydicom").disabled = True
-gdcm.Trace.WarningOff()
-gdcm.Trace.ErrorOff()
+logging.getLogger("pydicom").disabled = True  # it quotes header values
 
 
 def decode(data: bytes) -> Image.Image:
     """The one frame of the file, windowed as it asks to be shown, as an "L" image. Raises ImageError."""
-    if _transfer_syntax(data) not in _TRANSFER_SYNTAXES:
-        raise ImageError("DICOM_TRANSFER_SYNTAX")
     try:
         with warnings.catch_warnings(action="ignore"):  # they quote header values
+            # Before pydicom sees the whole: it would inflate a deflated file at once.
+            if _transfer_syntax(data) not in _TRANSFER_SYNTAXES:
+                raise ImageError("DICOM_TRANSFER_SYNTAX")
             return _frame(dcmread(io.BytesIO(data)))
     except _DAMAGED as error:
         raise ImageError("IMAGE_CORRUPT") from error
 
 
 def _transfer_syntax(data: bytes) -> str:
-    """(0002,0010), read from the file meta information, which is always Explicit VR Little Endian.
-
-    Read before pydicom sees the file: it would inflate a deflated one at once.
-    """
-    start = data.find(b"\x02\x00\x10\x00UI", 132)
-    length = int.from_bytes(data[start + 6 : start + 8], "little")
-    return data[start + 8 : start + 8 + length].rstrip(b"\0 ").decode("ascii", "replace")
+    """(0002,0010) of the file meta information, as pydicom itself reads it (PS3.10, section 7.1)."""
+    meta = read_dataset(
+        io.BytesIO(data[132:]),
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag.group != 2,
+    )
+    return str(meta.TransferSyntaxUID)
 
 
 def _frame(dataset: Dataset) -> Image.Image:
@@ -93,6 +88,8 @@ def _frame(dataset: Dataset) -> Image.Image:
         raise ImageError("DICOM_PHOTOMETRIC")
     check_size((int(dataset.Columns), int(dataset.Rows)))
     bits, signed = int(dataset.BitsStored), dataset.PixelRepresentation == 1
+    if not 1 <= bits <= dataset.BitsAllocated:
+        raise ImageError("IMAGE_CORRUPT")
     first = -(2 ** (bits - 1)) if signed else 0
     stored = np.arange(first, first + 2**bits, dtype=np.int32)
     # At most 65,536 values take the way through rescale and window, however many pixels there are.
@@ -117,6 +114,8 @@ def _shown(dataset: Dataset, stored: npt.NDArray[np.int32]) -> npt.NDArray[np.ui
         values = apply_windowing(values, dataset)
     else:
         low, high = min(low, high), max(low, high)
+    if high == low:
+        raise ImageError("IMAGE_CORRUPT")
     grey: npt.NDArray[np.uint8] = (
         ((values.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
     )

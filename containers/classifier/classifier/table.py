@@ -106,11 +106,12 @@ class Table:
         """
         claimed = self._update_run(
             run_id,
-            "SET #source = :direct, #state = :complete, model = :model, model_sha256 = :model_sha256, "
+            "SET #source = :source, #state = :complete, model = :model, model_sha256 = :model_sha256, "
             "created_at = if_not_exists(created_at, :now), completed_at = :now",
-            "attribute_not_exists(pk) OR (#source = :direct AND model_sha256 = :model_sha256)",
+            "attribute_not_exists(pk) OR (#source.kind = :direct AND model_sha256 = :model_sha256)",
             {
-                ":direct": {"kind": "Direct"},
+                ":source": {"kind": "Direct"},
+                ":direct": "Direct",
                 ":complete": "COMPLETE",
                 ":now": _now(),
                 **{f":{name}": value for name, value in self._model.items()},
