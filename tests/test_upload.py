@@ -1,5 +1,7 @@
 """A folder of images into the bucket."""
 
+import os
+import sys
 from pathlib import Path
 
 import boto3
@@ -38,3 +40,10 @@ def test_files_are_put_under_the_prefix(aws: None, tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_stops_the_upload(aws: None, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         list(upload(boto3.client("s3"), BUCKET, PREFIX, tmp_path, [Path("gone.png")]))
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no file names but UTF-8")
+def test_a_name_that_no_key_can_have_is_refused(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.png")).write_bytes(b"x")
+    with pytest.raises(InputError, match="not UTF-8"):
+        files_in(tmp_path)
