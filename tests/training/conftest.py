@@ -1,0 +1,31 @@
+"""Drawn X-rays of drawn patients, with labels, to train on in seconds."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from cxr.phantoms import draw_phantom
+
+FIELDS = ("file", "patient_id", "view", "age", "pixel_spacing_mm", "findings", "abnormal")
+
+
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two collections of 20 drawings, of 10 patients each with a normal and an abnormal one; labels.csv."""
+    folder = tmp_path_factory.mktemp("drawings")
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(FIELDS)
+        for number in range(40):
+            abnormal, patient = number % 2, number // 2
+            collection = "first" if number < 20 else "second"
+            name = f"{collection}/{number:03d}.png"
+            (folder / collection).mkdir(exist_ok=True)
+            draw_phantom(number, opacity=bool(abnormal)).resize((256, 256)).save(folder / name)
+            findings = (
+                "Mass|Nodule" if abnormal and patient % 3 == 0 else "Mass" if abnormal else "No Finding"
+            )
+            view = "AP" if patient % 2 else "PA"
+            writer.writerow([name, patient, view, 50 + patient, "0.143", findings, abnormal])
+    return folder

@@ -1,0 +1,247 @@
+"""The training command, as typed: --quick on drawings, from labels to a bundle that scores."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from classifier.model import Model
+from PIL import Image
+
+from cxr.cohort import fingerprint
+from cxr.errors import InputError
+from training import card, data, networks, splits, train, tuning
+from training.densenet121 import densenet121
+from training.features import FULL
+from training.progress import Teller
+
+
+def quick(drawings: Path, out: Path, *more: str) -> None:
+    options = ("--images", drawings, "--labels", drawings / "labels.csv", "--out", out, "--quick", *more)
+    train.main([str(option) for option in options])
+
+
+@pytest.fixture(scope="module")
+def trained(drawings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    quick(drawings, out, "--collections", "first", "second")
+    return out
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class TestHead:
+    def test_the_bundle_scores_and_explains(self, trained: Path, drawings: Path) -> None:
+        model = Model(trained)
+        pixels = [model.prepare(file.read_bytes())[0] for file in sorted(drawings.rglob("*.png"))]
+        alone = [model.score([one])[0] for one in pixels]
+        assert len({scores["abnormal"] for scores in alone}) > 30
+        for size in (3, 8, 40):
+            batches = [pixels[i : i + size] for i in range(0, len(pixels), size)]
+            assert [scores for batch in batches for scores in model.score(batch)] == alone
+        rests = []
+        for one, scores in zip(pixels, alone, strict=True):
+            score = float(scores["abnormal"])
+            rests.append(np.log(score / (1 - score)) - model.explain(one)["abnormal"].sum())
+        assert np.ptp(rests) < 1e-3  # the bias
+
+    def test_no_patient_is_on_both_sides(self, trained: Path) -> None:
+        split = rows(trained / "split.csv")
+        assert len(split) == 32
+        folds: dict[str, set[str]] = {}
+        for row in split:
+            folds.setdefault(row["patient"], set()).add(row["split_1"])
+        assert all(len(found) == 1 for found in folds.values())
+        assert {fold for found in folds.values() for fold in found} == {"0", "1"}
+
+    def test_the_card_is_model_json_in_a_form_to_read(self, trained: Path) -> None:
+        found = json.loads((trained / "model.json").read_text())
+        assert (trained / "MODEL_CARD.md").read_text() == card.render(found)
+        assert found["cam"] is True
+        assert found["score"] == "probability"
+        assert found["metrics"]["collections"]["first"]["patients"] == 8
+        assert 0 < found["labels"][0]["threshold"] < 1
+
+    def test_it_says_whom_it_was_trained_on(self, trained: Path) -> None:
+        found = json.loads((trained / "trained_on.json").read_text())
+        split = rows(trained / "split.csv")
+        assert found["images"] == sorted(fingerprint(Path(row["image"]).name) for row in split)
+        assert found["patients"] == sorted({fingerprint(row["patient"]) for row in split})
+
+    def test_the_same_seed_makes_the_same_model_and_a_second_run_goes_on(
+        self, trained: Path, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fresh, resumed = tmp_path / "fresh", tmp_path / "resumed"
+        quick(drawings, fresh, "--collections", "first", "second")
+        assert (fresh / "model.onnx").read_bytes() == (trained / "model.onnx").read_bytes()
+
+        def never(*_: object) -> None:
+            raise AssertionError("this fold was finished")
+
+        monkeypatch.setattr("training.recipe.starting_point", never)  # of every fold that is not finished
+        monkeypatch.setattr("training.fitting._pairs", lambda *_: [])
+        monkeypatch.setattr("training.features._stack", never)
+        work = ("--work", str(trained / "work"))
+        quick(drawings, resumed, "--collections", "first", "second", *work)
+        assert (resumed / "model.onnx").read_bytes() == (trained / "model.onnx").read_bytes()
+
+    def test_folds_of_another_training_are_not_mixed_in(self, trained: Path, drawings: Path) -> None:
+        with pytest.raises(SystemExit, match=r"training\.json: seed is 0, expected 1.*another --work"):
+            quick(drawings, trained, "--collections", "first", "second", "--seed", "1")
+
+    def test_stopped_it_says_how_to_go_on(
+        self, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("training.recipe.starting_point", stop)
+        with pytest.raises(SystemExit, match="same command goes on"):
+            quick(drawings, tmp_path)
+        assert not (tmp_path / "model.json").exists()
+        assert not list((tmp_path / "work").glob(".*"))  # nothing half-written
+
+
+class TestNetwork:
+    def test_all_of_it_from_a_checkpoint_with_a_split_in_parts(self, drawings: Path, tmp_path: Path) -> None:
+        architecture = "efficientnet-lite2"
+        torch.save(networks.build(architecture, "imagenet").state_dict(), tmp_path / "start.pt")
+        part = tmp_path / "part.csv"
+        lines = [
+            f"{row['file']},{splits.PARTS[int(row['patient_id']) % 3]}"
+            for row in rows(drawings / "labels.csv")
+        ]
+        part.write_text("\n".join(["image,part", *lines, ""]))
+        out = tmp_path / "out"
+        options = ["--weights", str(tmp_path / "start.pt"), "--split", str(part)]
+        quick(drawings, out, "--architecture", architecture, "--tune", "network", *options)
+
+        model, found = Model(out), json.loads((out / "model.json").read_text())
+        assert found["preprocessing"] == {"channels": 3, "resize": 256, "crop": 224}
+        assert {row["part"] for row in rows(out / "split.csv")} == set(splits.PARTS)
+        network = networks.build(architecture, str(out / "work" / "network-1-0.pt"))
+        pixels, _ = model.prepare((drawings / "first" / "001.png").read_bytes())
+        with torch.inference_mode():
+            logit = network(networks.Normalise(architecture)(torch.from_numpy(pixels)[None])).item()
+        calibrated = logit / found["training"]["temperature"] + found["training"]["offset"]
+        score = float(model.score([pixels])[0]["abnormal"])
+        assert score == pytest.approx(1 / (1 + np.exp(-calibrated)), abs=5e-3)  # temperature is rounded
+
+    def test_densenet_121_learns_and_its_graph_gives_its_logit(self, drawings: Path, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        torch.save(densenet121(outputs=1).state_dict(), tmp_path / "start.pt")
+        images = data.few(data.read_labels(drawings / "labels.csv", drawings), 4)
+        settings = tuning.Settings("densenet121", str(tmp_path / "start.pt"), 1, "cpu", 0)
+        everything, tell = np.arange(4), mock.Mock(Teller)
+        kept = tmp_path / "network.pt"
+        network = tuning.fit(images, everything, everything, settings, kept, tell)
+        logits = tuning.logits_of(network, images, everything, settings)
+        again = tuning.fit(images, everything, everything, settings, kept, tell)
+        np.testing.assert_array_equal(tuning.logits_of(again, images, everything, settings), logits)
+        assert tell.say.call_count == 1  # one epoch, and none to read what was kept
+
+        pixels = torch.from_numpy(np.stack([data.read_pixels(file, FULL) for file in images.file]))
+        with torch.inference_mode():
+            scores, cam = tuning.graph(network, "densenet121", 2.0, 0.5)(pixels)
+        np.testing.assert_allclose(scores[:, 0], 1 / (1 + np.exp(-(2 * logits + 0.5))), atol=1e-5)
+        assert cam.shape == (4, 1, 7, 7)
+
+
+@pytest.fixture
+def labels(drawings: Path, tmp_path: Path) -> Callable[[Callable[[list[list[str]]], Any]], Path]:
+    """A copy of the labels, changed."""
+
+    def change(alter: Callable[[list[list[str]]], Any]) -> Path:
+        with (drawings / "labels.csv").open(newline="") as file:
+            table = list(csv.reader(file))
+        alter(table)
+        path = tmp_path / "changed.csv"
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows(table)
+        return path
+
+    return change
+
+
+def put(row: int, column: int, text: str) -> Callable[[list[list[str]]], None]:
+    return lambda table: table[row].__setitem__(column, text)
+
+
+def one_class(table: list[list[str]]) -> None:
+    for row in table[1:]:
+        row[6] = "1"
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("alter", "message"),
+        [
+            (
+                put(0, 0, "picture"),
+                r"changed\.csv: expected a column file or key .*; its columns are pict",
+            ),
+            (put(0, 1, "who"), r"changed\.csv: expected a column patient_id or Patient ID; its columns"),
+            (put(3, 0, "first/000.png"), r"line 4: column file repeats line 2; expected each image once"),
+            (put(3, 6, "yes"), r"line 4: column abnormal is 'yes'; expected 0 or 1"),
+            (put(3, 6, ""), r"line 4: column abnormal is ''; expected 0 or 1"),
+            (put(3, 1, ""), r"line 4: column patient_id is empty"),
+            (
+                put(3, 0, "first/none.png"),
+                r"line 4: column file: .*none\.png is not there; expected an image",
+            ),
+            (one_class, r"column abnormal of all images holds \['1'\]: expected both 0 and 1"),
+            (lambda table: table.clear(), r"changed\.csv: expected a header and at least one row"),
+        ],
+    )
+    def test_labels(
+        self, labels: Any, drawings: Path, alter: Callable[[list[list[str]]], Any], message: str
+    ) -> None:
+        with pytest.raises(InputError, match=message):
+            data.read_labels(labels(alter), drawings)
+
+    def test_one_line_and_nothing_written(self, labels: Any, drawings: Path, tmp_path: Path) -> None:
+        with pytest.raises(SystemExit, match=r"^python -m training\.train: .*expected 0 or 1$"):
+            quick(drawings, tmp_path / "out", "--labels", str(labels(put(3, 6, "2"))))
+        assert not (tmp_path / "out").exists()
+
+    def test_a_file_that_is_no_image(self, drawings: Path, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_text("text")
+        with pytest.raises(InputError, match=r"a\.png: NOT_AN_IMAGE; expected a PNG"):
+            data.read_pixels(str(tmp_path / "a.png"), FULL)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("image,fold\na,0\n", "expected columns image and part, or image and split_1"),
+            ("image,split_1\na,0\n", "column image lacks first/000.png, 40 in all"),
+            ("image,split_1\n" + "".join(f"{{{i}}},{i % 2}\n" for i in range(40)), "is in 2 folds or parts"),
+            ("image,split_1\n" + "".join(f"{{{i}}},0\n" for i in range(40)), "expected two or more folds"),
+            ("image,part\n" + "".join(f"{{{i}}},train\n" for i in range(40)), "expected test, validation"),
+        ],
+    )
+    def test_splits(self, drawings: Path, tmp_path: Path, text: str, message: str) -> None:
+        images = data.read_labels(drawings / "labels.csv", drawings, ("first", "second"))
+        path = tmp_path / "split.csv"
+        path.write_text(text.format(*images.name.tolist()))
+        with pytest.raises(InputError, match=message):
+            splits.read(path, images)
+
+    def test_nih_s_own_csv_is_understood(self, drawings: Path, tmp_path: Path) -> None:
+        path = tmp_path / "Data_Entry_2017.csv"
+        path.write_text(
+            "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,View Position\n"
+            "000.png,No Finding,0,7,58,PA\n001.png,Mass|Effusion|Mass,0,8,58,AP\n"
+        )
+        images = data.read_labels(path, drawings)  # the files are in folders in it
+        assert images.abnormal.tolist() == [0, 1]
+        assert images.finding_count.tolist() == [0, 2]
+        assert images.view.tolist() == ["PA", "AP"]
+        assert Image.open(images.file[0]).size == (256, 256)

@@ -1,0 +1,74 @@
+"""Writes a model bundle: the graph, the card, and whom the model was trained on."""
+
+import hashlib
+import io
+import json
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import onnx
+import torch
+from classifier.images import Preprocessing
+from classifier.model import Model
+from torch import Tensor, nn
+
+from cxr.cohort import fingerprint
+from cxr.phantoms import draw_phantom
+from training.data import Images
+
+
+def write(graph: nn.Module, card: dict[str, Any], images: Images, out: Path) -> dict[str, Any]:
+    """Puts model.onnx, model.json and trained_on.json into a folder, and gives the card that is there now.
+
+    Nothing there is touched before the new bundle is whole and has scored a drawn phantom, which the card
+    then holds as `self_test`. Raises OSError.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    preprocessing = Preprocessing.from_json(card["preprocessing"])
+    with tempfile.TemporaryDirectory(dir=out) as unfinished:
+        folder = Path(unfinished)
+        shape = 2, preprocessing.channels, preprocessing.crop, preprocessing.crop
+        write_graph(graph, torch.zeros(shape, dtype=torch.uint8), folder / "model.onnx")
+        digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+        card = {"name": card["name"], "version": card["version"], "sha256": digest, **card}
+        _write_json(card, folder / "model.json")
+        model = Model(folder)
+        drawing = io.BytesIO()
+        draw_phantom(0, opacity=True).save(drawing, "PNG")
+        (scores,) = model.score([model.prepare(drawing.getvalue())[0]])
+        card["self_test"] = {label: float(score) for label, score in scores.items()}
+        _write_json(card, folder / "model.json")
+        _write_json(
+            {
+                "images": sorted({fingerprint(PurePosixPath(name).name) for name in images.name.tolist()}),
+                "patients": sorted({fingerprint(patient) for patient in images.patient.tolist()}),
+            },
+            folder / "trained_on.json",
+        )
+        for name in ("model.onnx", "model.json", "trained_on.json"):
+            (folder / name).replace(out / name)
+    return card
+
+
+def write_graph(graph: nn.Module, pixels: Tensor, path: Path) -> None:
+    """Writes one ONNX file, from `pixels` like these to `scores` and `cam`, with any number of images."""
+    program: Any = torch.onnx.export(
+        graph,
+        (pixels,),
+        input_names=["pixels"],
+        output_names=["scores", "cam"],
+        dynamic_shapes=({0: torch.export.Dim("images")},),
+        opset_version=20,
+        verbose=False,
+    )
+    model = program.model_proto
+    # The exporter notes the stack trace of every node: paths of the machine that made it.
+    for described in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input):
+        del described.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _write_json(content: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

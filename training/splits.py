@@ -1,0 +1,105 @@
+"""Which images a network is fitted on and which it is tested on: never a patient's images on both sides."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from cxr.errors import InputError
+from cxr.files import whole_file
+from training.data import Images, Ints
+
+PARTS = ("test", "validation", "train")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Patients in folds, once or several times over."""
+
+    folds: Ints  # [repeats, images], the fold that tests an image
+    parts: bool = False  # given as train, validation and test: fold 0 is for tests, fold 1 for early stopping
+
+    def fits(self) -> Iterator[tuple[int, int, Ints, Ints]]:
+        """Repeat, fold, images to fit on and images to test on, once for every fit."""
+        for repeat, folds in enumerate(self.folds):
+            for fold in (0,) if self.parts else range(folds.max() + 1):
+                yield repeat, fold, np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+
+    def validation(self, repeat: int, fold: int) -> Ints:
+        """Those of the images to fit on that say when to stop."""
+        folds = self.folds[repeat]
+        return np.flatnonzero(folds == (fold + 1) % (folds.max() + 1))
+
+
+def make(images: Images, folds: int, repeats: int, seed: int) -> Split:
+    """Folds of patients with about as many abnormal images of each collection in every one."""
+    made = np.zeros((repeats, len(images)), dtype=np.int64)
+    for repeat in range(repeats):
+        for collection in images.collections:
+            of = images.of(collection)
+            if len(np.unique(images.patient[of])) < folds:
+                raise InputError(f"--folds {folds}: {collection} has fewer patients; expected fewer folds")
+            grouped = StratifiedGroupKFold(folds, shuffle=True, random_state=seed + repeat)
+            for fold, (_, test) in enumerate(grouped.split(of, images.abnormal[of], images.patient[of])):
+                made[repeat, of[test]] = fold
+    return _checked(Split(made), images, "the labels")
+
+
+def read(path: Path, images: Images) -> Split:
+    """From a CSV with a row an image: columns image and part, or image and split_1, split_2 and so on.
+
+    Raises InputError, also where a patient is on both sides.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}; expected a CSV file of a split") from None
+    columns = list(rows[0]) if rows else []
+    repeats = [name for name in columns if name.startswith("split_")]
+    if "image" not in columns or not ("part" in columns or repeats):
+        raise InputError(f"{path}: expected columns image and part, or image and split_1; found {columns}")
+    by_name = {row["image"]: row for row in rows}
+    missing = [name for name in images.name.tolist() if name not in by_name]
+    if missing:
+        raise InputError(
+            f"{path}: column image lacks {missing[0]}, {len(missing)} in all; expected every image"
+        )
+    parts = "part" in columns
+    given = [[by_name[name][column] for name in images.name.tolist()] for column in repeats or ["part"]]
+    if parts and set(given[0]) != set(PARTS):
+        raise InputError(f"{path}: column part holds {sorted(set(given[0]))}; expected {', '.join(PARTS)}")
+    if not parts and not all(text.isdigit() for texts in given for text in texts):
+        raise InputError(f"{path}: column {repeats[0]}: expected the number of a fold, from 0, in every row")
+    folds = np.array([[PARTS.index(text) if parts else int(text) for text in texts] for texts in given])
+    for name, row in zip(repeats, folds, strict=False):
+        if len(np.unique(row)) != row.max() + 1 or row.max() == 0:
+            raise InputError(
+                f"{path}: column {name}: expected two or more folds, numbered from 0 without gaps"
+            )
+    return _checked(Split(folds, parts), images, str(path))
+
+
+def write(split: Split, images: Images, path: Path) -> None:
+    """As `read` takes it. Raises OSError."""
+    columns = ["part"] if split.parts else [f"split_{i + 1}" for i in range(len(split.folds))]
+    with whole_file(path) as part, part.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "patient", *columns])
+        for name, patient, folds in zip(images.name, images.patient, split.folds.T, strict=True):
+            writer.writerow([name, patient, *([PARTS[folds[0]]] if split.parts else folds)])
+
+
+def _checked(split: Split, images: Images, source: str) -> Split:
+    for folds in split.folds:
+        pairs = np.unique(np.stack([images.patient, folds.astype(str)]), axis=1)
+        patients, count = np.unique(pairs[0], return_counts=True)
+        if count.max() > 1:
+            raise InputError(
+                f"{source}: patient {patients[count.argmax()]} is in {count.max()} folds or parts: "
+                "expected all images of a patient on one side"
+            )
+    return split

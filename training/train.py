@@ -1,0 +1,201 @@
+"""Trains a classifier of normal and abnormal chest X-rays and writes its bundle, its splits and its card.
+
+The model that ships, in minutes on two cores:
+
+    python -m training.train --images DIR --labels DIR/labels.csv --out containers/classifier/model \\
+        --collections other-patients-64 images-512 --about training/about_default.json \\
+        --card MODEL_CARD.md --work build/training
+
+NIH's DenseNet-121 from all of NIH ChestX-ray14, on a GPU:
+
+    python -m training.train --images DIR --labels Data_Entry_2017.csv --out DIR --device cuda \\
+        --architecture densenet121 --tune network --split split.csv
+
+The labels CSV names the image (file, image or Image Index), the patient (patient_id or Patient ID) and the
+label (abnormal, 0 or 1; or Finding Labels). Stopped, the same command goes on after the last finished fold.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from cxr.cohort import ABNORMAL
+from cxr.errors import InputError
+from cxr.files import whole_file
+from training import bundle, card, data, fitting, report, splits, tuning
+from training.checkpoint import CheckpointError
+from training.features import statistics
+from training.networks import ARCHITECTURES
+from training.progress import Teller
+
+SPLITS = 5  # of a head, which is fitted in seconds; a network's is one
+ABOUT = {
+    "name": "trained-here",
+    "version": "1.0.0",
+    "intended_use": "Research use only, not for patient care: not shown to work on your patients.",
+    "licence": "That of the images and of the ImageNet weights; not said.",
+    "attribution": "Not said.",
+    "limitations": [],
+}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--images", type=Path, required=True, metavar="DIR", help="folder of the images")
+    add("--labels", type=Path, required=True, metavar="CSV", help="their labels")
+    add("--out", type=Path, required=True, metavar="DIR", help="for the bundle and split.csv")
+    add("--split", type=Path, metavar="CSV", help="as split.csv; or columns image and part (default: made)")
+    add(
+        "--collections",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="train on images of these folders only; the first is judged and calibrated on, of the others a "
+        "head takes the abnormal images (default: all images, as one)",
+    )
+    add("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0")
+    add("--weights", default="imagenet", metavar="imagenet|CHECKPOINT", help="to start from")
+    add("--tune", choices=("head", "network"), default="head", help="a head on frozen features, or all")
+    add("--folds", type=int, default=5, help="of patients (default: %(default)s)")
+    add("--epochs", type=int, default=30, help="at most, of --tune network (default: %(default)s)")
+    add("--seed", type=int, default=0)
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="of --tune network")
+    add("--about", type=Path, metavar="JSON", help="name, version, licence, attribution, ... of the model")
+    add("--card", type=Path, metavar="FILE", help="where the card goes (default: MODEL_CARD.md in --out)")
+    add("--work", type=Path, metavar="DIR", help="for finished folds (default: work in --out)")
+    add("--quick", action="store_true", help="2 folds of 32 images, 1 epoch: whether it works, not a model")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.folds, options.epochs = 2, 1
+    if options.folds < 2:
+        parser.error("--folds: expected 2 or more")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here")
+    options.work = options.work or options.out / "work"
+    options.card = options.card or options.out / "MODEL_CARD.md"
+    return options
+
+
+def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Trains, writes everything, and gives model.json. Raises InputError, CheckpointError, OSError."""
+    torch.manual_seed(options.seed)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    about = ABOUT | (_about(options.about) if options.about else {})
+    images = data.read_labels(options.labels, options.images, options.collections)
+    if options.quick:
+        images = data.few(images, 32)
+    if options.split:
+        split = splits.read(options.split, images)
+    else:
+        repeats = SPLITS if options.tune == "head" and not options.quick else 1
+        split = splits.make(images, options.folds, repeats, options.seed)
+    for folder in (options.out, options.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    _same_training(options, images, split)
+    splits.write(split, images, options.out / "split.csv")
+
+    with Teller(console) as tell:
+        if options.tune == "head":
+            inner = 2 if options.quick else 5
+            outcome = fitting.head(
+                images, split, options.architecture, options.weights, inner, options.work, tell
+            )
+        else:
+            settings = tuning.Settings(
+                options.architecture, options.weights, options.epochs, options.device, options.seed
+            )
+            outcome = fitting.network(images, split, settings, options.work, tell)
+        tell.say("measuring")
+        plain = statistics(images, outcome.preprocessing)
+        metrics = report.metrics(images, split, outcome, plain)
+        slope, offset, threshold = report.calibration(images, outcome)
+        found = {
+            **about,
+            "architecture": ARCHITECTURES[options.architecture],
+            "labels": [{"name": ABNORMAL, "threshold": threshold}],
+            "score": "probability",
+            "cam": True,
+            "preprocessing": {
+                name: getattr(outcome.preprocessing, name) for name in ("channels", "resize", "crop")
+            },
+            "training_range": report.training_range(plain),
+            "training": {
+                **outcome.how,
+                "images": [images.described(images.of(c)) for c in images.collections],
+                "folds": int(split.folds.max()) + 1,
+                "splits": len(split.folds),
+                "seed": options.seed,
+                "temperature": round(1 / slope, 4),
+                "offset": round(offset, 4),
+            },
+            "metrics": metrics,
+            "limitations": [*about["limitations"], *report.limitations(images, metrics, outcome.how)],
+        }
+        found = bundle.write(outcome.graph(slope, offset), found, images, options.out)
+        with whole_file(options.card) as part:
+            part.write_text(card.render(found))
+        tell.say(f"wrote {options.out}, {options.card}; sha256 {found['sha256']}")
+    return found
+
+
+def _same_training(options: argparse.Namespace, images: data.Images, split: splits.Split) -> None:
+    """What is kept in --work must be of this very training."""
+    asked = {
+        name: str(getattr(options, name))
+        for name in ("architecture", "weights", "tune", "epochs", "seed", "quick")
+    }
+    asked["images and split"] = hashlib.sha256(
+        split.folds.tobytes()
+        + "\n".join(map("".join, np.stack([images.name, images.findings, images.view], axis=1))).encode()
+        + images.abnormal.tobytes()
+    ).hexdigest()[:16]
+    asked["versions"] = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "torch"))
+    path = options.work / "training.json"
+    if path.exists():
+        kept = json.loads(path.read_text())
+        for name, value in asked.items():
+            if kept.get(name) != value:
+                raise InputError(
+                    f"{path}: {name} is {kept.get(name)}, expected {value}: these folds are of another "
+                    "training. Give its options, another --work, or delete the folder"
+                )
+    with whole_file(path) as part:
+        part.write_text(json.dumps(asked, indent=2) + "\n")
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}; expected a JSON file") from None
+    if not isinstance(about, dict) or not about.keys() <= ABOUT.keys():
+        raise InputError(f"{path}: expected an object with some of the fields {', '.join(ABOUT)}")
+    return about
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    try:
+        run(options, Console())
+    except (InputError, CheckpointError, OSError) as error:
+        sys.exit(f"python -m training.train: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command goes on after the last finished fold.")
+
+
+if __name__ == "__main__":
+    main()
