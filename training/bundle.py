@@ -21,24 +21,12 @@ from training.data import Images
 def write(graph: nn.Module, card: dict[str, Any], images: Images, out: Path) -> dict[str, Any]:
     """Puts model.onnx, model.json and trained_on.json into a folder, and gives the card that is there now.
 
-    Nothing there is touched before the new bundle is whole and has scored a drawn phantom, which the card
-    then holds as `self_test`. Raises OSError.
+    Nothing there is touched before the new bundle is whole. Raises OSError.
     """
     out.mkdir(parents=True, exist_ok=True)
-    preprocessing = Preprocessing.from_json(card["preprocessing"])
     with tempfile.TemporaryDirectory(dir=out) as unfinished:
         folder = Path(unfinished)
-        shape = 2, preprocessing.channels, preprocessing.crop, preprocessing.crop
-        write_graph(graph, torch.zeros(shape, dtype=torch.uint8), folder / "model.onnx")
-        digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
-        card = {"name": card["name"], "version": card["version"], "sha256": digest, **card}
-        _write_json(card, folder / "model.json")
-        model = Model(folder)
-        drawing = io.BytesIO()
-        draw_phantom(0, opacity=True).save(drawing, "PNG")
-        (scores,) = model.score([model.prepare(drawing.getvalue())[0]])
-        card["self_test"] = {label: float(score) for label, score in scores.items()}
-        _write_json(card, folder / "model.json")
+        card = fill(folder, graph, card)
         _write_json(
             {
                 "images": sorted({fingerprint(PurePosixPath(name).name) for name in images.name.tolist()}),
@@ -48,6 +36,28 @@ def write(graph: nn.Module, card: dict[str, Any], images: Images, out: Path) -> 
         )
         for name in ("model.onnx", "model.json", "trained_on.json"):
             (folder / name).replace(out / name)
+    return card
+
+
+def fill(folder: Path, graph: nn.Module, card: dict[str, Any]) -> dict[str, Any]:
+    """Writes model.onnx and model.json into a folder, and gives the card with its `sha256` and `self_test`.
+
+    The graph takes pixels [N, channels, crop, crop] as the card says. Raises OSError.
+    """
+    preprocessing = Preprocessing.from_json(card["preprocessing"])
+    # What is resampled with a Gaussian comes in fractions of grey values.
+    kind = torch.float32 if preprocessing.resampling == "gaussian" else torch.uint8
+    shape = 2, preprocessing.channels, preprocessing.crop, preprocessing.crop
+    write_graph(graph, torch.zeros(shape, dtype=kind), folder / "model.onnx")
+    digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    card = {"name": card["name"], "version": card["version"], "sha256": digest, **card}
+    _write_json(card, folder / "model.json")
+    model = Model(folder)
+    drawing = io.BytesIO()
+    draw_phantom(0, opacity=True).save(drawing, "PNG")
+    (scores,) = model.score([model.prepare(drawing.getvalue())[0]])
+    card["self_test"] = {label: float(score) for label, score in scores.items()}
+    _write_json(card, folder / "model.json")
     return card
 
 

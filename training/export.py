@@ -16,21 +16,16 @@ Nothing in a checkpoint is run: a file that holds more than tensors, numbers and
 
 import argparse
 import hashlib
-import io
-import json
 import math
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
-from classifier.model import Model
-from torch import Tensor, nn
+from torch import nn
 
-from cxr.phantoms import draw_phantom
-from training import checkpoint
+from training import bundle, checkpoint
 from training.checkpoint import CheckpointError
 from training.densenet121 import CROP, IMAGENET_DEVIATION, IMAGENET_MEAN, RESIZE, Scorer, densenet121
 
@@ -132,9 +127,9 @@ def torchxrayvision(
 
 
 def write_bundle(scorer: Scorer, card: dict[str, Any], out: Path) -> str:
-    """Writes model.onnx and model.json to a new folder, whole or not at all, and gives the graph's SHA-256.
+    """Writes a bundle to a new folder, whole or not at all, and gives the graph's SHA-256.
 
-    `self_test` in the card holds what the bundle scores a drawn phantom. Raises FileExistsError.
+    Raises FileExistsError.
     """
     if out.exists():
         raise FileExistsError(f"{out}: is there already, and no bundle is overwritten: expected a new folder")
@@ -142,50 +137,9 @@ def write_bundle(scorer: Scorer, card: dict[str, Any], out: Path) -> str:
     with tempfile.TemporaryDirectory(dir=out.parent) as unfinished:
         folder = Path(unfinished) / "bundle"  # one with the usual permissions, unlike a temporary one
         folder.mkdir()
-        # What is resampled with a Gaussian comes in fractions of grey values.
-        gaussian = card["preprocessing"].get("resampling") == "gaussian"
-        _write_graph(
-            scorer,
-            torch.zeros(
-                (2, card["preprocessing"]["channels"], CROP, CROP),
-                dtype=torch.float32 if gaussian else torch.uint8,
-            ),
-            folder / "model.onnx",
-        )
-        digest = _sha256(folder / "model.onnx")
-        card = {"name": card["name"], "version": "1.0.0", "sha256": digest, **card, "cam": True}
-        _write_card(card, folder)
-        model = Model(folder)
-        png = io.BytesIO()
-        draw_phantom(0, opacity=True).save(png, "PNG")
-        pixels, _ = model.prepare(png.getvalue())
-        (scores,) = model.score([pixels])
-        card["self_test"] = {label: float(score) for label, score in scores.items()}
-        _write_card(card, folder)
+        card = bundle.fill(folder, scorer, {"version": "1.0.0", **card, "cam": True})
         folder.rename(out)
-    return digest
-
-
-def _write_graph(scorer: Scorer, pixels: Tensor, path: Path) -> None:
-    program: Any = torch.onnx.export(
-        scorer,
-        (pixels,),
-        input_names=["pixels"],
-        output_names=["scores", "cam"],
-        dynamic_shapes=({0: torch.export.Dim("images")},),
-        opset_version=20,
-        verbose=False,
-    )
-    graph = program.model_proto
-    # The exporter notes the stack trace of every node: paths of the machine that made it.
-    for described in (graph, graph.graph, *graph.graph.node, *graph.graph.value_info, *graph.graph.input):
-        del described.metadata_props[:]
-    onnx.checker.check_model(graph, full_check=True)
-    onnx.save(graph, path)
-
-
-def _write_card(card: dict[str, Any], folder: Path) -> None:
-    (folder / "model.json").write_text(json.dumps(card, indent=2) + "\n")
+    return str(card["sha256"])
 
 
 def _sha256(path: Path) -> str:
@@ -234,7 +188,7 @@ def main() -> None:
         card["name"] = options.name or card["name"]
         card["metrics"] = {}
         card["training"]["checkpoint_sha256"] = _sha256(options.file)
-        card["limitations"] = f"{NOT_MEASURED} {card['limitations']}"
+        card["limitations"] = [NOT_MEASURED, card["limitations"]]
         digest = write_bundle(scorer, card, options.out)
     except (CheckpointError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
