@@ -17,8 +17,8 @@ LOG_RETENTION_DAYS = (
     *(400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653),
 )
 
-# What one image takes on one vCPU, fetched, decoded and scored: some four times what DenseNet-121 in fp32 on
-# 1024 x 1024 PNGs was measured to take, so that a batch fits its timeout on a bad day too.
+# What one image may take on one vCPU, fetched, decoded and scored: room for a DenseNet-121 in fp32 on a bad
+# day, so that a batch fits its timeout. The default model takes a fraction of it.
 IMAGE_MS = 200
 ONE_VCPU_MB = 1769  # Lambda's CPU grows with memory (DG configuration-memory); scoring uses one thread
 STOP_SECONDS = 10  # the classifier stops so long before its deadline, to report what it has not done

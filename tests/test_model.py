@@ -1,5 +1,6 @@
 """The bundle that ships, on real X-rays, and bundles whose parts disagree."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -70,6 +71,13 @@ def test_the_card_says_what_the_model_is_worth() -> None:
 def test_a_graph_with_another_hash_is_refused(altered: Callable[..., Path]) -> None:
     with pytest.raises(BundleError, match=r"model\.json: sha256 is 0000, but model\.onnx hashes to"):
         Model(altered(sha256="0000"))
+
+
+def test_a_file_that_is_no_graph_is_refused(altered: Callable[..., Path]) -> None:
+    folder = altered(sha256=hashlib.sha256(b"no graph").hexdigest())
+    (folder / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"model\.onnx: expected a graph for ONNX Runtime"):
+        Model(folder)
 
 
 def test_labels_that_the_graph_does_not_give_are_refused(altered: Callable[..., Path]) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
     from mypy_boto3_s3 import S3Client
 
-SENDERS = 4  # PutRecords calls at once, which is more than 50 shards take
+SENDERS = 4  # PutRecords calls at once, each of up to 500 jobs
 PUT_ATTEMPTS = 12  # of one call's records: about a minute in all under throttling
 DEADLINE_MARGIN_MS = 10_000
 

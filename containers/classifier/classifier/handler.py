@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 FETCHES = 16  # objects on their way at once, and so at most 16 x MAX_BYTES of memory
-IMAGES_A_PASS = 8  # larger batches take more memory and are no faster on a CPU
+IMAGES_A_PASS = 8  # what a network holds between its layers grows with the batch, and memory is paid for
 DEADLINE_MARGIN_MS = 10_000
 VCPU_MB = 1769  # of memory buy one vCPU (Lambda guide, configuration-memory)
 

@@ -10,6 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NotImplemented,  # noqa: A004 - ONNX Runtime's, for an operator that it does not have
+    RuntimeException,
+)
 
 from classifier.checks import WarningCode, warnings
 from classifier.images import Pixels, Preprocessing, decode
@@ -50,7 +58,19 @@ class Model:
             )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except (
+            Fail,
+            InvalidArgument,
+            InvalidGraph,
+            InvalidProtobuf,
+            NotImplemented,
+            RuntimeException,
+        ) as error:
+            raise BundleError(
+                f"{folder / 'model.onnx'}: expected a graph for ONNX Runtime {ort.__version__}: {error}"
+            ) from error
         side, labels = self._preprocess.crop, len(self.thresholds)
         pixels = "float" if self._preprocess.resampling == "gaussian" else "uint8"
         self._expect("pixels", self._session.get_inputs(), pixels, [self._preprocess.channels, side, side])
