@@ -1,11 +1,16 @@
 """From file bytes to pixels: what decodes, what is refused, and the pixels against torchvision's rules."""
 
 import io
+import random
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from classifier import images
 from classifier.images import ImageError, Pixels, Preprocessing, decode
 from classifier.resampling import resize
 from PIL import Image
@@ -109,6 +114,106 @@ class TestModes:
         assert np.array_equal(np.asarray(decode(file.getvalue())), np.rot90(np.asarray(image), -1))
 
 
+@contextmanager
+def pillow_alone() -> Iterator[None]:
+    with mock.patch.object(images, "_decode_plain_png", return_value=None):
+        yield
+
+
+def verdict(data: bytes) -> str | tuple[str, bytes]:
+    """The error code, or the mode and the pixels."""
+    try:
+        image = decode(data)
+    except ImageError as error:
+        return error.code
+    return image.mode, image.tobytes()
+
+
+def with_chunk(data: bytes, kind: bytes, body: bytes) -> bytes:
+    """The PNG with one more chunk in front of its pixels."""
+    place = data.index(b"IDAT") - 4
+    chunk = len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+    return data[:place] + chunk + data[place:]
+
+
+class TestPlainPng:
+    """The fast way agrees with Pillow about every file, and is taken for the files there are many of."""
+
+    def test_real_x_rays_take_it(self, xrays: list[Path]) -> None:
+        for path in xrays:
+            fast = images._decode_plain_png(path.read_bytes())
+            assert fast is not None
+            assert fast.tobytes() == Image.open(path).tobytes()
+
+    @pytest.mark.parametrize(
+        ("data", "plain"),
+        [
+            (image_bytes(mode="L"), True),
+            (image_bytes(mode="RGB"), True),
+            (image_bytes(mode="RGBA"), True),
+            (with_chunk(image_bytes(), b"tIME", b"\x07\xe8\x01\x01\x00\x00\x00"), True),
+            (with_chunk(image_bytes(), b"gAMA", (45455).to_bytes(4, "big")), True),
+            (image_bytes(mode="1"), False),
+            (image_bytes(mode="P"), False),
+            (image_bytes(mode="LA"), False),
+            (image_bytes(fmt="JPEG"), False),
+            (sixteen_bits(np.full((256, 256), 60_000)), False),
+            (with_chunk(image_bytes(), b"tRNS", b"\x00\x07"), False),
+            (with_chunk(image_bytes(mode="RGB"), b"tRNS", b"\x00\x07" * 3), False),
+            (with_chunk(image_bytes(), b"eXIf", b"MM\x00*\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00"), False),
+            (with_chunk(image_bytes(), b"tEXt", b"Raw profile type exif\x00"), False),
+            (with_chunk(image_bytes(), b"IHDR", image_bytes()[16:29]), False),
+            (image_bytes() + b"\x00", False),
+            (image_bytes() + image_bytes()[8:], False),
+        ],
+    )
+    def test_of_any_kind_the_pixels_are_pillows(self, data: bytes, plain: bool) -> None:
+        ours = verdict(data)
+        assert (images._decode_plain_png(data) is not None) == plain
+        with pillow_alone():
+            assert ours == verdict(data)
+
+    @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+    @pytest.mark.parametrize("mended", [False, True], ids=["as it is", "checksums mended"])
+    def test_of_damage_the_verdict_is_pillows(self, mode: str, mended: bool) -> None:
+        """But for zlib's own checksum, which kornia-rs passes over: a chunk's tells of any damage since."""
+        rng = random.Random(0)
+        whole = image_bytes((70, 90), mode)
+        seen = set()
+        for _ in range(300):
+            damaged = bytearray(whole)
+            for _ in range(rng.choice((1, 1, 2, 8))):
+                damaged[rng.randrange(8, len(damaged))] = rng.randrange(256)
+            data = bytes(damaged[: rng.choice((len(damaged), rng.randrange(8, len(damaged))))])
+            data = checksums_mended(data) if mended else data
+            ours = verdict(data)
+            with pillow_alone():
+                pillows = verdict(data)
+            assert ours == pillows or (mended and inflates_but_for_its_checksum(data))
+            seen.add(ours if isinstance(ours, str) else "decoded")
+        assert seen >= {"IMAGE_CORRUPT", *(["decoded"] if mended else [])}
+
+
+def inflates_but_for_its_checksum(data: bytes) -> bool:
+    start = data.index(b"IDAT")
+    length = int.from_bytes(data[start - 4 : start], "big")
+    with pytest.raises(zlib.error, match="incorrect data check"):
+        zlib.decompress(data[start + 4 : start + 4 + length])
+    return True
+
+
+def checksums_mended(data: bytes) -> bytes:
+    """The PNG with every chunk's checksum as it should be, so that damage gets as far as the decoder."""
+    mended, place = bytearray(data), 8
+    while place + 12 <= len(data):
+        end = place + 8 + int.from_bytes(data[place : place + 4], "big")
+        if end + 4 > len(data):
+            break
+        mended[end : end + 4] = zlib.crc32(data[place + 4 : end]).to_bytes(4, "big")
+        place = end + 4
+    return bytes(mended)
+
+
 class TestSixteenBits:
     def test_the_full_range_is_scaled_not_clipped(self) -> None:
         eight = np.arange(256 * 256).reshape(256, 256) % 256
@@ -125,7 +230,9 @@ class TestSixteenBits:
 
 
 class TestPixels:
-    @pytest.mark.parametrize("size", [(300, 400), (401, 300), (1024, 1024), (256, 256), (100, 130)])
+    @pytest.mark.parametrize(
+        "size", [(300, 400), (401, 300), (1024, 1024), (2048, 512), (640, 640), (256, 256), (100, 130)]
+    )
     @pytest.mark.parametrize("mode", ["L", "RGB"])
     def test_short_side_256_bilinear_then_the_centre(self, size: tuple[int, int], mode: str) -> None:
         """As torchvision's Resize(256) and CenterCrop(224) reckon sizes and margins."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,21 @@ def altered(tmp_path: Path) -> Callable[..., Path]:
     return alter
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_score_is_the_same_alone_and_in_any_batch(xrays: list[Path], threads: int) -> None:
-    model = Model(BUNDLE, threads)
+def test_a_score_is_the_same_alone_and_in_any_batch(model: Model, xrays: list[Path]) -> None:
     pixels = [model.prepare(path.read_bytes())[0] for path in xrays[:32]]
     alone = [model.score([image])[0] for image in pixels]
     assert len({scores["abnormal"] for scores in alone}) > 25
     for size in (2, 3, 8, 32):
         batches = [pixels[i : i + size] for i in range(0, len(pixels), size)]
         assert [scores for batch in batches for scores in model.score(batch)] == alone
+
+
+def test_a_score_is_the_same_beside_others(model: Model, xrays: list[Path]) -> None:
+    def score(path: Path) -> dict[str, Decimal]:
+        return model.score([model.prepare(path.read_bytes())[0]])[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(score, xrays * 2)) == [score(path) for path in xrays] * 2
 
 
 def test_scores_are_exact_decimals_and_positive_from_the_threshold_on(

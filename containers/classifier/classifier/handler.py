@@ -7,16 +7,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from classifier import jobs
-from classifier.checks import WarningCode
-from classifier.images import MAX_BYTES, ImageError, Pixels
+from classifier.images import MAX_BYTES, ImageError
 from classifier.jobs import Job, JobError
 from classifier.model import Model
 from classifier.predictions import SCORED, Prediction
@@ -25,10 +25,12 @@ from classifier.table import Table
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-FETCHES = 16  # objects on their way at once, and so at most 16 x MAX_BYTES of memory
-IMAGES_A_PASS = 8  # what a network holds between its layers grows with the batch, and memory is paid for
+FETCHES = 16  # objects on their way at once: S3 takes some 50 ms for the first byte, an image less to score
+SCORES_AHEAD = 4  # images a vCPU scores while predictions are being written
 DEADLINE_MARGIN_MS = 10_000
 VCPU_MB = 1769  # of memory buy one vCPU (Lambda guide, configuration-memory)
+
+Result = TypeVar("Result")
 
 
 class NotDone(Exception):
@@ -65,25 +67,26 @@ def setup() -> "Classifier":
         table=Table(os.environ["TABLE_NAME"], dynamodb, model.name, model.sha256),
         s3=boto3.client("s3", config=config),
         bucket=os.environ["BUCKET_NAME"],
+        vcpus=max(1, int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", VCPU_MB)) // VCPU_MB),
     )
 
 
 def load_model() -> Model:
     """The bundle in MODEL_DIR, by default the one beside this package. Raises BundleError."""
-    folder = os.environ.get("MODEL_DIR") or Path(__file__).parents[1] / "model"
-    memory = int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", VCPU_MB))
-    return Model(Path(folder), threads=max(1, memory // VCPU_MB))
+    return Model(Path(os.environ.get("MODEL_DIR") or Path(__file__).parents[1] / "model"))
 
 
 class Classifier:
     """Scores jobs: made once, called for every invocation. Direct jobs name no bucket: theirs is `bucket`."""
 
-    def __init__(self, *, model: Model, table: Table, s3: "S3Client", bucket: str) -> None:
+    def __init__(self, *, model: Model, table: Table, s3: "S3Client", bucket: str, vcpus: int) -> None:
         self._model = model
         self._table = table
         self._s3 = s3
         self._bucket = bucket
-        self._pool = ThreadPoolExecutor(FETCHES)
+        self._fetchers = ThreadPoolExecutor(FETCHES)
+        self._scorers = ThreadPoolExecutor(vcpus)
+        self._scores_ahead = vcpus * SCORES_AHEAD
 
     def __call__(self, event: Mapping[str, Any], remaining_ms: Callable[[], int]) -> dict[str, Any]:
         """Answers `batchItemFailures` to a Kinesis event, and `Predictions` to direct jobs.
@@ -145,10 +148,16 @@ class Classifier:
         """
         read_run = functools.cache(self._read_run)
         tasks = [self._task(job, read_run(job.run_id)) for job in given]
-        ready = [task for task in tasks if isinstance(task, Task)]
-        fetched = self._fetch_ahead((task.job.bucket, key) for task in ready for key in task.keys)
+        wanted = [(task.job.bucket, key) for task in tasks if isinstance(task, Task) for key in task.keys]
+        fetched = _ahead(FETCHES, self._fetchers, self._fetch, ((*place, remaining_ms) for place in wanted))
+        scored = _ahead(
+            self._scores_ahead,
+            self._scorers,
+            self._predict,
+            ((key, fetching, remaining_ms) for (_, key), fetching in zip(wanted, fetched, strict=True)),
+        )
         for task in tasks:
-            yield task if isinstance(task, NotDone) else self._score(task, fetched, remaining_ms)
+            yield task if isinstance(task, NotDone) else self._write(task, scored)
 
     def _read_run(self, run_id: str) -> dict[str, Any] | NotDone:
         try:
@@ -174,17 +183,8 @@ class Classifier:
             return NotDone(_reason(error))
         return Task(job, tuple(key for key in job.keys if stored.get(key) != SCORED), stored)
 
-    def _fetch_ahead(self, objects: Iterable[tuple[str, str]]) -> Iterator[Future[bytes]]:
-        """The objects' bytes in order; while one is worked on, the next are on their way."""
-        window: deque[Future[bytes]] = deque()
-        for bucket, key in objects:
-            window.append(self._pool.submit(self._fetch, bucket, key))
-            if len(window) == FETCHES:
-                yield window.popleft()
-        while window:
-            yield window.popleft()
-
-    def _fetch(self, bucket: str, key: str) -> bytes:
+    def _fetch(self, bucket: str, key: str, remaining_ms: Callable[[], int]) -> bytes:
+        _check_time(remaining_ms)
         try:
             found = self._s3.get_object(Bucket=bucket, Key=key)
             if found["ContentLength"] > MAX_BYTES:
@@ -202,34 +202,49 @@ class Classifier:
         listed = self._s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
         return any(entry["Key"] == key for entry in listed.get("Contents", []))
 
-    def _score(
-        self, task: Task, fetched: Iterator[Future[bytes]], remaining_ms: Callable[[], int]
-    ) -> list[Prediction] | NotDone:
-        """Scores and writes what can be; every key's future is taken, so that the next job finds its own."""
-        done: dict[str, Prediction] = {}
-        prepared: dict[str, tuple[Pixels, tuple[WarningCode, ...]]] = {}
+    def _predict(self, key: str, fetching: Future[bytes], remaining_ms: Callable[[], int]) -> Prediction:
+        try:
+            data = fetching.result()
+            _check_time(remaining_ms)
+            pixels, warnings = self._model.prepare(data)
+        except ImageError as error:
+            return Prediction(key, error=error.code)
+        (scores,) = self._model.score([pixels])
+        return Prediction(key, scores, self._model.positive(scores), warnings)
+
+    def _write(self, task: Task, scored: Iterator[Future[Prediction]]) -> list[Prediction] | NotDone:
+        """Writes what can be; every key's future is taken, so that the next job finds its own."""
+        done = []
         problem = None
-        for key in task.keys:
-            data = next(fetched)
-            if remaining_ms() < DEADLINE_MARGIN_MS:
-                data.cancel()
-                problem = "too little time left"
-                continue
+        for prediction in islice(scored, len(task.keys)):
             try:
-                prepared[key] = self._model.prepare(data.result())
-            except ImageError as error:
-                done[key] = Prediction(key, error=error.code)
+                done.append(prediction.result())
+            except NotDone as error:
+                problem = str(error)
             except (ClientError, BotoCoreError) as error:
                 problem = _reason(error)
-        keys = list(prepared)
-        for batch in (keys[i : i + IMAGES_A_PASS] for i in range(0, len(keys), IMAGES_A_PASS)):
-            for key, scores in zip(batch, self._model.score([prepared[k][0] for k in batch]), strict=True):
-                done[key] = Prediction(key, scores, self._model.positive(scores), prepared[key][1])
         try:
-            self._table.write(task.job.run_id, done.values(), task.stored)
+            self._table.write(task.job.run_id, done, task.stored)
         except (ClientError, BotoCoreError) as error:
             problem = _reason(error)
-        return NotDone(problem) if problem else [done[key] for key in task.keys]
+        return NotDone(problem) if problem else done
+
+
+def _ahead(
+    window: int, pool: ThreadPoolExecutor, work: Callable[..., Result], items: Iterable[tuple[Any, ...]]
+) -> Iterator[Future[Result]]:
+    """`work(*item)` of every item in the pool, in order: while one is taken, `window` are on their way."""
+    futures: deque[Future[Result]] = deque()
+    for item in items:
+        futures.append(pool.submit(work, *item))
+        if len(futures) > window:
+            yield futures.popleft()
+    yield from futures
+
+
+def _check_time(remaining_ms: Callable[[], int]) -> None:
+    if remaining_ms() < DEADLINE_MARGIN_MS:
+        raise NotDone("too little time left")
 
 
 def _answer(run_id: str, prediction: Prediction) -> dict[str, Any]:

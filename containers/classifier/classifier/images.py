@@ -5,10 +5,12 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from kornia_rs.io import decode_image_png_u8
 from PIL import Image, ImageOps
 
 from classifier import resampling
@@ -33,7 +35,10 @@ MAX_PIXELS = 50_000_000
 MAX_ASPECT = 4
 MAX_BYTES = 64 * 2**20
 
-_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+# Chunks of a plain PNG: none of them changes a pixel, as a palette, a transparent colour, EXIF, or frames do.
+_PLAIN = {b"IHDR", b"IDAT", b"IEND", b"tIME", b"pHYs", b"sRGB", b"gAMA", b"cHRM", b"sBIT", b"bKGD"}
+_MODES = {0: "mono", 2: "rgb", 6: "rgba"}  # a PNG's colour type, and what kornia-rs calls it
 # What Pillow's PNG and JPEG readers raise on damaged files, beside OSError.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
@@ -91,17 +96,29 @@ class Preprocessing:
             image = image.crop((left, top, left + side, top + side))
         if self.resampling == "gaussian":
             resized = Image.fromarray(resampling.resize(np.asarray(image), self.resize))
+            cropped = resized.crop(self._centre(resized.size))
         else:
-            short = min(image.size)
-            resized = image.resize(
-                (self.resize * image.width // short, self.resize * image.height // short),
-                Image.Resampling.BILINEAR,
-            )
-        left, top = (round((length - self.crop) / 2) for length in resized.size)
-        cropped = resized.crop((left, top, left + self.crop, top + self.crop))
+            cropped = self._bilinear(image)
         planes = np.asarray(cropped).reshape(self.crop, self.crop, -1).transpose(2, 0, 1)
         # Resizing one grey plane and repeating it gives the pixels that resizing three equal planes gives.
         return np.ascontiguousarray(np.broadcast_to(planes, (self.channels, self.crop, self.crop)))
+
+    def _bilinear(self, image: Image.Image) -> Image.Image:
+        """The centre of the resized image, for which the margins are resized only where they must be."""
+        short = min(image.size)
+        size = (self.resize * image.width // short, self.resize * image.height // short)
+        centre = self._centre(size)
+        edges = [edge * image.size[i % 2] / size[i % 2] for i, edge in enumerate(centre)]
+        if all(edge.is_integer() for edge in edges):  # else Pillow rounds them, and pixels differ by one
+            left, top, right, bottom = edges
+            return image.resize(
+                (self.crop, self.crop), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
+            )
+        return image.resize(size, Image.Resampling.BILINEAR).crop(centre)
+
+    def _centre(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        left, top = (round((length - self.crop) / 2) for length in size)
+        return left, top, left + self.crop, top + self.crop
 
 
 def decode(data: bytes, bit_depth: int = 16) -> Image.Image:
@@ -117,18 +134,55 @@ def decode(data: bytes, bit_depth: int = 16) -> Image.Image:
         from classifier import dicom  # here, because a cold start without DICOM does without it
 
         return dicom.decode(data)
-    if not data.startswith(_SIGNATURES):
+    if not data.startswith((_PNG, _JPEG)):
         raise ImageError("NOT_AN_IMAGE")
     try:
-        check_size(_open(data).size)
-        # Decoding alone passes over the checksums of a PNG, and so over a flipped bit.
-        _open(data).verify()
-        image = ImageOps.exif_transpose(_open(data))
+        image = _decode_plain_png(data) if data.startswith(_PNG) else None
+        if image is None:
+            check_size(_open(data).size)
+            # Decoding alone passes over the checksums of a PNG, and so over a flipped bit.
+            _open(data).verify()
+            image = ImageOps.exif_transpose(_open(data))
         return _eight_bits(image, bit_depth) if image.mode.startswith("I") else _colour_if_any(image)
     except Image.DecompressionBombError:
         raise ImageError("IMAGE_TOO_LARGE") from None
     except _DAMAGED as error:
         raise ImageError("IMAGE_CORRUPT") from error
+
+
+def _decode_plain_png(data: bytes) -> Image.Image | None:
+    """A whole PNG of 8 bits in grey or colour, in less than half of Pillow's time; None if it is any other.
+
+    None for all that is odd or damaged too: what is wrong with a file is Pillow's to judge.
+    """
+    chunks = []
+    view, place = memoryview(data), len(_PNG)
+    try:
+        while place < len(data):
+            length, chunk = struct.unpack_from(">I4s", data, place)
+            end = place + 8 + length
+            if zlib.crc32(view[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+                return None
+            chunks.append(chunk)
+            place = end + 4
+        width, height, depth, colour, *_, interlaced = struct.unpack_from(">IIBBBBB", data, len(_PNG) + 8)
+        check_size((width, height))
+    except (struct.error, ImageError):
+        return None
+    in_order = [chunk for chunk, _ in groupby(chunks)]
+    if (
+        not set(in_order) <= _PLAIN
+        or len(set(in_order)) < len(in_order)
+        or (in_order[0], in_order[-1], chunks.count(b"IHDR")) != (b"IHDR", b"IEND", 1)
+        or (depth, interlaced) != (8, 0)
+        or colour not in _MODES
+    ):
+        return None
+    try:
+        pixels = decode_image_png_u8(data, (height, width), _MODES[colour])
+    except Exception:  # noqa: BLE001 - kornia-rs raises nothing more exact
+        return None
+    return Image.fromarray(pixels[..., 0] if colour == 0 else pixels)
 
 
 def _open(data: bytes) -> Image.Image:

@@ -30,7 +30,7 @@ class BundleError(Exception):
 
 
 class Model:
-    """A verified bundle, ready to score.
+    """A verified bundle, ready to score, one image a thread: several threads may call it at once.
 
     The graph takes `pixels` [images, channels, crop, crop], grey values from 0 to 255, and gives `scores`,
     float32 [images, labels] from 0 to 1: normalisation, head and sigmoid are inside it. A label is positive
@@ -39,7 +39,7 @@ class Model:
     Raises BundleError.
     """
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
+    def __init__(self, folder: Path) -> None:
         card, graph = _read(folder)
         self.card = card
         self.sha256 = hashlib.sha256(graph).hexdigest()
@@ -57,7 +57,7 @@ class Model:
                 f"{folder / 'model.json'}: sha256 is {declared}, but model.onnx hashes to {self.sha256}"
             )
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1  # images side by side use more cores better than parts of one
         try:
             self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except (
