@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEV := .venv/.dev
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help install demo test test-training image lint format synth deploy destroy clean
+.PHONY: help install demo test test-training bench image lint format synth deploy destroy clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,13 +21,16 @@ test-training: .venv-training/.installed $(DEV)  ## Install torch (several GB), 
 	$(BIN)/mypy --python-executable .venv-training/bin/python training tests/training
 	.venv-training/bin/pytest --confcutdir tests/training tests/training
 
+bench: $(DEV) .venv-training/.bench  ## Measure it all beside the original's way: make bench [IMAGES=DIR] [QUICK=1]
+	$(BIN)/python -m benchmarks $(if $(IMAGES),--images "$(IMAGES)") $(if $(QUICK),--quick)
+
 image: install  ## Build the classifier's image, see it score an X-ray, print its layers: make image [XRAY=FILE]
 	$(BIN)/python -m containers.build_image $(if $(XRAY),--xray "$(XRAY)")
 
 lint: $(DEV)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy app.py stacks lambdas containers/build_image.py containers/classifier/classifier cxr tests/*.py
+	$(BIN)/mypy app.py stacks lambdas benchmarks containers/build_image.py containers/classifier/classifier cxr tests/*.py
 	$(BIN)/hadolint containers/classifier/Dockerfile
 
 format: $(DEV)  ## Put the code into the house's form
@@ -57,6 +60,10 @@ clean:  ## Remove all that make has made here
 
 $(DEV): .venv/.installed requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+.venv-training/.bench: .venv-training/.installed benchmarks/requirements.txt
+	.venv-training/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
 
 .venv-training/.installed: training/requirements.txt pyproject.toml

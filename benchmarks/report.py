@@ -1,0 +1,169 @@
+"""docs/benchmarks.md and cxr/service_times.json, of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+ORIGINAL = "original, batch 1"
+FP32, INT8 = "DenseNet-121 fp32", "DenseNet-121 int8"
+DEFAULT_FP32, DEFAULT = "default model fp32", "default model, as shipped"
+COMPARED_KEYS = "113178"  # as many as NIH has images
+GFLOP = 5.7  # of one DenseNet-121 at 224 x 224, a multiplication and an addition counted as two
+
+
+def ratios(found: dict[str, Any]) -> dict[str, Any]:
+    """`ratios`, ours over the original's way, above 1 is better; and `ms` and `gemm_gflops` beside them."""
+    one, cold = found["one_thread"]["engines"], found["cold_start"]
+    theirs = one[ORIGINAL]["images_per_second"]
+    return {
+        "ratios": {
+            "densenet121_fp32": one[FP32]["images_per_second"] / theirs,
+            "densenet121_int8": one[INT8]["images_per_second"] / theirs,
+            "default_model": one[DEFAULT]["images_per_second"] / theirs,
+            "cold_start": cold[ORIGINAL]["seconds"] / cold[DEFAULT]["seconds"],
+            "fan_out": found["fan_out"]["ratio"],
+        },
+        "ms": {
+            "original_densenet121_batch1": one[ORIGINAL]["ms"],
+            "gemm_gflops": found["one_thread"]["gemm_gflops"],
+        },
+        "gemm_gflops": found["one_thread"]["gemm_gflops"],
+    }
+
+
+def service_times(found: dict[str, Any]) -> dict[str, Any]:
+    """What `cxr plan` reckons with; images a second are those of one worker on one CPU."""
+    workers = found["pipeline"]["workers"]
+    keys = found["fan_out"][COMPARED_KEYS]
+    rates = {found["model"]: DEFAULT, "densenet121 fp32": FP32, "densenet121 int8": INT8}
+    return {
+        "measured": found["date"],
+        "machine": found["machine"],
+        "images_per_second": {
+            name: round(workers[worker]["images_per_second"], 1) for name, worker in rates.items()
+        },
+        "cold_start_seconds": round(found["cold_start"][DEFAULT]["seconds"], 2),
+        "keys_per_second": {
+            source: round(keys[source]["keys_per_second"]) for source in ("listing", "index")
+        },
+    }
+
+
+def render(found: dict[str, Any]) -> str:
+    """The page."""
+    return "\n\n".join(_parts(found)) + "\n"
+
+
+def _parts(found: dict[str, Any]) -> Iterator[str]:
+    one, every = found["one_thread"], found["all_threads"]
+    yield "# Benchmarks"
+    yield (
+        f"Written by `make bench` on {found['date']}: {found['machine']}. "
+        f"Medians of {found['repeats']} repeats, in which every way has its turn, after one to warm up. "
+        f"{found['images']} files of 1024 x 1024 pixels, from memory. "
+        + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        + "."
+    )
+    yield _table(
+        ("against the original's way", "times as fast"),
+        ((name, f"{ratio:.2f}") for name, ratio in found["ratios"].items()),
+    )
+    yield "## Classifier: from the bytes of a file to the score"
+    yield (
+        "The original's way is [benchmarks/original.py](../benchmarks/original.py): Pillow, torchvision's "
+        "transforms, DenseNet-121 in torch, an image a batch as in its Lambda, or 8. DenseNet-121 has random "
+        "weights here; in this run its scores in fp32 are the original's to "
+        f"{one['engines'][FP32]['worst_difference']:.0e}. "
+        "The parts are measured one after the other, on one thread."
+    )
+    first = one["engines"][ORIGINAL]["images_per_second"]
+    yield _table(
+        (
+            "",
+            "images/s, one thread",
+            "times the original",
+            "ms: decode",
+            "resize",
+            "inference",
+            "images/s, all threads",
+        ),
+        (
+            (
+                name,
+                f"{engine['images_per_second']:.1f}",
+                f"{engine['images_per_second'] / first:.2f}",
+                *(f"{engine['parts'][part]:.1f}" for part in ("decode", "resize", "infer")),
+                f"{every['engines'][name]['images_per_second']:.1f}",
+            )
+            for name, engine in one["engines"].items()
+        ),
+    )
+    limit = one["gemm_gflops"]
+    yield (
+        f"**Distance to the limit.** A matrix product in fp32 reaches {limit:.0f} GFLOP/s on this core. "
+        f"DenseNet-121 as published takes {GFLOP} GFLOP, and so {1e3 * GFLOP / limit:.0f} ms at that rate; "
+        f"here its inference takes {one['engines'][FP32]['parts']['infer']:.0f} ms."
+    )
+    yield "## Cold start: a new process to its first prediction"
+    yield "Ours imports all that Lambda loads, boto3 too. Time as who starts the process sees it."
+    yield _table(
+        ("", "seconds", "peak memory, MB"),
+        (
+            (name, f"{start['seconds']:.2f}", f"{start['peak_mb']:.0f}")
+            for name, start in found["cold_start"].items()
+        ),
+    )
+    yield "## Job creator: from keys to jobs on the stream"
+    yield (
+        "The original's way is "
+        "[benchmarks/original_job_creator.py](../benchmarks/original_job_creator.py): the index whole in "
+        "pandas, a key a record, 500 records a call, 10 threads, nothing sent again. All on the same local "
+        "AWS; the listing is of a server that does nothing else."
+    )
+    yield _table(
+        ("keys", "from", "keys/s", "peak memory, MB", "times the original"),
+        (
+            (
+                f"{int(count):,}",
+                source,
+                f"{way['keys_per_second']:,.0f}",
+                f"{way['peak_mb']:.0f}",
+                f"{way['keys_per_second'] / ways['original']['keys_per_second']:.1f}",
+            )
+            for count, ways in found["fan_out"].items()
+            if count.isdigit()
+            for source, way in ways.items()
+        ),
+    )
+    yield "## Whole pipeline on local AWS"
+    whole, workers = found["pipeline"]["whole"], found["pipeline"]["workers"]
+    yield (
+        f"{found['pipeline']['images']} images: {whole['images_per_second']:.0f} a second, from the "
+        f"invocation of the job creator to the last prediction, {whole['seconds']:.1f} s. The job creator "
+        f"answers after {whole['job_creator_seconds']:.1f} s. Local AWS and the classifiers share the machine: "
+        f"{whole['classifier_cpu_seconds']:.1f} s of CPU were the classifiers', "
+        f"{whole['local_aws_cpu_seconds']:.1f} s local AWS's."
+    )
+    yield (
+        "**A worker alone**, the real handler on one CPU with local AWS on another, from S3 to DynamoDB. "
+        "`cxr plan` reckons with its images a second. CPU milliseconds an image:"
+    )
+    steps = list(workers[DEFAULT]["cpu_ms"])
+    yield _table(
+        ("", "images/s", *steps),
+        (
+            (
+                name,
+                f"{worker['images_per_second']:.1f}",
+                *(f"{worker['cpu_ms'][step]:.2f}" for step in steps),
+            )
+            for name, worker in workers.items()
+        ),
+    )
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = tuple(header)
+    lines = (header, ("---",) * len(header), *rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
