@@ -23,6 +23,7 @@ test-training: .venv-training/.installed $(DEV)  ## Install torch (several GB), 
 
 bench: $(DEV) .venv-training/.bench  ## Measure it all beside the original's way: make bench [IMAGES=DIR] [QUICK=1]
 	$(BIN)/python -m benchmarks $(if $(IMAGES),--images "$(IMAGES)") $(if $(QUICK),--quick)
+	$(if $(QUICK),,$(BIN)/python -m benchmarks.scaling)
 
 image: install  ## Build the classifier's image, see it score an X-ray, print its layers: make image [XRAY=FILE]
 	$(BIN)/python -m containers.build_image $(if $(XRAY),--xray "$(XRAY)")

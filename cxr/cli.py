@@ -13,6 +13,7 @@ from cxr import RESEARCH_ONLY
 from cxr.evaluation_command import evaluate
 from cxr.local_commands import local
 from cxr.model_commands import explain, model, score
+from cxr.plan_command import plan
 from cxr.processes import STOP_SIGNALS
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(score)
 app.command()(explain)
 app.command()(evaluate)
+app.command()(plan)
 app.add_typer(model, name="model")
 app.add_typer(local, name="local")
 

@@ -126,7 +126,7 @@ class Config:
 
         Raises ConfigError for a name or a value that is not allowed, or a pair that cannot work.
         """
-        settings = {_context_name(setting.name): setting for setting in fields(cls)}
+        settings = {context_name(setting.name): setting for setting in fields(cls)}
         for name in context:
             if ":" not in name and name not in settings and name not in CDK_CONTEXT:
                 meant = get_close_matches(name, settings, n=1) or settings
@@ -142,7 +142,7 @@ class Config:
         return cls(**values)
 
 
-def _context_name(field_name: str) -> str:
-    """images_per_job -> imagesPerJob"""
+def context_name(field_name: str) -> str:
+    """The name of a setting for `-c`: images_per_job -> imagesPerJob."""
     first, *rest = field_name.split("_")
     return first + "".join(map(str.capitalize, rest))

@@ -1,0 +1,271 @@
+"""`cxr plan`: how long a run will take and what it will cost, before anything is spent."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from cxr.errors import InputError
+from cxr.model_commands import Json
+from cxr.terminal import console, counted, errors_reported
+
+if TYPE_CHECKING:
+    from cxr.capacity import Plan
+    from stacks.config import Config
+
+MAX_IMAGES = 10**9  # as many as the job creator takes
+MAX_KEY_BYTES = 1024  # S3 user guide, object-keys
+
+# What bounds a run, and what helps.
+HELP = {
+    "job creator": "It goes through keys page by page; several runs, each of a Prefix, do so at once.",
+    "stream": "A shard takes 1,000 jobs/s and 1 MB/s; more shards take more.",
+    "lanes": "Of shards x parallelizationFactor classifiers the busiest ends last; more shards help.",
+    "account concurrency": "A higher quota helps, or more memory for each classifier.",
+    "DynamoDB table": "Its warm throughput doubles in half an hour; until then classifiers wait, paid. "
+    "Raise it before the run, and plan with --table-writes.",
+    "DynamoDB partition": "A run's counters share one partition; larger jobs or several runs help.",
+    "S3 prefix": "S3 answers 5,500 GET/s a prefix, and splits one as load grows; several prefixes help.",
+}
+
+
+def plan(
+    images: Annotated[int, typer.Option(metavar="N", help="How many images.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-c",
+            metavar="NAME=VALUE",
+            help="A setting of the stack, as `npx cdk deploy` takes it: -c shards=20. Repeatable.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose service time. Default: the model that ships.")
+    ] = None,
+    images_per_second: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Your own measurement: what one classifier of 1769 MB scores."),
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(metavar="N", help="Concurrent executions that your account allows.")
+    ] = 1000,
+    table_writes: Annotated[
+        int,
+        typer.Option(metavar="N", help="The table's warm throughput in write units/s; a new one has 4000."),
+    ] = 4000,
+    key_bytes: Annotated[int, typer.Option(metavar="N", help="Length of an image's key.")] = 60,
+    index: Annotated[bool, typer.Option("--index", help="Keys come by IndexKey and are not listed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """How long a run will take, what it will cost, and what bounds it.
+
+    Asks AWS nothing. Service times were measured by `make bench`, prices are a
+    dated table; the output says where both are from. Without -c it plans for
+    the stack's defaults. It names better settings, where it finds some.
+
+    The JSON is one object: images, settings, model,
+    images_per_second_per_worker, workers (classifiers busy at once), seconds,
+    images_per_second, start_seconds, bounds (seconds that each needs; the
+    largest is the bottleneck), bottleneck, dollars (total, per_1000_images,
+    per_million_images, idle_month, lines: item, quantity, unit, price,
+    dollars), warnings, suggestions (cheaper, faster: settings, seconds,
+    dollars, idle_month, bottleneck, deploy), service_times and prices (where
+    they are from).
+
+    Ends with 0, also when it warns, and with 2 if what was given cannot be
+    used.
+    """
+    with errors_reported():
+        from cxr import capacity
+
+        measured, priced = capacity.read_json(capacity.SERVICE_TIMES), capacity.read_json(capacity.PRICES)
+        config = read_settings(settings or [])
+        rates = measured["images_per_second"]
+        model = model or next(iter(rates))
+        if model not in rates:
+            raise InputError(f"--model {model}: expected one of {', '.join(rates)}, or --images-per-second")
+        if images_per_second is not None and not (math.isfinite(images_per_second) and images_per_second > 0):
+            raise InputError(f"--images-per-second {images_per_second:g}: expected a number over 0")
+        for option, value, most in (
+            ("--images", images, MAX_IMAGES),
+            ("--concurrency", concurrency, MAX_IMAGES),
+            ("--table-writes", table_writes, MAX_IMAGES),
+            ("--key-bytes", key_bytes, MAX_KEY_BYTES),
+        ):
+            if not 1 <= value <= most:
+                raise InputError(f"{option} {value}: expected a whole number from 1 to {most:,}")
+        workload = capacity.Workload(
+            images=images,
+            images_per_second=images_per_second or rates[model],
+            cold_start_seconds=measured["cold_start_seconds"],
+            keys_per_second=measured["keys_per_second"]["index" if index else "listing"],
+            key_bytes=key_bytes,
+            indexed=index,
+            concurrency=concurrency,
+            table_writes=table_writes,
+        )
+        with console.status("Planning"):
+            present = capacity.plan(workload, config, priced["prices"])
+            better = capacity.suggest(present, priced["prices"])
+        if as_json:
+            typer.echo(json.dumps(document(present, better, model, images_per_second, measured, priced)))
+            return
+        print_plan(present, better)
+        source = "yours, by --images-per-second"
+        if not images_per_second:
+            source = f"{model}, {measured['machine']}, {measured['measured']}"
+        console.print(
+            f"\n[dim]{workload.images_per_second:g} images a second for each vCPU: {escape(source)}. "
+            "On AWS it may be otherwise: measure a run, and give --images-per-second.\n"
+            f"Prices of {priced['date']}, {priced['region']}. {escape(priced['note'])} "
+            "Shards are counted by the hour begun; storage, alarms, retries and KMS for the stream are not "
+            "counted.[/]"
+        )
+        if config.architecture == "arm64":
+            console.print("[yellow]arm64 is priced as such, but its speed was not measured.[/]")
+
+
+def read_settings(given: list[str]) -> Config:
+    """The stack's settings from name=value. Raises InputError."""
+    from stacks.config import Config, ConfigError
+
+    context = {}
+    for setting in given:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"-c {setting}: expected name=value, such as shards=20")
+        context[name] = value
+    try:
+        return Config.from_context(context)
+    except ConfigError as error:
+        raise InputError(f"-c {error}") from None
+
+
+def deploy_command(config: Config) -> str:
+    """The line that deploys these settings; those at their defaults are left out."""
+    options = (word for name, value in changed(config).items() for word in ("-c", f"{name}={value}"))
+    return shlex.join(["npx", "cdk", "deploy", *options])
+
+
+def changed(config: Config) -> dict[str, Any]:
+    """The settings that are not at their defaults, by the names that the CDK takes."""
+    from stacks.config import context_name
+
+    return {
+        context_name(setting.name): getattr(config, setting.name)
+        for setting in fields(config)
+        if getattr(config, setting.name) != setting.default
+    }
+
+
+def document(
+    present: Plan,
+    better: dict[str, Plan],
+    model: str,
+    own_rate: float | None,
+    measured: dict[str, Any],
+    priced: dict[str, Any],
+) -> dict[str, Any]:
+    """The plan as JSON."""
+    images = present.workload.images
+    return {
+        "images": images,
+        "settings": changed(present.config),
+        "model": None if own_rate else model,
+        "images_per_second_per_worker": present.images_per_second_per_worker,
+        "workers": present.workers,
+        "seconds": present.seconds,
+        "images_per_second": images / present.seconds,
+        "start_seconds": present.start_seconds,
+        "bounds": present.bounds,
+        "bottleneck": present.bottleneck,
+        "dollars": {
+            "total": present.dollars,
+            "per_1000_images": present.dollars / images * 1000,
+            "per_million_images": present.dollars / images * 1e6,
+            "idle_month": present.idle_dollars,
+            "lines": [{**asdict(line), "dollars": line.dollars} for line in present.lines],
+        },
+        "warnings": list(present.warnings),
+        "suggestions": {
+            name: {
+                "settings": changed(found.config),
+                "seconds": found.seconds,
+                "dollars": found.dollars,
+                "idle_month": found.idle_dollars,
+                "bottleneck": found.bottleneck,
+                "deploy": deploy_command(found.config),
+            }
+            for name, found in better.items()
+        },
+        "service_times": {name: measured[name] for name in ("measured", "machine")},
+        "prices": {name: priced[name] for name in ("date", "region", "currency", "note")},
+    }
+
+
+def print_plan(present: Plan, better: dict[str, Plan]) -> None:
+    """For a person: time, bill, bottleneck, and what would be better."""
+    images, total = present.workload.images, present.dollars
+    console.print(
+        f"[bold]{counted(images, 'image')} in {duration(present.seconds)} for {money(total)}[/]: "
+        f"{money(total / images * 1000)} for 1,000 images, {money(total / images * 1e6)} for a million"
+    )
+    console.print(
+        f"{counted(present.workers, 'classifier')} at once, "
+        f"{present.images_per_second_per_worker:,.3g} images a second each"
+    )
+    console.print(_bill(present))
+    console.print(f"While nothing runs, the stack costs {money(present.idle_dollars)} a month.")
+    others = sorted(present.bounds.items(), key=lambda bound: -bound[1])[1:]
+    console.print(
+        f"\nBottleneck: [bold]{present.bottleneck}[/], {duration(max(present.bounds.values()))}. "
+        f"{HELP[present.bottleneck]}"
+    )
+    console.print(
+        f"[dim]The others: {', '.join(f'{name} {duration(seconds)}' for name, seconds in others)}[/]"
+    )
+    for warning in present.warnings:
+        console.print(f"\n[yellow]{escape(warning)}[/]")
+    for name, found in better.items():
+        console.print(
+            f"\n[green]{name.capitalize()}[/]: {duration(found.seconds)} for {money(found.dollars)}, "
+            f"{money(found.idle_dollars)} a month while nothing runs; bottleneck: {found.bottleneck}"
+        )
+        console.print(f"  {escape(deploy_command(found.config))}", soft_wrap=True)
+    if not better:
+        console.print("\nNo other settings are worth it: none is as fast for less, or much faster.")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.{minutes < 10:d}f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def money(dollars: float) -> str:
+    """Dollars, with decimals as far as they tell."""
+    return f"${dollars:,.{2 if dollars >= 0.1 else 4}f}"
+
+
+def _bill(present: Plan) -> Table:
+    table = Table("", "quantity", "", "dollars", box=None, pad_edge=False, header_style="bold", title=" ")
+    for column in (table.columns[1], table.columns[3]):
+        column.justify = "right"
+    for line in present.lines:
+        table.add_row(
+            line.item,
+            f"{line.quantity:,.0f}" if line.quantity >= 10 else f"{line.quantity:.3g}",
+            line.unit if line.unit == "GB" or line.quantity == 1 else f"{line.unit}s",
+            f"{line.dollars:,.4f}",
+        )
+    table.add_row("[bold]total[/]", "", "", f"[bold]{present.dollars:,.4f}[/]")
+    return table
