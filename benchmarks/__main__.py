@@ -79,6 +79,7 @@ def measure(folder: Path, files: list[Path], quick: bool) -> dict[str, Any]:
         cold = cold_start.measure(compared, paths[0], repeats)
         alone = {name: compared[name].model for name in (report.DEFAULT, report.FP32, report.INT8)}
         whole = pipeline.measure(alone, folder, files, repeats, status.update)
+        sent = fan_out.measure(repeats, counts, status.update)
     return {
         "date": f"{date.today():%Y-%m-%d}",
         "machine": _machine(),
@@ -89,7 +90,7 @@ def measure(folder: Path, files: list[Path], quick: bool) -> dict[str, Any]:
         "one_thread": one,
         "all_threads": every,
         "cold_start": cold,
-        "fan_out": fan_out.measure(repeats, counts),
+        "fan_out": sent,
         "pipeline": whole,
     }
 

@@ -1,7 +1,10 @@
 """The job creator on moto: what it sends, what it refuses, and how runs continue and collide."""
 
+import csv
 import hashlib
+import io
 import json
+import random
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +13,9 @@ import boto3
 import handler
 import jobs
 import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
+from moto.core.botocore_stubber import MockRawResponse
 from moto.kinesis.models import KinesisBackend
 from support import BUCKET, PREFIX, STREAM, TABLE, table_items
 
@@ -101,6 +107,38 @@ class TestSources:
         create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"})
         assert sent_keys() == [f"{PREFIX}a, b.png"]
 
+    def test_an_index_with_quotes_line_breaks_and_empty_lines_in_it(self) -> None:
+        body = 'note,Key,size\n\n"a,\nb",cxr-nih/plain.png,1\n\n,"cxr-nih/a ""b"",\nc.png"\n'
+        put("index.csv", body=body.encode())
+        create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"})
+        assert sent_keys() == [f"{PREFIX}plain.png", f'{PREFIX}a "b",\nc.png']
+
+    def test_an_index_is_read_as_a_csv_reader_reads_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(jobs, "_BLOCK", 10)
+        for seed in range(300):
+            rng = random.Random(seed)
+            odd = rng.choice(["", '",', "\n"])
+            names = [
+                "".join(rng.choices("abc/" + odd, k=rng.randrange(4))) for _ in range(rng.randrange(1, 9))
+            ]
+            if seed % 3:
+                names.sort()
+            file = io.StringIO(newline="")
+            writer = csv.writer(file, lineterminator=rng.choice(["\n", "\r\n"]))
+            width = rng.randrange(3)
+            rows = [["x"] * width + [f"p/{name}"] + ["y"] * rng.randrange(2) for name in names]
+            writer.writerows([[*"nm"[:width], "Key"], *rows, []])
+            text = file.getvalue()
+            keys = [f"p/{name}" for name in names]
+            assert jobs.check_index(io.StringIO(text, newline=""), "p/") == (keys == sorted(set(keys))), seed
+            assert list(jobs.indexed(io.StringIO(text, newline=""))) == keys, seed
+
+    @pytest.mark.parametrize("names", ["aab", "aba", "abb", "cabcabc"])
+    def test_an_index_that_repeats_keys_wherever_they_stand(self, names: str) -> None:
+        put_index(*(f"{name}.png" for name in names))
+        create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"})
+        assert sent_keys() == [f"{PREFIX}{name}.png" for name in dict.fromkeys(names)]
+
     def test_a_list_gives_its_keys_each_once(self) -> None:
         keys = [f"{PREFIX}b.png", f"{PREFIX}a.png", f"{PREFIX}b.png"]
         assert create({"RunId": "r", "Keys": keys})["ImageCount"] == 2
@@ -120,6 +158,45 @@ class TestSources:
         answer = create({"RunId": "r", "JobCount": 40, **source})
         assert answer == {"RunId": "r", "ImageCount": 40, "JobCount": 2}
         assert len(sent_keys()) == 40
+
+
+class TestListing:
+    """Pages of a listing, read through botocore. S3 writes the first four so; the others are XML, too."""
+
+    DATE = "<LastModified>2020-11-14T21:40:50.000Z</LastModified>"
+
+    @pytest.mark.parametrize(
+        ("objects", "names"),
+        [
+            ("", []),
+            (f"<Contents><Key>{PREFIX}a.png</Key>{DATE}</Contents>" * 2, ["a.png", "a.png"]),
+            (f"<Contents><Key>{PREFIX}%C3%A9+%2B%26%3C%0A</Key>{DATE}</Contents>", ["é +&<\n"]),
+            (
+                f"<Contents><Key>{PREFIX}a.png</Key><LastModified>not read</LastModified></Contents>",
+                ["a.png"],
+            ),
+            (
+                f"<Contents><Key>{PREFIX}a&amp;b</Key></Contents><Contents><Key>{PREFIX}c</Key></Contents>",
+                ["a&b", "c"],
+            ),
+            (
+                f"<Contents><Size>1</Size><Key>{PREFIX}a</Key></Contents><Contents><Key>{PREFIX}b</Key></Contents>",
+                ["a", "b"],
+            ),
+            (
+                f"<Contents><Key>{PREFIX}a</Key></Contents>\n<Contents><Key>{PREFIX}b</Key></Contents>",
+                ["a", "b"],
+            ),
+        ],
+    )
+    def test_every_key_of_a_page(self, objects: str, names: list[str]) -> None:
+        assert list(job_creator(s3=s3_that_lists(objects))._listed(PREFIX)) == [PREFIX + n for n in names]
+
+    def test_where_to_go_on_is_seen_wherever_it_stands(self) -> None:
+        objects = f"<Contents><Key>{PREFIX}a</Key></Contents>"
+        more = "<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>".format
+        s3 = s3_that_lists(objects + more(1) + objects, more(2) + objects, objects + more(3), objects)
+        assert list(job_creator(s3=s3)._listed(PREFIX)) == [f"{PREFIX}a"] * 5
 
 
 class TestRefused:
@@ -179,6 +256,8 @@ class TestRefused:
             (b"Key\n", "IndexKey: no image there"),
             (b"Key\n" + b"cxr-nih/a.png\n" * 40_000 + b"elsewhere/secret.png\n", "IndexKey, line 40002, Key"),
             (b"a,Key\ncxr-nih/a.png\n", "IndexKey, line 2, Key: expected"),
+            (b'a,Key\n\n"1\n2",cxr-nih/a.png\n3,b\n', "IndexKey, line 5, Key: expected"),
+            (b"Key\ncxr-nih/" + "é".encode() * 600 + b"\n", "IndexKey, line 2, Key: expected"),
             (b"Key\n\xff\xfe\n", "IndexKey: expected a well-formed CSV in UTF-8"),
             (b'Key\n"cxr-nih/a.png\ncxr-nih/b.png\n', "IndexKey: expected a well-formed CSV"),
         ],
@@ -195,6 +274,22 @@ class TestRefused:
     def test_a_bucket_that_is_not_there(self, source: dict[str, str]) -> None:
         with pytest.raises(jobs.EventError, match=r"there is no gone|in the bucket gone"):
             create({"RunId": "r", **source}, bucket="gone")
+        assert table_items() == {}
+
+    def test_an_index_that_is_replaced_while_it_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        put_index("a.png")
+        s3 = boto3.client("s3")
+        get_object = s3.get_object
+
+        def replaced_after(**options: Any) -> Any:
+            answer = get_object(**options)
+            put_index("b.png")
+            return answer
+
+        monkeypatch.setattr(s3, "get_object", replaced_after)
+        with pytest.raises(jobs.EventError, match=r"^IndexKey: .*PreconditionFailed"):
+            create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"}, s3=s3)
+        assert sent() == []
         assert table_items() == {}
 
 
@@ -262,6 +357,7 @@ class TestRuns:
     ) -> None:
         put(*(f"{i:03}.png" for i in range(64)))
         monkeypatch.setattr(jobs, "_MAX_RECORDS", 1)
+        monkeypatch.setattr(handler, "CHECK_SECONDS", 0)
         read = handler.JobCreator._read
         reads: Iterator[int] = iter(range(9))
 
@@ -280,6 +376,18 @@ class TestRuns:
         assert run_item("r")["state"] == "SCORING"
         assert run_item("r")["expected"] == 64
         assert len(set(sent_keys())) == 64
+
+    def test_between_two_looks_at_the_run_jobs_are_sent_without_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put(*(f"{i:03}.png" for i in range(96)))
+        monkeypatch.setattr(jobs, "_MAX_RECORDS", 1)
+        monkeypatch.setattr(handler, "CHECK_SECONDS", 3600)
+        dynamodb = boto3.client("dynamodb")
+        reads: list[str] = []
+        dynamodb.meta.events.register("before-call.dynamodb.GetItem", lambda **_: reads.append("read"))
+        assert create({"RunId": "r"}, dynamodb=dynamodb)["JobCount"] == 3
+        assert len(reads) == 1
 
     def test_a_run_cancelled_at_the_last_moment_stays_cancelled(self) -> None:
         put("a.png")
@@ -363,6 +471,21 @@ class TestSending:
             ["patient-7.png"], run_id="r", bucket=BUCKET, images_per_job=1, continued=False
         )
         assert records[0]["PartitionKey"] == hashlib.sha256(b"patient-7.png").hexdigest()
+
+
+def s3_that_lists(*pages: str) -> Any:
+    """A client whose listing is these pages."""
+    bodies = iter(
+        '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><EncodingType>url</EncodingType>'
+        f"{page}<MaxKeys>1000</MaxKeys></ListBucketResult>".encode()
+        for page in pages
+    )
+    s3: Any = boto3.client("s3")
+    s3.meta.events.register_first(
+        "before-send.s3.ListObjectsV2",
+        lambda request, **_: AWSResponse(request.url, 200, HTTPHeaders(), MockRawResponse(next(bodies))),
+    )
+    return s3
 
 
 def add_counts(run_id: str, counts: dict[str, int]) -> None:

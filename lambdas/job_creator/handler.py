@@ -1,12 +1,12 @@
 """The Lambda function that starts a run: S3 keys in, jobs on the Kinesis stream out."""
 
-import csv
 import functools
 import hashlib
 import io
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -18,7 +18,7 @@ import boto3
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from jobs import EventError, Record, Request, batches, check_key, distinct, images
+from jobs import EventError, Record, Request, batches, check_index, distinct, images, indexed
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SENDERS = 4  # PutRecords calls at once, each of up to 500 jobs
 PUT_ATTEMPTS = 12  # of one call's records: about a minute in all under throttling
 DEADLINE_MARGIN_MS = 10_000
+CHECK_SECONDS = 1  # from one look at whether the run is cancelled, or the time is up, to the next
 
 
 class RunIdTaken(Exception):
@@ -76,6 +77,8 @@ class JobCreator:
         images_per_job: int,
         model: dict[str, str],
     ) -> None:
+        # Under the wildcard it comes before botocore's own handlers, which parse the page, too.
+        s3.meta.events.register_first("before-parse.*.ListObjectsV2", _take_keys)
         self._s3 = s3
         self._kinesis = kinesis
         self._dynamodb = dynamodb
@@ -92,15 +95,13 @@ class JobCreator:
         Raises EventError and RunIdTaken with nothing sent, and RunStopped when something may have been.
         """
         request = Request.from_event(event, self._prefix)
-        if request.kind == "IndexKey":
-            for _ in self._indexed(request.value):
-                pass  # a wrong row stops the run here, before the first job is on the stream
         keys = self._keys(request)
         first = next(keys, None)
         if first is None:
             raise EventError(f"{request.kind}: no image there; expected at least one key of an image")
         continued = self._open(request)
         image_count = job_count = 0
+        check_at = time.monotonic()
         with ThreadPoolExecutor(SENDERS) as pool:
             sending: set[Future[None]] = set()
             for records, count in batches(
@@ -110,7 +111,9 @@ class JobCreator:
                 images_per_job=self._images_per_job,
                 continued=continued,
             ):
-                self._check(request.run_id, image_count, remaining_ms)
+                if time.monotonic() >= check_at:
+                    self._check(request.run_id, image_count, remaining_ms)
+                    check_at = time.monotonic() + CHECK_SECONDS
                 if len(sending) == SENDERS:
                     done, sending = wait(sending, return_when=FIRST_COMPLETED)
                     for future in done:
@@ -130,7 +133,7 @@ class JobCreator:
         if request.kind == "Prefix":
             keys = images(self._listed(request.value))
         elif request.kind == "IndexKey":
-            keys = distinct(images(self._indexed(request.value)))
+            keys = images(self._indexed(request.value))
         else:
             keys = distinct(images(request.keys))
         return islice(keys, request.job_count)
@@ -145,22 +148,22 @@ class JobCreator:
             raise EventError(f"Prefix: expected a bucket to list, but there is no {self._bucket}") from None
 
     def _indexed(self, index_key: str) -> Iterator[str]:
+        """An index's keys, each once. It is read twice: a wrong row stops the run before a job is sent."""
+        text, version = self._text(index_key)
+        in_order = check_index(text, self._prefix)
+        text, _ = self._text(index_key, IfMatch=version)
+        return indexed(text) if in_order else distinct(indexed(text))
+
+    def _text(self, index_key: str, **condition: Any) -> tuple[io.TextIOWrapper, str]:
+        """An index, and its ETag. Raises EventError."""
         try:
-            body: Any = self._s3.get_object(Bucket=self._bucket, Key=index_key)["Body"]
+            answer: Any = self._s3.get_object(Bucket=self._bucket, Key=index_key, **condition)
         except ClientError as error:  # whose message may name the key
             code = error.response["Error"]["Code"]
             raise EventError(
                 f"IndexKey: expected a CSV in the bucket {self._bucket}, but S3 answers {code}"
             ) from None
-        rows = csv.DictReader(io.TextIOWrapper(body, encoding="utf-8-sig", newline=""), strict=True)
-        try:
-            if "Key" not in (rows.fieldnames or ()):
-                raise EventError("IndexKey: expected a CSV with a column Key")
-            for row in rows:
-                check_key(row["Key"], self._prefix, f"IndexKey, line {rows.line_num}, Key")
-                yield row["Key"]
-        except (UnicodeDecodeError, csv.Error):
-            raise EventError("IndexKey: expected a well-formed CSV in UTF-8") from None
+        return io.TextIOWrapper(answer["Body"], encoding="utf-8-sig", newline=""), answer["ETag"]
 
     def _put(self, records: list[Record]) -> None:
         """Sends at most 500 records; what the stream refuses is sent again, and nothing else."""
@@ -260,6 +263,20 @@ class JobCreator:
             )
         except self._dynamodb.exceptions.ConditionalCheckFailedException:
             return
+
+
+def _take_keys(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
+    """Takes the objects out of a page of a listing, and gives botocore their keys for its answer.
+
+    botocore would parse a date for each object, and so take 20 times as long. It gets every page whose keys
+    do not stand there plainly, and undoes their URL encoding as ever.
+    """
+    page: bytes = response_dict["body"]
+    keys = re.findall(rb"<Contents><Key>([^<&]+)</Key>", page)
+    if keys and len(keys) == page.count(b"<Contents>") == page.count(b"</Contents><Contents>") + 1:
+        head, rest = page.split(b"<Contents>", maxsplit=1)
+        response_dict["body"] = head + rest.rpartition(b"</Contents>")[2]
+        customized_response_dict["Contents"] = [{"Key": key.decode()} for key in keys]
 
 
 def _key(run_id: str) -> dict[str, Any]:
