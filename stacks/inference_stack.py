@@ -13,6 +13,8 @@ from stacks.job_creator import JobCreator
 from stacks.job_stream import JobStream
 from stacks.storage import Storage
 
+EVENT_SOURCE = "chest-xray-inference"  # of "Run Complete", on the default event bus
+
 
 class InferenceStack(Stack):
     """From chest X-rays in S3 to predictions in DynamoDB. Raises ConfigError without a model to deploy."""
@@ -51,6 +53,12 @@ class InferenceStack(Stack):
         _allow(creator.function, *table_actions, on=table.table_arn)
         _allow(creator.function, "kinesis:PutRecords", on=stream.stream_arn)
         _allow(classifier.function, *table_actions, "dynamodb:BatchGetItem", on=table.table_arn)
+
+        # Who completes a run says so, as this source alone.
+        bus = self.format_arn(service="events", resource="event-bus", resource_name="default")
+        as_us = {"StringEquals": {"events:source": EVENT_SOURCE}}
+        for function in (creator.function, classifier.function):
+            _allow(function, "events:PutEvents", on=bus, when=as_us)
 
         # What Lambda itself does in the classifier's name: it reads the stream, and writes what it gave up
         # (DG with-kinesis, kinesis-on-failure-destination).

@@ -73,6 +73,17 @@ def recounted(items: Items, run_id: str) -> dict[str, int]:
     return total
 
 
+def events_noted(noted: list[dict[str, Any]]) -> Callable[[], Any]:
+    """What makes an EventBridge client that notes the events it is given."""
+
+    def note(params: dict[str, Any], **_: Any) -> None:
+        noted.extend(params["Entries"])
+
+    client = boto3.client("events")
+    client.meta.events.register("provide-client-params.events.PutEvents", note)
+    return lambda: client
+
+
 def image_bytes(
     size: tuple[int, int] = (256, 256), mode: str = "L", fmt: str = "PNG", seed: int = 0, **options: Any
 ) -> bytes:

@@ -18,7 +18,7 @@ from classifier.jobs import JobError
 from classifier.predictions import Prediction
 from classifier.table import RunIdTaken, Table
 from PIL import Image
-from support import BUCKET, PREFIX, TABLE, counts, image_bytes, recounted, table_items
+from support import BUCKET, PREFIX, TABLE, counts, events_noted, image_bytes, recounted, table_items
 
 pytestmark = pytest.mark.usefixtures("aws")
 
@@ -55,9 +55,15 @@ def classifier(aws: None, model: Brightness) -> Classifier:
     return make(model)
 
 
-def make(model: Any, vcpus: int = 1) -> Classifier:
-    table = Table(TABLE, boto3.client("dynamodb"), model.name, model.sha256)
-    return Classifier(model=model, table=table, s3=boto3.client("s3"), bucket=BUCKET, vcpus=vcpus)
+def make(model: Any, vcpus: int = 1, announced: list[dict[str, Any]] | None = None) -> Classifier:
+    return Classifier(
+        model=model,
+        table=Table(TABLE, boto3.client("dynamodb"), model.name, model.sha256),
+        s3=boto3.client("s3"),
+        events=events_noted([] if announced is None else announced),
+        bucket=BUCKET,
+        vcpus=vcpus,
+    )
 
 
 def plenty() -> int:
@@ -421,7 +427,34 @@ class TestRuns:
         classifier(event(job(*put(a=image_bytes()))), plenty)
         start("r", expected=1)
         table = Table(TABLE, boto3.client("dynamodb"), Brightness.name, Brightness.sha256)
-        assert [table.complete("r") for _ in range(3)] == [True, False, False]
+        assert [table.complete("r") for _ in range(3)] == [{"SCORED": 1}, None, None]
+
+    @pytest.mark.usefixtures("aws")
+    def test_completion_is_announced_once(self, model: Brightness) -> None:
+        start("r", expected=2)
+        announced: list[dict[str, Any]] = []
+        classifier = make(model, announced=announced)
+        for name, data in (("a", image_bytes()), ("b", b"")):
+            assert announced == []
+            classifier(event(job(*put(**{name: data}))), plenty)
+        classifier(event(job(key("a"), key("b"))), plenty)
+        (entry,) = announced
+        assert (entry["Source"], entry["DetailType"]) == ("chest-xray-inference", "Run Complete")
+        assert json.loads(entry["Detail"]) == {"RunId": "r", "Scored": 1, "Failed": 1}
+
+    def test_what_was_not_announced_is_announced_by_the_next_delivery(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        start("r", expected=1)
+        delivery = event(job(*put(a=image_bytes())))
+        with monkeypatch.context() as patch:
+            refuse(patch, "PutEvents", "ThrottlingException")
+            assert failed(classifier(delivery, plenty)) == ["0"]
+        assert "PutEvents: ThrottlingException" in capsys.readouterr().out
+        assert table_items()[("RUN", "r")]["state"] == "SCORING"
+        assert failed(classifier(delivery, plenty)) == []
+        assert table_items()[("RUN", "r")]["state"] == "COMPLETE"
+        assert agreed() == {"SCORED": 1}
 
     def test_a_run_still_listed_is_not_complete(self, classifier: Classifier) -> None:
         start("r")

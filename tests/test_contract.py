@@ -3,9 +3,11 @@
 import base64
 from typing import Any
 
+import handler
 import jobs as producer
 import pytest
 from classifier import jobs as consumer
+from classifier.predictions import announcement
 
 
 def records(keys: list[str], **options: Any) -> list[dict[str, Any]]:
@@ -42,3 +44,9 @@ def test_the_largest_job_the_stack_allows() -> None:
 def test_any_run_id_the_producer_takes(run_id: str) -> None:
     assert producer.Request.from_event({"RunId": run_id}, "p/").run_id == run_id
     assert consumer.from_record(records(["k"], run_id=run_id)[0]).run_id == run_id
+
+
+def test_both_announce_a_run_alike() -> None:
+    """The rest of the event is held by each one's own tests."""
+    sent = announcement("r", {})
+    assert (sent["Source"], sent["DetailType"]) == (handler.EVENT_SOURCE, handler.EVENT_TYPE)

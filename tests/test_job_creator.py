@@ -7,7 +7,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import boto3
 import handler
@@ -17,7 +17,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 from moto.core.botocore_stubber import MockRawResponse
 from moto.kinesis.models import KinesisBackend
-from support import BUCKET, PREFIX, STREAM, TABLE, table_items
+from support import BUCKET, PREFIX, STREAM, TABLE, events_noted, table_items
 
 MODEL = {"model": "demo:1.0.0", "model_sha256": "ab" * 32}
 
@@ -27,6 +27,7 @@ def job_creator(**options: Any) -> handler.JobCreator:
         "s3": boto3.client("s3"),
         "kinesis": boto3.client("kinesis"),
         "dynamodb": boto3.client("dynamodb"),
+        "events": events_noted([]),
         "bucket": BUCKET,
         "prefix": PREFIX,
         "stream": STREAM,
@@ -40,6 +41,10 @@ def job_creator(**options: Any) -> handler.JobCreator:
 def create(event: Any, remaining_ms: int = 900_000, **options: Any) -> dict[str, Any]:
     """Invokes the job creator."""
     return job_creator(**options)(event, lambda: remaining_ms)
+
+
+class Answered(NamedTuple):
+    status_code: int
 
 
 def put(*names: str, body: bytes = b"") -> None:
@@ -407,6 +412,22 @@ class TestRuns:
         create({"RunId": "r"})
         set_state("r", "LISTING")
         add_counts("r", {"SCORED": 1, "FAILED#NOT_AN_IMAGE": 1, "WARNING#COLOUR": 1})
+        announced: list[dict[str, Any]] = []
+        for _ in range(2):
+            create({"RunId": "r"}, events=events_noted(announced))
+            assert run_item("r")["state"] == "COMPLETE"
+        (entry,) = announced
+        assert json.loads(entry["Detail"]) == {"RunId": "r", "Scored": 1, "Failed": 1}
+
+    def test_an_event_that_is_not_taken_leaves_the_run_to_complete(self) -> None:
+        put("a.png")
+        add_counts("r", {"SCORED": 1})
+        events: Any = boto3.client("events")
+        refused = {"FailedEntryCount": 1, "Entries": [{"ErrorCode": "InternalFailure"}]}
+        events.meta.events.register("before-call.events.PutEvents", lambda **_: (Answered(200), refused))
+        with pytest.raises(handler.RunStopped, match="EventBridge did not take the event; invoke again"):
+            create({"RunId": "r"}, events=lambda: events)
+        assert run_item("r")["state"] == "SCORING"
         create({"RunId": "r"})
         assert run_item("r")["state"] == "COMPLETE"
 

@@ -273,6 +273,11 @@ def test_what_the_job_creator_may_do(template: Template) -> None:
             {},
         ),
         ("kinesis:PutRecords", "JobsStream.Arn", {}),
+        (
+            "events:PutEvents",
+            "arn:AWS::Partition:events:AWS::Region:AWS::AccountId:event-bus/default",
+            {"StringEquals": {"events:source": "chest-xray-inference"}},
+        ),
     ]
 
 
@@ -286,6 +291,11 @@ def test_what_the_classifier_may_do(template: Template) -> None:
             "dynamodb:BatchGetItem dynamodb:GetItem dynamodb:PutItem dynamodb:Query dynamodb:UpdateItem",
             "StorageTable.Arn",
             {},
+        ),
+        (
+            "events:PutEvents",
+            "arn:AWS::Partition:events:AWS::Region:AWS::AccountId:event-bus/default",
+            {"StringEquals": {"events:source": "chest-xray-inference"}},
         ),
         (
             "kinesis:DescribeStream kinesis:DescribeStreamSummary kinesis:GetRecords "

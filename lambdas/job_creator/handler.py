@@ -8,6 +8,7 @@ import os
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
@@ -17,17 +18,19 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from jobs import EventError, Record, Request, batches, check_index, distinct, images, indexed
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_events import EventBridgeClient
     from mypy_boto3_kinesis import KinesisClient
     from mypy_boto3_s3 import S3Client
 
 SENDERS = 4  # PutRecords calls at once, each of up to 500 jobs
 PUT_ATTEMPTS = 12  # of one call's records: about a minute in all under throttling
 DEADLINE_MARGIN_MS = 10_000
+EVENT_SOURCE, EVENT_TYPE = "chest-xray-inference", "Run Complete"  # as the classifier's
 CHECK_SECONDS = 1  # from one look at whether the run is cancelled, or the time is up, to the next
 
 
@@ -52,6 +55,7 @@ def setup() -> "JobCreator":
         s3=boto3.client("s3", config=config),
         kinesis=boto3.client("kinesis", config=config),
         dynamodb=boto3.client("dynamodb", config=config),
+        events=lambda: boto3.client("events", config=config),
         bucket=os.environ["BUCKET_NAME"],
         prefix=os.environ["KEY_PREFIX"],
         stream=os.environ["STREAM_NAME"],
@@ -70,6 +74,7 @@ class JobCreator:
         s3: "S3Client",
         kinesis: "KinesisClient",
         dynamodb: "DynamoDBClient",
+        events: Callable[[], "EventBridgeClient"],  # made only when a run completes here
         bucket: str,
         prefix: str,
         stream: str,
@@ -82,6 +87,7 @@ class JobCreator:
         self._s3 = s3
         self._kinesis = kinesis
         self._dynamodb = dynamodb
+        self._events = events
         self._bucket = bucket
         self._prefix = prefix
         self._stream = stream
@@ -237,21 +243,43 @@ class JobCreator:
             ConsistentRead=True,
         )
         # An image is counted once as SCORED or FAILED#<code>; a WARNING#<code> comes on top.
-        counts = (count for item in counters["Items"] for count in item.items() if "N" in count[1])
-        if sum(int(n["N"]) for name, n in counts if not name.startswith("WARNING#")) >= expected:
+        counts: Counter[str] = Counter()
+        for item in counters["Items"]:
+            counts.update({name: int(n["N"]) for name, n in item.items() if "N" in n})
+        outcomes = sum(n for name, n in counts.items() if not name.startswith("WARNING#"))
+        if outcomes >= expected and self._update(
+            run_id,
+            "SET #state = :complete, completed_at = :now",
+            "#state = :scoring AND expected = :expected",
+            {":complete": "COMPLETE", ":scoring": "SCORING", ":expected": expected, ":now": _now()},
+        ):
+            self._announce(run_id, counts["SCORED"], outcomes - counts["SCORED"])
+
+    def _announce(self, run_id: str, scored: int, failed: int) -> None:
+        """Says that the run is complete. Raises RunStopped, and the run then waits to be completed again."""
+        detail = {"RunId": run_id, "Scored": scored, "Failed": failed}
+        entry: Any = {"Source": EVENT_SOURCE, "DetailType": EVENT_TYPE, "Detail": json.dumps(detail)}
+        try:
+            refused = self._events().put_events(Entries=[entry])["FailedEntryCount"]
+        except (ClientError, BotoCoreError):
+            refused = 1
+        if refused:
             self._update(
                 run_id,
-                "SET #state = :complete, completed_at = :now",
-                "#state = :scoring AND expected = :expected",
-                {":complete": "COMPLETE", ":scoring": "SCORING", ":expected": expected, ":now": _now()},
+                "SET #state = :scoring REMOVE completed_at",
+                "#state = :complete",
+                {":complete": "COMPLETE", ":scoring": "SCORING"},
+            )
+            raise RunStopped(
+                f"run {run_id} is complete, but EventBridge did not take the event; invoke again"
             )
 
     def _read(self, run_id: str) -> dict[str, Any]:
         found = self._dynamodb.get_item(TableName=self._table, Key=_key(run_id), ConsistentRead=True)
         return {name: TypeDeserializer().deserialize(value) for name, value in found.get("Item", {}).items()}
 
-    def _update(self, run_id: str, update: str, condition: str, values: dict[str, Any]) -> None:
-        """Updates the run's item where the condition holds."""
+    def _update(self, run_id: str, update: str, condition: str, values: dict[str, Any]) -> bool:
+        """Updates the run's item where the condition holds, and says whether it did."""
         try:
             self._dynamodb.update_item(
                 TableName=self._table,
@@ -262,7 +290,8 @@ class JobCreator:
                 ExpressionAttributeValues=_pack(values),
             )
         except self._dynamodb.exceptions.ConditionalCheckFailedException:
-            return
+            return False
+        return True
 
 
 def _take_keys(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:

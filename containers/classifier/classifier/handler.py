@@ -19,10 +19,11 @@ from classifier import jobs
 from classifier.images import MAX_BYTES, ImageError
 from classifier.jobs import Job, JobError
 from classifier.model import Model
-from classifier.predictions import SCORED, Prediction
+from classifier.predictions import SCORED, Prediction, announcement
 from classifier.table import Table
 
 if TYPE_CHECKING:
+    from mypy_boto3_events import EventBridgeClient
     from mypy_boto3_s3 import S3Client
 
 FETCHES = 16  # objects on their way at once: S3 takes some 50 ms for the first byte, an image less to score
@@ -66,6 +67,7 @@ def setup() -> "Classifier":
         model=model,
         table=Table(os.environ["TABLE_NAME"], dynamodb, model.name, model.sha256),
         s3=boto3.client("s3", config=config),
+        events=lambda: boto3.client("events", config=config),
         bucket=os.environ["BUCKET_NAME"],
         vcpus=max(1, int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", VCPU_MB)) // VCPU_MB),
     )
@@ -79,10 +81,20 @@ def load_model() -> Model:
 class Classifier:
     """Scores jobs: made once, called for every invocation. Direct jobs name no bucket: theirs is `bucket`."""
 
-    def __init__(self, *, model: Model, table: Table, s3: "S3Client", bucket: str, vcpus: int) -> None:
+    def __init__(
+        self,
+        *,
+        model: Model,
+        table: Table,
+        s3: "S3Client",
+        events: Callable[[], "EventBridgeClient"],  # made when a run completes, and not at every cold start
+        bucket: str,
+        vcpus: int,
+    ) -> None:
         self._model = model
         self._table = table
         self._s3 = s3
+        self._events = events
         self._bucket = bucket
         self._fetchers = ThreadPoolExecutor(FETCHES)
         self._scorers = ThreadPoolExecutor(vcpus)
@@ -116,8 +128,8 @@ class Classifier:
                 written += outcome
         for run_id in {job.run_id for job in given.values()}:
             try:
-                self._table.complete(run_id)
-            except (ClientError, BotoCoreError) as error:
+                self._complete(run_id)
+            except (ClientError, BotoCoreError, NotDone) as error:
                 # Delivered again, the jobs find their predictions there and come back to this check.
                 failures |= {number: _reason(error) for number, job in given.items() if job.run_id == run_id}
         scored = sum(prediction.error is None for prediction in written)
@@ -127,6 +139,20 @@ class Classifier:
             )
         )
         return {"batchItemFailures": [{"itemIdentifier": number} for number in failures]}
+
+    def _complete(self, run_id: str) -> None:
+        """Completes the run if all is there, and says so, once."""
+        counts = self._table.complete(run_id)
+        if counts is None:
+            return
+        entry: Any = announcement(run_id, counts)
+        try:
+            answer = self._events().put_events(Entries=[entry])
+            if answer["FailedEntryCount"]:
+                raise NotDone(f"PutEvents: {answer['Entries'][0]['ErrorCode']}")
+        except (ClientError, BotoCoreError, NotDone):
+            self._table.reopen(run_id)
+            raise
 
     def _direct(self, given: list[Job], remaining_ms: Callable[[], int]) -> dict[str, Any]:
         for run_id in {job.run_id for job in given}:
@@ -219,9 +245,7 @@ class Classifier:
         for prediction in islice(scored, len(task.keys)):
             try:
                 done.append(prediction.result())
-            except NotDone as error:
-                problem = str(error)
-            except (ClientError, BotoCoreError) as error:
+            except (ClientError, BotoCoreError, NotDone) as error:
                 problem = _reason(error)
         try:
             self._table.write(task.job.run_id, done, task.stored)
@@ -260,8 +284,10 @@ def _answer(run_id: str, prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _reason(error: ClientError | BotoCoreError) -> str:
-    """What went wrong, without the message: some of S3's name the object."""
+def _reason(error: ClientError | BotoCoreError | NotDone) -> str:
+    """What went wrong, without AWS's message: some of S3's name the object."""
+    if isinstance(error, NotDone):
+        return str(error)
     if isinstance(error, ClientError):
         return f"{error.operation_name}: {error.response['Error']['Code']}"
     return type(error).__name__

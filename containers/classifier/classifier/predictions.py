@@ -7,6 +7,7 @@ RUN#<run>#<00..3f>    <key>       each prediction; 64 partitions, for one holds 
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -119,6 +120,13 @@ def total(counters: Iterable[Item]) -> Counter[str]:
 def outcomes(counts: Mapping[str, int]) -> int:
     """How many images have a prediction. An image may have several warnings or none."""
     return sum(n for name, n in counts.items() if not name.startswith("WARNING#"))
+
+
+def announcement(run_id: str, counts: Mapping[str, int]) -> dict[str, str]:
+    """The EventBridge event that a run is complete, as the job creator sends it too."""
+    scored = counts.get(SCORED, 0)
+    detail = {"RunId": run_id, "Scored": scored, "Failed": outcomes(counts) - scored}
+    return {"Source": "chest-xray-inference", "DetailType": "Run Complete", "Detail": json.dumps(detail)}
 
 
 def pack(fields: Mapping[str, Any]) -> Item:

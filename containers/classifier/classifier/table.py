@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -72,11 +73,11 @@ class Table:
             time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
             stored = self.stored(run_id, [prediction.key for prediction in done])
 
-    def complete(self, run_id: str) -> bool:
-        """Marks the run COMPLETE once its counts reach what is expected; of all callers one gets True."""
+    def complete(self, run_id: str) -> Counter[str] | None:
+        """Marks the run COMPLETE once its counts reach what is expected; one of all callers gets them."""
         run = self.run(run_id)
         if run.get("state") != "SCORING":
-            return False
+            return None
         # Read after the caller's own write, so the last to write sees the counts of all.
         counters = self._dynamodb.query(
             TableName=self._name,
@@ -84,9 +85,10 @@ class Table:
             ExpressionAttributeValues=pack({":pk": f"RUN#{run_id}"}),
             ConsistentRead=True,
         )
-        if predictions.outcomes(predictions.total(counters["Items"])) < run["expected"]:
-            return False
-        return self._update_run(
+        counts = predictions.total(counters["Items"])
+        if predictions.outcomes(counts) < run["expected"]:
+            return None
+        completed = self._update_run(
             run_id,
             "SET #state = :complete, completed_at = :now",
             "#state = :scoring AND expected = :expected",
@@ -96,6 +98,17 @@ class Table:
                 ":expected": run["expected"],
                 ":now": _now(),
             },
+            {"#state": "state"},
+        )
+        return counts if completed else None
+
+    def reopen(self, run_id: str) -> None:
+        """Undoes `complete`, for the next caller to do it."""
+        self._update_run(
+            run_id,
+            "SET #state = :scoring REMOVE completed_at",
+            "#state = :complete",
+            {":complete": "COMPLETE", ":scoring": "SCORING"},
             {"#state": "state"},
         )
 
