@@ -71,6 +71,25 @@ def render(card: dict[str, Any]) -> str:
             f"{_estimate(found['starting_point_auc'])}, a difference of {_estimate(found['difference'])}, "
             "paired by patient.",
         ]
+    if "against_fp32" in metrics:
+        found = metrics["against_fp32"]
+        parts += [
+            "### What 8 bits cost",
+            f"Against {found['model']}, the same network in float: the same recipe in every fold, paired by "
+            "patient. Log-loss is after calibration on the other folds of the collection.",
+            _table(
+                ("images of", *HEADER[1:4], "change of AUC", "change of log-loss"),
+                (
+                    (
+                        one["collection"],
+                        *(str(one[key]) for key in ("images", "patients", "abnormal")),
+                        _estimate(one["auc"]),
+                        _estimate(one["log_loss"]),
+                    )
+                    for one in found["collections"]
+                ),
+            ),
+        ]
     parts += [
         "### What else tells the label",
         "AUC of plain properties of a file on the same images, the higher the more abnormal. One far from "

@@ -7,6 +7,7 @@ Medicine 3, 70 (2020), which takes an ImageNet network's pixels: the short side 
 central 224 x 224; mean and deviation of ImageNet's channels.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +28,22 @@ def densenet121(outputs: int, channels: int = 3) -> DenseNet:
     if channels != 3:
         network.features.conv0 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     return network
+
+
+def features(network: DenseNet) -> nn.Sequential:
+    """The network up to its maps, a transition's average pooling in front of its convolution and not behind.
+
+    A 1x1 convolution and a mean of places are both linear and so commute: a quarter of the products are left.
+    """
+    order = ("norm", "relu", "pool", "conv")  # where torchvision has conv, pool
+    return nn.Sequential(
+        OrderedDict(
+            (name, nn.Sequential(OrderedDict((step, getattr(part, step)) for step in order)))
+            if name.startswith("transition")
+            else (name, part)
+            for name, part in network.features.named_children()
+        )
+    )
 
 
 class Scorer(nn.Module):
@@ -53,7 +70,7 @@ class Scorer(nn.Module):
         operating_points: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.features = network.features
+        self.features = features(network)
         # 1x1 convolutions and not a matrix product: their sums do not depend on the size of the batch.
         self.weight = nn.Parameter(network.classifier.weight[:, :, None, None], requires_grad=False)
         self.bias = nn.Parameter(network.classifier.bias, requires_grad=False)

@@ -11,7 +11,7 @@ from torch import nn
 
 from cxr.files import whole_file
 from training.data import Floats, Images, read_pixels
-from training.networks import SIDE, Coarse, Normalise, stages
+from training.networks import SIDE, Coarse, Normalise, coarse_stages, stages
 from training.progress import Teller
 
 FULL = Preprocessing(channels=3, resize=256, crop=SIDE)
@@ -30,13 +30,13 @@ class Features:
 def frozen(network: nn.Module, architecture: str, images: Images, kept: Path, tell: Teller) -> Features:
     """Reads them from the file `kept`, or measures them and keeps them there. Raises InputError, OSError."""
     if not kept.exists():
-        parts = stages(network)
+        parts, coarse_parts = stages(network), coarse_stages(network)
         coarse: list[list[Floats]] = [[] for _ in parts]
         full: list[Floats] = []
         with torch.inference_mode():
             for files in _batches(images.file.tolist()):
                 maps = Coarse(architecture)(_stack(files, COARSE))
-                for part, found in zip(parts, coarse, strict=True):
+                for part, found in zip(coarse_parts, coarse, strict=True):
                     maps = part(maps)
                     found.append(maps.mean((2, 3)).double().numpy())
                 maps = nn.Sequential(Normalise(architecture), *parts)(_stack(files, FULL))

@@ -2,18 +2,19 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from classifier.images import Preprocessing
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import nn
 
 from cxr.files import whole_file
-from training import features, networks, recipe, tuning
-from training.data import Floats, Images, Ints
+from training import bundle, features, networks, quantise, recipe, tuning
+from training.data import Floats, Images, Ints, read_pixels
 from training.progress import Teller
 from training.splits import Split
 
@@ -24,9 +25,19 @@ class Across:
 
     trained_on: Ints
     tested_on: Ints
+    recipe: recipe.Recipe
     scores: Floats  # of tested_on
     starting_point: Floats  # of tested_on
     coarse_starting_point: Floats  # of tested_on, by a network that sees coarse pixels as well
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the inner loops chose."""
+
+    folds: list[recipe.Recipe]  # of every fit of the split
+    everything: recipe.Recipe  # of the model fitted on all
+    sizes: list[int]  # features after each stage that a recipe may cut the network at
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +48,12 @@ class Outcome:
     """
 
     scores: Floats
-    graph: Callable[[float, float], nn.Module]  # of slope and offset, the calibration of the scores
+    graph: Callable[[float, float], onnx.ModelProto]  # of slope and offset, the calibration of the scores
     preprocessing: Preprocessing
     how: dict[str, Any]
     starting_point: Floats | None = None
     across: list[Across] = field(default_factory=list)
+    choice: Choice | None = None  # of a head
 
 
 def head(
@@ -54,7 +66,8 @@ def head(
     data = recipe.Data(images, measured.coarse)
     first = images.of(images.collections[0])
     scores, start = (np.full(split.folds.shape, np.nan) for _ in range(2))
-    chosen: Counter[str] = Counter()
+    by_name = {str(one): one for one in data.recipes(list(recipe.GROUPS))}
+    chosen: list[recipe.Recipe] = []
     fits = sum(1 for _ in split.fits())
     with threadpool_limits(1):  # these fits are small: threads that wait for each other make them slower
         for repeat, fold, train, test in split.fits():
@@ -70,9 +83,9 @@ def head(
                 )
             with np.load(kept) as saved:
                 scores[repeat, test], start[repeat, test] = saved["scores"], saved["start"]
-                chosen[str(saved["recipe"])] += 1
-                tell.say(f"split {repeat + 1}, fold {fold}: {saved['recipe']}")
-            tell.at("folds", sum(chosen.values()), fits)
+                chosen.append(by_name[str(saved["recipe"])])
+                tell.say(f"split {repeat + 1}, fold {fold}: {chosen[-1]}")
+            tell.at("folds", len(chosen), fits)
         everything = np.arange(len(images))
         best, inner_auc = data.choose(everything, inner)
         tell.say(f"on all images: {best}; inner AUC {inner_auc:.3f}")
@@ -83,20 +96,69 @@ def head(
     compared = len(data.recipes(list(recipe.GROUPS) if len(images.collections) > 1 else [recipe.OWN]))
     return Outcome(
         scores,
-        lambda slope, offset: recipe.graph(
-            fitted, slope, offset, networks.Coarse(architecture), networks.stages(network)
-        ),
+        lambda slope, offset: _graph(fitted, slope, offset, architecture, network),
         features.COARSE,
         {
             "method": "ridge regression on frozen features, group-centred; recipe chosen in an inner loop",
             "recipe": str(best),
             "recipes_in_the_inner_loop": compared,
             "features": len(fitted.weight),
-            "chosen_in_outer_folds": [f"{count} x {text}" for text, count in chosen.most_common()],
+            "chosen_in_outer_folds": [f"{count} x {one}" for one, count in Counter(chosen).most_common()],
             "inner_auc": round(inner_auc, 3),
         },
         start,
         across,
+        Choice(chosen, best, [found.shape[1] for found in measured.coarse[: recipe.STAGES]]),
+    )
+
+
+def int8(
+    images: Images,
+    split: Split,
+    fp32: Outcome,
+    choice: Choice,
+    architecture: str,
+    weights: str,
+    tell: Teller,
+) -> Outcome:
+    """The recipes of `head`, refitted in the same folds on features of the network in 8 bits.
+
+    Activations are given the ranges that they have on a sample of all images, whose labels are not looked at.
+    Raises InputError.
+    """
+    network = networks.build(architecture, weights)
+    pixels = [read_pixels(file, fp32.preprocessing) for file in images.file.tolist()]
+    sample = [pixels[i] for i in quantise.sample(len(pixels))]
+    graphs, features_of = [], []
+    for stage, size in enumerate(choice.sizes):
+        any_head = recipe.Head(stage, np.ones(size), 1.0)
+        graph = _graph(any_head, 1.0, 0.0, architecture, network)
+        graphs.append(quantise.quantised(graph, sample))
+        features_of.append(quantise.pooled(graphs[-1], pixels))
+        tell.say(f"features of {len(images)} images in 8 bits, stage {stage + 1}")
+    data = recipe.Data(images, features_of)
+    scores = np.full(split.folds.shape, np.nan)
+    with threadpool_limits(1):
+        for (repeat, _, train, test), one in zip(split.fits(), choice.folds, strict=True):
+            scores[repeat, test] = data.head(one, train)(data.features)[test]
+        across = [
+            replace(one, scores=data.head(one.recipe, one.trained_on)(data.features)[one.tested_on])
+            for one in fp32.across
+        ]
+        fitted = data.head(choice.everything, np.arange(len(images)))
+    return replace(
+        fp32,
+        scores=scores,
+        graph=lambda slope, offset: quantise.with_head(
+            graphs[fitted.stage], slope * fitted.weight, slope * fitted.bias + offset
+        ),
+        how={
+            **fp32.how,
+            "method": f"{fp32.how['method']}; head refitted on features of the network in 8 bits",
+            "quantisation": f"{quantise.HOW}; ranges from the pixels, and not the labels, of {len(sample)} "
+            "images of all folds",
+        },
+        across=across,
     )
 
 
@@ -114,7 +176,9 @@ def network(images: Images, split: Split, settings: tuning.Settings, work: Path,
         shipped = tuning.fit(images, train, stop, settings, work / "network-shipped.pt", tell)
     return Outcome(
         scores,
-        lambda slope, offset: tuning.graph(shipped.cpu(), settings.architecture, slope, offset),
+        lambda slope, offset: bundle.exported(
+            tuning.graph(shipped.cpu(), settings.architecture, slope, offset), features.FULL
+        ),
         features.FULL,
         {
             "method": "whole network, Adam, binary cross-entropy, stopped early on validation images",
@@ -123,6 +187,14 @@ def network(images: Images, split: Split, settings: tuning.Settings, work: Path,
             "most_epochs": settings.epochs,
         },
     )
+
+
+def _graph(
+    head: recipe.Head, slope: float, offset: float, architecture: str, network: nn.Module
+) -> onnx.ModelProto:
+    parts = networks.coarse_stages(network)
+    graph = recipe.graph(head, slope, offset, networks.Coarse(architecture), parts)
+    return bundle.exported(graph, features.COARSE)
 
 
 def _pairs(images: Images, first: Ints) -> list[tuple[Ints, Ints]]:
@@ -137,6 +209,7 @@ def _across(
     return Across(
         trained,
         tested,
+        best,
         data.head(best, trained)(data.features)[tested],
         recipe.starting_point(measured.full, data.images, trained, inner)[tested],
         recipe.starting_point(measured.coarse[-1], data.images, trained, inner)[tested],

@@ -1,5 +1,6 @@
 """The networks that can be trained, and the graph that a bundle holds."""
 
+import copy
 import importlib
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training import checkpoint
-from training.densenet121 import IMAGENET_DEVIATION, IMAGENET_MEAN, densenet121
+from training.densenet121 import IMAGENET_DEVIATION, IMAGENET_MEAN, densenet121, features
 
 SIDE = 224  # pixels a side of what every network here sees
 
@@ -53,12 +54,26 @@ def build(architecture: str, weights: str) -> nn.Module:
 def stages(network: Any) -> list[nn.Module]:
     """The network up to its last layer, in parts: maps after each can be pooled and given a linear head."""
     if not isinstance(network, EfficientNet):
-        return [nn.Sequential(network.features, nn.ReLU())]
+        return [nn.Sequential(features(network), nn.ReLU())]
     blocks = network._blocks
     last = len(blocks) - 1  # alone in its group, as in every EfficientNet-Lite
     stem = [network._conv_stem, network._bn0, nn.ReLU6()]
     head = [network._conv_head, network._bn1, nn.ReLU6()]
     return [nn.Sequential(*stem, *blocks[:last]), blocks[last], nn.Sequential(*head)]
+
+
+def coarse_stages(network: Any) -> list[nn.Module]:
+    """As `stages`, for the maps that Coarse gives.
+
+    EfficientNet-Lite normalises all channels alike, so three equal ones are one: its first convolution's
+    weights are summed over them. What it pads with is 0 after normalisation, and stays so.
+    """
+    parts = stages(network)
+    if isinstance(network, EfficientNet):
+        stem = copy.deepcopy(network._conv_stem)
+        stem.weight = nn.Parameter(stem.weight.sum(1, keepdim=True), requires_grad=False)
+        parts[0] = nn.Sequential(stem, *list(parts[0].children())[1:])
+    return parts
 
 
 def last_layer(network: Any) -> nn.Linear:
@@ -67,7 +82,10 @@ def last_layer(network: Any) -> nn.Linear:
 
 
 class Normalise(nn.Module):
-    """Grey values from 0 to 255, [N, 1 or 3, H, W], to what the network had in ImageNet, [N, 3, H, W]."""
+    """Grey values from 0 to 255, [N, 1 or 3, H, W], to what the network had in ImageNet.
+
+    Of one channel EfficientNet-Lite's are one, [N, 1, H, W], and DenseNet's three, each normalised its way.
+    """
 
     mean: Tensor
     deviation: Tensor
@@ -75,9 +93,9 @@ class Normalise(nn.Module):
     def __init__(self, architecture: str) -> None:
         super().__init__()
         dense = architecture == "densenet121"
-        mean, deviation = (IMAGENET_MEAN, IMAGENET_DEVIATION) if dense else ([127.0] * 3, [128.0] * 3)
-        self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1))
-        self.register_buffer("deviation", torch.tensor(deviation).reshape(1, 3, 1, 1))
+        mean, deviation = (IMAGENET_MEAN, IMAGENET_DEVIATION) if dense else ([127.0], [128.0])
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
+        self.register_buffer("deviation", torch.tensor(deviation).reshape(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return (pixels.float() - self.mean) / self.deviation

@@ -40,6 +40,27 @@ def metrics(images: Images, split: Split, outcome: Outcome, plain: Statistics) -
     return found
 
 
+def against_fp32(images: Images, split: Split, fp32: Outcome, int8: Outcome) -> list[dict[str, Any]]:
+    """What 8 bits change in each collection, paired by patient; log-loss is after calibration."""
+    found = []
+    for collection in images.collections:
+        of = images.of(collection)
+        labels, weights = images.abnormal[of], measures.draws(images.patient[of])
+        auc, loss = [], []
+        for scores in (fp32.scores[:, of], int8.scores[:, of]):
+            probabilities, _ = measures.calibrated(labels, scores, split.folds[:, of], images.patient[of])
+            auc.append(measures.over_repeats(measures.auc, labels, scores, weights))
+            loss.append(measures.over_repeats(measures.log_loss, labels, probabilities, weights))
+        found.append(
+            {
+                **images.described(of),
+                "auc": measures.estimate(auc[1] - auc[0]),
+                "log_loss": measures.estimate(loss[1] - loss[0]),
+            }
+        )
+    return found
+
+
 def calibration(images: Images, outcome: Outcome) -> tuple[float, float, float]:
     """What ships: slope, offset and threshold fitted on every tested image of the first collection."""
     of = images.of(images.collections[0])

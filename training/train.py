@@ -2,9 +2,11 @@
 
 The model that ships, in minutes on two cores:
 
-    python -m training.train --images DIR --labels DIR/labels.csv --out containers/classifier/model \\
+    python -m training.train --images DIR --labels DIR/labels.csv --out training/nih-lite0-demo \\
         --collections other-patients-64 images-512 --about training/about_default.json \\
-        --card MODEL_CARD.md --work build/training
+        --int8 containers/classifier/model --card MODEL_CARD.md --work build/training
+
+It ships in 8 bits; the same in float, which it is measured against, stays in training/nih-lite0-demo.
 
 NIH's DenseNet-121 from all of NIH ChestX-ray14, on a GPU:
 
@@ -20,6 +22,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,7 @@ from cxr.errors import InputError
 from cxr.files import whole_file
 from training import bundle, card, data, fitting, report, splits, tuning
 from training.checkpoint import CheckpointError
-from training.features import statistics
+from training.features import Statistics, statistics
 from training.networks import ARCHITECTURES
 from training.progress import Teller
 
@@ -45,7 +48,9 @@ ABOUT = {
     "licence": "That of the images and of the ImageNet weights; not said.",
     "attribution": "Not said.",
     "limitations": [],
+    "int8": {},  # what is otherwise in 8 bits; limitations come on top
 }
+MOST_AUC_LOST, MOST_LOG_LOSS_GAINED = 0.005, 0.01  # by 8 bits, on the first collection
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -75,7 +80,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--device", choices=("cpu", "cuda"), default="cpu", help="of --tune network")
     add("--about", type=Path, metavar="JSON", help="name, version, licence, attribution, ... of the model")
-    add("--card", type=Path, metavar="FILE", help="where the card goes (default: MODEL_CARD.md in --out)")
+    add(
+        "--int8",
+        type=Path,
+        metavar="DIR",
+        help="for the bundle in 8 bits, of --tune head; it is not written if it is worth less than the other",
+    )
+    add(
+        "--card",
+        type=Path,
+        metavar="FILE",
+        help="where the card of the model that ships goes (default: MODEL_CARD.md beside it)",
+    )
     add("--work", type=Path, metavar="DIR", help="for finished folds (default: work in --out)")
     add("--quick", action="store_true", help="2 folds of 32 images, 1 epoch: whether it works, not a model")
     options = parser.parse_args(arguments)
@@ -86,12 +102,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here")
     options.work = options.work or options.out / "work"
-    options.card = options.card or options.out / "MODEL_CARD.md"
+    if options.int8 and options.tune != "head":
+        parser.error("--int8: only with --tune head, whose head is refitted on features in 8 bits")
+    options.card = options.card or (options.int8 or options.out) / "MODEL_CARD.md"
     return options
 
 
 def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Trains, writes everything, and gives model.json. Raises InputError, CheckpointError, OSError."""
+    """Trains, writes everything, and gives model.json of what ships.
+
+    Raises InputError, also where 8 bits cost too much, CheckpointError, OSError.
+    """
     torch.manual_seed(options.seed)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     about = ABOUT | (_about(options.about) if options.about else {})
@@ -120,36 +141,83 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             )
             outcome = fitting.network(images, split, settings, options.work, tell)
         tell.say("measuring")
-        plain = statistics(images, outcome.preprocessing)
-        metrics = report.metrics(images, split, outcome, plain)
+        measured = _Measured(options, images, split, statistics(images, outcome.preprocessing), tell)
+        change = about.pop("int8")
+        page = options.out / "MODEL_CARD.md" if options.int8 else options.card
+        found = measured.write(outcome, about, {}, options.out, page)
+        if options.int8 and outcome.choice:
+            in_8_bits = fitting.int8(
+                images, split, outcome, outcome.choice, options.architecture, options.weights, tell
+            )
+            against = report.against_fp32(images, split, outcome, in_8_bits)
+            _worth_shipping(against[0], options.int8)
+            options.int8.mkdir(parents=True, exist_ok=True)
+            splits.write(split, images, options.int8 / "split.csv")
+            about = {
+                **about,
+                "name": f"{about['name']}-int8",
+                **change,
+                "limitations": [*about["limitations"], *change.get("limitations", [])],
+            }
+            more = {"against_fp32": {"model": f"{found['name']} {found['version']}", "collections": against}}
+            found = measured.write(in_8_bits, about, more, options.int8, options.card)
+    return found
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A training, and the plain statistics of its images."""
+
+    options: argparse.Namespace
+    images: data.Images
+    split: splits.Split
+    plain: Statistics
+    tell: Teller
+
+    def write(
+        self, outcome: fitting.Outcome, about: dict[str, Any], more: dict[str, Any], out: Path, page: Path
+    ) -> dict[str, Any]:
+        """A bundle and its card, with `more` metrics; gives model.json. Raises OSError."""
+        images = self.images
+        metrics = {**report.metrics(images, self.split, outcome, self.plain), **more}
         slope, offset, threshold = report.calibration(images, outcome)
         found = {
             **about,
-            "architecture": ARCHITECTURES[options.architecture],
+            "architecture": ARCHITECTURES[self.options.architecture],
             "labels": [{"name": ABNORMAL, "threshold": threshold}],
             "score": "probability",
             "cam": True,
             "preprocessing": {
                 name: getattr(outcome.preprocessing, name) for name in ("channels", "resize", "crop")
             },
-            "training_range": report.training_range(plain),
+            "training_range": report.training_range(self.plain),
             "training": {
                 **outcome.how,
                 "images": [images.described(images.of(c)) for c in images.collections],
-                "folds": int(split.folds.max()) + 1,
-                "splits": len(split.folds),
-                "seed": options.seed,
+                "folds": int(self.split.folds.max()) + 1,
+                "splits": len(self.split.folds),
+                "seed": self.options.seed,
                 "temperature": round(1 / slope, 4),
                 "offset": round(offset, 4),
             },
             "metrics": metrics,
             "limitations": [*about["limitations"], *report.limitations(images, metrics, outcome.how)],
         }
-        found = bundle.write(outcome.graph(slope, offset), found, images, options.out)
-        with whole_file(options.card) as part:
+        found = bundle.write(outcome.graph(slope, offset), found, images, out)
+        with whole_file(page) as part:
             part.write_text(card.render(found))
-        tell.say(f"wrote {options.out}, {options.card}; sha256 {found['sha256']}")
-    return found
+        self.tell.say(f"wrote {out}, {page}; sha256 {found['sha256']}")
+        return found
+
+
+def _worth_shipping(change: dict[str, Any], out: Path) -> None:
+    """Raises InputError where 8 bits cost more than they may."""
+    auc, loss = change["auc"]["value"], change["log_loss"]["value"]
+    if auc < -MOST_AUC_LOST or loss > MOST_LOG_LOSS_GAINED:
+        raise InputError(
+            f"--int8 {out}: on {change['collection']} 8 bits change AUC by {auc:+.3f} and log-loss by "
+            f"{loss:+.3f}: expected at most {MOST_AUC_LOST} less and {MOST_LOG_LOSS_GAINED} more. Not written"
+        )
 
 
 def _same_training(options: argparse.Namespace, images: data.Images, split: splits.Split) -> None:
@@ -182,7 +250,7 @@ def _about(path: Path) -> dict[str, Any]:
         about = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}; expected a JSON file") from None
-    if not isinstance(about, dict) or not about.keys() <= ABOUT.keys():
+    if not isinstance(about, dict) or not (about.keys() | about.get("int8", {}).keys()) <= ABOUT.keys():
         raise InputError(f"{path}: expected an object with some of the fields {', '.join(ABOUT)}")
     return about
 

@@ -1,6 +1,8 @@
 """Exported bundles against torch, from the bytes of a file to the score."""
 
+import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +18,13 @@ from classifier.images import Preprocessing
 from classifier.model import Model
 from classifier.resampling import resize
 from PIL import Image
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models, transforms
 from torchvision.transforms import InterpolationMode
 
-from training import export
+from training import export, quantise
 from training.densenet121 import densenet121
 
 ROOT = Path(__file__).parents[2]
@@ -245,6 +248,105 @@ def test_a_bundle_that_fails_leaves_nothing(
 
 def test_no_such_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No such file" in refusal(monkeypatch, "nih", tmp_path / "none", "--out", tmp_path / "bundle")
+
+
+@pytest.fixture(scope="module")
+def fresh_network() -> models.DenseNet:
+    """Weights as torchvision draws them; through those of `seeded` any rounding grows."""
+    torch.manual_seed(0)
+    return models.densenet121(num_classes=1).eval()
+
+
+@pytest.fixture(scope="module")
+def others(xrays: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 32 smaller X-rays that are none of `xrays`, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("others")
+    names = {path.name for path in xrays}
+    files = sorted(path for path in (XRAYS.parents[1] / "images-512").iterdir() if path.name not in names)
+    for path in files[:: len(files) // 32][:32]:
+        (folder / path.name).symlink_to(path)
+    (folder / "labels.csv").write_text("file,abnormal\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def int8(
+    fresh_network: models.DenseNet, others: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A bundle in 8 bits, and what the command printed."""
+    folder = tmp_path_factory.mktemp("int8")
+    torch.save({"state_dict": fresh_network.state_dict()}, folder / NIH_FILE)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        run(patch, "nih", folder / NIH_FILE, "--out", folder / "bundle", "--int8", "--images", others)
+    return folder / "bundle", printed.getvalue()
+
+
+def test_in_8_bits_x_rays_keep_their_order(
+    int8: tuple[Path, str], fresh_network: models.DenseNet, xrays: list[Path]
+) -> None:
+    scores = scored(Model(int8[0]), xrays)[:, 0]
+    expected = nih_oracle(fresh_network, nih_inputs(xrays))[:, 0]
+    assert spearmanr(scores, expected).statistic >= 0.98
+    assert abs(scores - expected).max() < 0.25 * expected.std()
+
+
+def test_8_bits_give_the_same_bits_alone_and_in_any_batch(int8: tuple[Path, str], xrays: list[Path]) -> None:
+    model = Model(int8[0])
+    pixels = np.stack([model.prepare(path.read_bytes())[0] for path in xrays[:16]])
+    assert_same_bits_in_any_batch(int8[0], pixels)
+
+
+def test_weights_of_8_bits_cannot_saturate_and_few_nodes_stay_in_float(int8: tuple[Path, str]) -> None:
+    graph = onnx.load(int8[0] / "model.onnx")
+    assert {opset.domain: opset.version for opset in graph.opset_import} == {"": 20}
+    assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)
+    weights = [
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in graph.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4
+    ]
+    assert len(weights) == 120 - quantise.FLOAT  # of a DenseNet-121's convolutions
+    assert max(abs(weight.astype(int)).max() for weight in weights) <= 64
+
+
+def test_what_8_bits_change_is_printed_and_kept(int8: tuple[Path, str]) -> None:
+    bundle, printed = int8
+    card = json.loads((bundle / "model.json").read_text())
+    assert card["name"] == "nih-densenet121-int8"
+    found = card["metrics"]["against_fp32"]
+    assert found["images"] == 32
+    change = found["labels"]["abnormal"]
+    assert change["rank_correlation"] > 0.9
+    assert 0 < change["mean_change"] <= change["greatest_change"]
+    assert f"rank correlation with float {change['rank_correlation']}" in printed
+    assert f"{change['labels_changed']} of 32 labels change" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--int8"], "--int8 and --images: expected both, or neither"),
+        (["--images", "empty"], "--int8 and --images: expected both, or neither"),
+        (["--int8", "--images", "none"], "none: expected a folder"),
+        (["--int8", "--images", "empty"], "empty: 0 X-rays in it: expected two or more"),
+        (["--int8", "--images", "text"], "text: 0 X-rays in it: expected two or more"),
+    ],
+)
+def test_no_images_to_take_ranges_from(
+    bare: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    said: str,
+) -> None:
+    torch.save(bare, tmp_path / "bare.pt")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.png").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    labels = "--labels", "A,B,C,D,E", "--thresholds", "0.1,0.2,0.3,0.4,0.5"
+    assert said in refusal(monkeypatch, "torchxrayvision", "bare.pt", *labels, "--out", "bundle", *options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare.pt", "empty", "text"]
 
 
 def xrv_crop(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -110,6 +110,66 @@ class TestHead:
         assert not list((tmp_path / "work").glob(".*"))  # nothing half-written
 
 
+class TestInt8:
+    @pytest.fixture
+    def options(self, trained: Path, tmp_path: Path) -> tuple[str, ...]:
+        work, out = str(trained / "work"), str(tmp_path / "int8")
+        return ("--collections", "first", "second", "--work", work, "--int8", out)
+
+    def test_a_second_model_of_the_same_recipes_with_what_it_costs(
+        self,
+        trained: Path,
+        drawings: Path,
+        tmp_path: Path,
+        options: tuple[str, ...],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("training.train.MOST_AUC_LOST", 1)
+        monkeypatch.setattr("training.train.MOST_LOG_LOSS_GAINED", 10)
+        quick(drawings, tmp_path / "fp32", *options)
+        assert (tmp_path / "fp32" / "model.onnx").read_bytes() == (trained / "model.onnx").read_bytes()
+
+        fp32, int8 = Model(tmp_path / "fp32"), Model(tmp_path / "int8")
+        assert int8.name == "trained-here-int8:1.0.0"
+        pixels = [int8.prepare(file.read_bytes())[0] for file in sorted(drawings.rglob("*.png"))]
+        alone = [int8.score([one])[0] for one in pixels]
+        assert int8.score(pixels) == alone
+        ours, theirs = (
+            np.array([float(scores["abnormal"]) for scores in found]) for found in (alone, fp32.score(pixels))
+        )
+        assert np.corrcoef(ours, theirs).min() > 0.9
+        assert (ours != theirs).any()
+
+        page = (tmp_path / "int8" / "MODEL_CARD.md").read_text()
+        found = json.loads((tmp_path / "int8" / "model.json").read_text())
+        assert page == card.render(found)
+        assert "Against trained-here 1.0.0, the same network in float" in page
+        assert [one["collection"] for one in found["metrics"]["against_fp32"]["collections"]] == [
+            "first",
+            "second",
+        ]
+        assert (tmp_path / "int8" / "split.csv").read_bytes() == (trained / "split.csv").read_bytes()
+
+    @pytest.mark.parametrize("limit", ["MOST_AUC_LOST", "MOST_LOG_LOSS_GAINED"])
+    def test_one_that_costs_too_much_is_not_written(
+        self, drawings: Path, tmp_path: Path, options: tuple[str, ...], monkeypatch: Any, limit: str
+    ) -> None:
+        limits = {"MOST_AUC_LOST": 1, "MOST_LOG_LOSS_GAINED": 10} | {limit: -1}
+        for name, value in limits.items():
+            monkeypatch.setattr(f"training.train.{name}", value)
+        with pytest.raises(SystemExit, match=r"on first 8 bits change AUC by .* Not written$"):
+            quick(drawings, tmp_path / "fp32", *options)
+        assert (tmp_path / "fp32" / "model.json").exists()
+        assert not (tmp_path / "int8").exists()
+
+    def test_only_a_head_can_be_refitted(
+        self, drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit):
+            quick(drawings, tmp_path / "out", "--tune", "network", "--int8", str(tmp_path / "int8"))
+        assert "--int8: only with --tune head" in capsys.readouterr().err
+
+
 class TestNetwork:
     def test_all_of_it_from_a_checkpoint_with_a_split_in_parts(self, drawings: Path, tmp_path: Path) -> None:
         architecture = "efficientnet-lite2"
