@@ -60,7 +60,8 @@ def _parts(found: dict[str, Any]) -> Iterator[str]:
     yield "# Benchmarks"
     yield (
         f"Written by `make bench` on {found['date']}: {found['machine']}. "
-        f"Medians of {found['repeats']} repeats, in which every way has its turn, after one to warm up. "
+        f"Medians of {found['repeats']['one thread']} repeats on one thread and "
+        f"{found['repeats']['all else']} of all else, in which every way has its turn, after one to warm up. "
         f"{found['images']} files of 1024 x 1024 pixels, from memory. "
         + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         + "."

@@ -161,8 +161,9 @@ def _decode_plain_png(data: bytes) -> Image.Image | None:
         while place < len(data):
             length, chunk = struct.unpack_from(">I4s", data, place)
             end = place + 8 + length
-            if zlib.crc32(view[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-                return None
+            (checksum,) = struct.unpack_from(">I", data, end)
+            if chunk != b"IDAT" and zlib.crc32(view[place + 4 : end]) != checksum:
+                return None  # those of the pixels kornia-rs looks at
             chunks.append(chunk)
             place = end + 4
         width, height, depth, colour, *_, interlaced = struct.unpack_from(">IIBBBBB", data, len(_PNG) + 8)

@@ -82,7 +82,9 @@ class Model:
         """A file's bytes as pixels [channels, crop, crop], and what is odd about them. Raises ImageError."""
         image = decode(data, self._preprocess.bit_depth)
         pixels = self._preprocess(image)
-        return pixels, warnings(pixels, image.mode != "L", self.card.get("training_range", {}))
+        colour = image.mode != "L"
+        looked_at = pixels if colour else pixels[:1]  # of equal planes one says it all
+        return pixels, warnings(looked_at, colour, self.card.get("training_range", {}))
 
     def score(self, pixels: Sequence[Pixels]) -> list[dict[str, Decimal]]:
         """One forward pass over images of [channels, crop, crop]: for each, label -> score in 6 decimals."""
