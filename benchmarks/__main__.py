@@ -58,7 +58,7 @@ def kinds(models: Path) -> dict[str, Kind]:
         report.DEFAULT_FP32: Kind("ours", OURS, FP32),
         report.DEFAULT: Kind("ours", OURS, SHIPPED),
         "OpenVINO, DenseNet-121 fp32": Kind("openvino", TORCH, models / "fp32"),
-        "OpenVINO, DenseNet-121 int8": Kind("openvino", TORCH, models / "int8"),
+        report.OPENVINO_INT8: Kind("openvino", TORCH, models / "int8"),
         "OpenVINO, default model": Kind("openvino", TORCH, SHIPPED),
     }
 
@@ -127,7 +127,9 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="PNG files to score")
     parser.add_argument(
-        "--quick", action="store_true", help="few images and keys, once, to build/bench.json only: whether it works"
+        "--quick",
+        action="store_true",
+        help="few images and keys, once, to build/bench.json only: whether it works",
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as drawn:

@@ -5,34 +5,58 @@ from __future__ import annotations
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from cxr import RESEARCH_ONLY
+from cxr import RESEARCH_ONLY, run_commands
+from cxr.doctor import doctor
 from cxr.evaluation_command import evaluate
 from cxr.local_commands import local
 from cxr.model_commands import explain, model, score
 from cxr.plan_command import plan
 from cxr.processes import STOP_SIGNALS
+from cxr.report_command import report
+from cxr.results_command import results
+from cxr.terminal import show_tracebacks
+
+BEFORE, RUNS, RESULTS, HERE = "Before a run", "Runs", "Results", "Here, without AWS"
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help=f"Score chest X-rays in bulk on AWS. {RESEARCH_ONLY}",
+    help=f"""Score chest X-rays in bulk on AWS. {RESEARCH_ONLY}
+
+    AWS is reached as the AWS CLI reaches it: by AWS_PROFILE, AWS_REGION and,
+    for an AWS on this machine, AWS_ENDPOINT_URL. Every command ends with 0 if
+    it did what was asked, 1 if it could not, or not all of it, 2 for wrong
+    input and 130 after Ctrl-C.""",
 )
-app.command()(score)
-app.command()(explain)
-app.command()(evaluate)
-app.command()(plan)
-app.add_typer(model, name="model")
-app.add_typer(local, name="local")
+for panel, commands in {
+    BEFORE: (doctor, plan, run_commands.upload),
+    RUNS: (
+        run_commands.run,
+        run_commands.runs,
+        run_commands.status,
+        run_commands.retry,
+        run_commands.cancel,
+        run_commands.delete,
+    ),
+    RESULTS: (results, evaluate, report),
+    HERE: (score, explain),
+}.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(model, name="model", rich_help_panel=HERE)
+app.add_typer(local, name="local", rich_help_panel=HERE)
 
 
 @app.callback()
-def main() -> None:
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where in the code an error is from.")] = False,
+) -> None:
     """Stop cleanly on Ctrl-C, SIGTERM and a closed terminal."""
+    show_tracebacks(debug)
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import boto3
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.markup import escape
@@ -16,11 +15,12 @@ from rich.table import Table
 
 from cxr import RESEARCH_ONLY
 from cxr.cohort import Result, TrainingSet, join, read_labels, read_results
-from cxr.errors import InputError
+from cxr.errors import InputError, explained
 from cxr.files import whole_file
-from cxr.local import stack_outputs
 from cxr.model_commands import SHIPPED, Json, load
+from cxr.run_commands import StackName
 from cxr.runs import outcomes, run_status
+from cxr.stack import NAME, Stack, client
 from cxr.terminal import console, counted, errors_reported
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take a second or two, which `cxr --help` should not
@@ -72,6 +72,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for plots (PNG, SVG) and evaluation.json.")
     ] = None,
+    stack: StackName = NAME,
     as_json: Json = False,
 ) -> None:
     """Measure scores against reference labels, each measure with its 95% interval.
@@ -94,7 +95,7 @@ def evaluate(
         if out and out.exists() and not out.is_dir():
             raise InputError(f"--out {out}: expected a folder")
         model = load(bundle or SHIPPED)
-        label, scored, scored_by = read_scores(results, label, model)
+        label, scored, scored_by = read_scores(results, label, model, stack)
         known = label in model.thresholds and scored_by in (None, model.name)
         if bundle and not known:
             raise InputError(
@@ -133,18 +134,20 @@ def evaluate(
         console.print(f"[bold]{RESEARCH_ONLY}[/]")
 
 
-def read_scores(source: str, label: str | None, model: Model) -> tuple[str, list[Result], str | None]:
+def read_scores(
+    source: str, label: str | None, model: Model, stack: str
+) -> tuple[str, list[Result], str | None]:
     """The label, its results, and which model scored them if that is known. Raises InputError."""
     primary = next(iter(model.thresholds))
     if source.endswith(".csv") or os.sep in source or Path(source).exists():
         found, results = read_results(Path(source), label)
         return found or primary, results, None
     try:
-        dynamodb = boto3.Session().client("dynamodb")
-        table = stack_outputs()["TableName"]
+        dynamodb, table = client("dynamodb"), Stack.find(stack).table
         scored_by = run_status(dynamodb, table, source).model
-    except (LookupError, BotoCoreError, ClientError) as error:
-        raise InputError(f"{source} is no file, and no run was found: {error}") from None
+    except (InputError, BotoCoreError, ClientError) as error:
+        why = error if isinstance(error, InputError) else explained(error)
+        raise InputError(f"{source} is no file, and no run was found: {why}") from None
     label = label or primary
     of_run: list[Result] = []
     for outcome in outcomes(dynamodb, table, source):

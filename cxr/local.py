@@ -21,18 +21,19 @@ from typing import Any, Self
 import boto3
 from botocore.config import Config
 
+from cxr.errors import Failed
 from cxr.execution_environment import Function, FunctionSpec
 from cxr.function_host import FunctionHost
 from cxr.processes import Processes, signals_held
+from cxr.stack import NAME
 
 PROJECT = Path(__file__).resolve().parents[1]
-STACK = "ChestXray"
 ACCOUNT, REGION = "000000000000", "us-east-1"  # MiniStack's own
 START_SECONDS = 60
 LOG_TAIL_LINES = 15
 
 
-class LocalAwsError(Exception):
+class LocalAwsError(Failed):
     """Local AWS, or a deployment to it, failed. The message may end with the last lines of a log."""
 
 
@@ -94,7 +95,8 @@ class LocalAws:
         self._cdk("deploy", *options, *settings, cwd=self._project)
         if self._host:
             self._host.plug_in()
-        return stack_outputs()
+        stack = boto3.Session().client("cloudformation").describe_stacks(StackName=NAME)["Stacks"][0]
+        return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
 
     @property
     def running(self) -> bool:
@@ -191,12 +193,6 @@ class LocalAws:
                 shutil.rmtree(self.logs, ignore_errors=True)
                 with suppress(OSError):  # another local AWS has its logs there
                     self.logs.parent.rmdir()
-
-
-def stack_outputs() -> dict[str, str]:
-    """What the deployed stack is called and where its parts are: output name -> value."""
-    stack = boto3.Session().client("cloudformation").describe_stacks(StackName=STACK)["Stacks"][0]
-    return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
 
 
 def _healthy(port: int) -> bool:

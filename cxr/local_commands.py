@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -18,15 +17,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from cxr import RESEARCH_ONLY
-from cxr.errors import InputError
+from cxr.errors import Failed, InputError
 from cxr.files import whole_file
 from cxr.local import PROJECT, LocalAws, LocalAwsError
+from cxr.operations import start_run
 from cxr.phantoms import write_phantoms
-from cxr.runs import Outcome, RunStatus, images_in_failure_bucket, outcomes, run_status, write_csv
-from cxr.terminal import console, counted, errors_reported, progress, stage
-from cxr.upload import files_in, upload
+from cxr.results_command import write
+from cxr.run_commands import follow, print_started, upload_files
+from cxr.runs import Outcome, RunStatus, labels_of, outcomes, rows, run_status
+from cxr.runs import status as read_status
+from cxr.stack import Stack, client
+from cxr.terminal import console, counted, errors_reported, stage
+from cxr.upload import files_in
 
-MODEL_JSON = PROJECT / "containers" / "classifier" / "model" / "model.json"
 ENVIRONMENT_FILE = PROJECT / ".cxr-local.env"
 MAXIMUM_ROWS = 50  # in the table of results
 # How long to wait for progress: while records are with the classifier or being retried, and while not.
@@ -55,14 +58,15 @@ def up(images: Images = None, context: Context = None) -> None:
             )
         files = files_in(images) if images else []
         with LocalAws() as aws:
-            stack = deploy(aws, context)
+            outputs = deploy(aws, context)
             if images:
-                upload_images(aws, stack, images, files)
-            with environment_file(aws, stack):
+                upload_files(Stack.of(outputs), images, files)
+            with environment_file(aws, outputs):
                 console.print(f"""
 Local AWS is up. In another terminal, in this folder:
 
   source {ENVIRONMENT_FILE.name}
+  .venv/bin/cxr run first --watch
   aws lambda invoke --function-name "$JOB_CREATOR" --cli-read-timeout 0 \\
     --payload fileb://events/create-jobs-100.json out.json
   npx cdk deploy --require-approval never --method=direct
@@ -88,7 +92,7 @@ def demo(
     key,status,score,label,error. The label is `abnormal` from the model's threshold on, else `normal` (for a
     model of another label X: X, else `no X`). Ends with 0 if every image has an outcome, SCORED or FAILED.
     """
-    started = time.monotonic()
+    started_at = time.monotonic()
     with errors_reported(), tempfile.TemporaryDirectory(prefix="cxr-demo-") as drawings:
         if not csv.absolute().parent.is_dir():
             raise InputError(f"{csv.parent} is not a folder; give --csv a file in one that exists")
@@ -99,19 +103,28 @@ def demo(
         files = files_in(images)
         with LocalAws() as aws:
             with whole_file(csv) as part:  # from here on, so that one that cannot be written is known early
-                stack = deploy(aws, context)
-                upload_images(aws, stack, images, files)
-                run_id = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
-                start_run(aws, stack, run_id)
-                status = follow_run(aws, stack, run_id)
-                found = outcomes(aws.client("dynamodb"), stack["TableName"], run_id)
-                labels = [label["name"] for label in json.loads(MODEL_JSON.read_text())["labels"]]
-                write_csv(part, found, labels)
-            print_outcomes(found, labels[0], stack["KeyPrefix"], status)
-            seconds = time.monotonic() - started
+                deployed = Stack.of(deploy(aws, context))
+                upload_files(deployed, images, files)
+                run = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+                try:
+                    started = start_run(deployed, run)
+                except (InputError, Failed) as error:
+                    raise LocalAwsError(f"{error}\nLogs: {aws.logs}") from None
+                print_started(started.images or 0, started.jobs or 0)
+                dynamodb, table = client("dynamodb"), deployed.table
+                status = follow(
+                    lambda: run_status(dynamodb, table, run),
+                    lambda idle: idle > (STALL_SECONDS if aws.delivering else IDLE_STALL_SECONDS),
+                )
+                found = sorted(outcomes(dynamodb, table, run), key=lambda outcome: outcome.key)
+                labels = labels_of(dynamodb, table, status)
+                with part.open("w", newline="", encoding="utf-8") as file:
+                    write(file, rows(found, labels))
+            print_outcomes(found, labels[0], deployed.prefix, status)
+            seconds = time.monotonic() - started_at
             console.print(f"\nWrote {escape(str(csv))} after {seconds:.0f} s. [bold]{RESEARCH_ONLY}[/]")
             if not status.complete:
-                given_up = images_in_failure_bucket(aws.client("s3"), stack["FailureBucketName"], run_id)
+                given_up = read_status(deployed, run).failed_jobs.images
                 raise LocalAwsError(
                     f"The run does not go on: {status.done} of {status.expected} images have an outcome; "
                     f"jobs of {counted(given_up, 'image')} are in the failure bucket. Logs: {aws.logs}"
@@ -124,46 +137,6 @@ def deploy(aws: LocalAws, context: list[str] | None) -> dict[str, str]:
         aws.bootstrap()
     with stage("cdk deploy"):
         return aws.deploy(*context or ())
-
-
-def upload_images(aws: LocalAws, stack: dict[str, str], folder: Path, files: list[Path]) -> None:
-    """Upload the folder with a progress bar."""
-    with progress("Uploading") as bar:
-        task = bar.add_task("", total=len(files), note="")
-        for _ in upload(aws.client("s3"), stack["ImagesBucketName"], stack["KeyPrefix"], folder, files):
-            bar.advance(task)
-    console.print(f"[green]✓[/] {counted(len(files), 'file')} uploaded")
-
-
-def start_run(aws: LocalAws, stack: dict[str, str], run_id: str) -> None:
-    """Invoke the job creator. Raises LocalAwsError with what it answered if it failed."""
-    answer = aws.client("lambda").invoke(
-        FunctionName=stack["JobCreatorName"], Payload=json.dumps({"RunId": run_id}).encode()
-    )
-    payload = json.loads(answer["Payload"].read())
-    if "FunctionError" in answer:
-        raise LocalAwsError(f"The job creator failed: {payload.get('errorMessage')}\nLogs: {aws.logs}")
-    images, jobs = counted(payload["ImageCount"], "image"), counted(payload["JobCount"], "job")
-    console.print(f"[green]✓[/] {images} in {jobs} on the stream")
-
-
-def follow_run(aws: LocalAws, stack: dict[str, str], run_id: str) -> RunStatus:
-    """Show the run's progress until every image has an outcome, or it stalls; how far it came."""
-    dynamodb = aws.client("dynamodb")
-    with progress("Scoring") as bar:
-        task = bar.add_task("", total=None, note="")
-        done, since = -1, time.monotonic()
-        while not (status := run_status(dynamodb, stack["TableName"], run_id)).complete:
-            failed = status.failures.total()
-            note = f"{failed} failed" if failed else ""
-            bar.update(task, total=status.expected, completed=status.done, note=note)
-            if status.done != done:
-                done, since = status.done, time.monotonic()
-            if time.monotonic() - since > (STALL_SECONDS if aws.delivering else IDLE_STALL_SECONDS):
-                break
-            time.sleep(0.2)
-        bar.update(task, total=status.expected, completed=status.done)
-    return status
 
 
 def print_outcomes(found: list[Outcome], primary: str, prefix: str, status: RunStatus) -> None:
@@ -185,11 +158,11 @@ def print_outcomes(found: list[Outcome], primary: str, prefix: str, status: RunS
 
 
 @contextmanager
-def environment_file(aws: LocalAws, stack: dict[str, str]) -> Iterator[None]:
+def environment_file(aws: LocalAws, outputs: Mapping[str, str]) -> Iterator[None]:
     """Have a file of `export` lines that leads a shell to this local AWS, while the block runs."""
     # JobCreatorName becomes JOB_CREATOR.
-    names = {re.sub("(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Name")).upper(): name for name in stack}
-    variables = aws.environment | {name: stack[output] for name, output in names.items()}
+    names = {re.sub("(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Name")).upper(): name for name in outputs}
+    variables = aws.environment | {name: outputs[output] for name, output in names.items()}
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
     text = "".join(["unset AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN\n", *lines])
     ENVIRONMENT_FILE.write_text(text)

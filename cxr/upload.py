@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import hashlib
+from collections.abc import Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ from cxr.errors import InputError
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-UPLOADS_AT_ONCE = 8
+UPLOADS_AT_ONCE = 16
+UPLOADS_AHEAD = 256  # files that are handed out before the first of them is done
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -31,19 +33,44 @@ def files_in(folder: Path) -> list[Path]:
     return files
 
 
-def upload(s3: S3Client, bucket: str, prefix: str, folder: Path, files: Sequence[Path]) -> Iterator[None]:
+def upload(
+    s3: S3Client, bucket: str, prefix: str, folder: Path, files: Sequence[Path]
+) -> Generator[bool, None, None]:
     """Put the folder's files into the bucket as `prefix` + path, several at once, yielding after each.
+
+    True if it was sent; False if it is there already: an object of the file's size and MD5, which is its ETag
+    wherever S3 encrypts by its own key. (With a KMS key ETags say nothing, and all is sent again.) An object
+    is there whole or not at all, whenever this ends.
 
     Raises OSError, and what boto3 raises.
     """
+    there = {
+        entry["Key"]: (entry["Size"], entry["ETag"].strip('"'))
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        for entry in page.get("Contents", [])
+    }
+
+    def send(file: Path) -> bool:
+        path, key = folder / file, f"{prefix}{file.as_posix()}"
+        with path.open("rb") as body:
+            if key in there:
+                digest = hashlib.file_digest(body, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+                if there[key] == (body.tell(), digest):
+                    return False
+                body.seek(0)
+            s3.put_object(Bucket=bucket, Key=key, Body=body)  # in one part, whose ETag is the MD5
+        return True
+
     pool = ThreadPoolExecutor(UPLOADS_AT_ONCE)
     try:
-        uploads = [
-            pool.submit(s3.upload_file, str(folder / file), bucket, f"{prefix}{file.as_posix()}")
-            for file in files
-        ]
-        for done in as_completed(uploads):
-            done.result()
-            yield
+        waiting: set[Future[bool]] = set()
+        for file in files:
+            waiting.add(pool.submit(send, file))
+            if len(waiting) >= UPLOADS_AHEAD:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -343,7 +343,9 @@ class TestTheCodeThatIsPlannedFor:
         dynamodb.put_item(TableName=TABLE, Item=item)
         model: Any = Grey()
         table = Table(TABLE, dynamodb, model.name, model.sha256)
-        classifier = Classifier(model=model, table=table, s3=s3, bucket=BUCKET, vcpus=1)
+        classifier = Classifier(
+            model=model, table=table, s3=s3, events=lambda: boto3.client("events"), bucket=BUCKET, vcpus=1
+        )
         calls: Counter[str] = Counter()
         real = botocore.client.BaseClient._make_api_call  # type: ignore[attr-defined]
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -375,7 +376,7 @@ def test_a_run_is_read_from_the_table(bundle: Path, monkeypatch: pytest.MonkeyPa
     ]
     failed = Prediction("cxr/empty.png", error="IMAGE_EMPTY")
     Table(TABLE, dynamodb, model.name, model.sha256).write("first", [*predictions, failed], {})
-    monkeypatch.setattr("cxr.evaluation_command.stack_outputs", lambda: {"TableName": TABLE})
+    monkeypatch.setattr("cxr.evaluation_command.Stack.find", lambda name: SimpleNamespace(table=TABLE))
     Path("labels.csv").write_text(LABELS)
     found = in_json(CliRunner().invoke(app, ["evaluate", "first", "--labels", "labels.csv", "--json"]))
     assert values(found["overall"]) | BY_HAND == pytest.approx(values(found["overall"]))

@@ -1,58 +1,170 @@
 """What a run has come to, as the operator reads it from what the classifier wrote."""
 
-import base64
+import csv
+import io
 import json
+import subprocess
+import sys
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 from classifier.predictions import Prediction, pack
 from classifier.table import Table
-from support import BUCKET, TABLE
+from support import BUCKET, PREFIX, STREAM, TABLE, table_items
 
-from cxr.runs import Outcome, images_in_failure_bucket, outcomes, run_status, write_csv
+import cxr
+from cxr import operations
+from cxr.cohort import read_results
+from cxr.errors import InputError
+from cxr.results_command import Format, write
+from cxr.runs import MODEL_JSON, Outcome, RunStatus, list_runs, outcomes, results, rows, run_status
+from cxr.stack import Stack
 
 SCORED = Outcome("a.png", {"abnormal": Decimal("0.5"), "mass": Decimal("0.25")}, frozenset({"abnormal"}), "")
 FAILED = Outcome("b.png", {}, frozenset(), "IMAGE_EMPTY")
+STACK = Stack("Test", BUCKET, PREFIX, "creator", STREAM, "classifier", "mapping", TABLE, "failures")
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+def put_run(run: str, **fields: Any) -> None:
+    """A run's item, as the job creator makes it."""
+    made = {"state": "COMPLETE", "model": "demo:1.0.0", "model_sha256": "ab" * 32}
+    item = {"pk": "RUN", "sk": run, "created_at": "2026-11-24T12:00:00+00:00", **made, **fields}
+    boto3.client("dynamodb").put_item(TableName=TABLE, Item=pack(item))
+
+
+def put_predictions(run: str, *predictions: Prediction) -> None:
+    Table(TABLE, boto3.client("dynamodb"), "demo:1.0.0", "ab" * 32).write(run, predictions, {})
+
+
+def two_labels(key: str, abnormal: str, mass: str) -> Prediction:
+    scores = {"abnormal": Decimal(abnormal), "mass": Decimal(mass)}
+    return Prediction(key, scores, tuple(label for label, score in scores.items() if score >= Decimal("0.5")))
 
 
 def test_a_run_as_the_classifier_leaves_it(aws: None) -> None:
-    dynamodb = boto3.client("dynamodb")
-    run = {"pk": "RUN", "sk": "first", "state": "SCORING", "model": "demo:1.0.0", "expected": 200}
-    dynamodb.put_item(TableName=TABLE, Item=pack(run))
+    put_run("first", state="SCORING", expected=200)
     scores = {"abnormal": Decimal("0.75")}
-    scored = [Prediction(f"{number:03}.png", scores, ("abnormal",)) for number in range(98)]
-    failed = Prediction("empty.png", error="IMAGE_EMPTY")
-    table = Table(TABLE, dynamodb, "demo:1.0.0", "ab" * 32)
-    table.write("first", [*scored, failed], {})
+    scored = [
+        Prediction(f"{number:03}.png", scores, ("abnormal",), ("COLOUR",) if number < 2 else ())
+        for number in range(98)
+    ]
+    put_predictions("first", *scored, Prediction("empty.png", error="IMAGE_EMPTY"))
 
+    dynamodb = boto3.client("dynamodb")
     status = run_status(dynamodb, TABLE, "first")
-    assert (status.state, status.model, status.expected) == ("SCORING", "demo:1.0.0", 200)
-    assert (status.done, status.complete) == (99, False)
+    assert (status.run, status.state, status.model, status.expected) == (
+        "first",
+        "SCORING",
+        "demo:1.0.0",
+        200,
+    )
+    assert (status.done, status.scored, status.remaining, status.complete) == (99, 98, 101, False)
     assert status.failures == Counter({"IMAGE_EMPTY": 1})
+    assert status.warnings == Counter({"COLOUR": 2})
 
-    found = outcomes(dynamodb, TABLE, "first")
-    assert [outcome.key for outcome in found] == [*(f"{number:03}.png" for number in range(98)), "empty.png"]
-    assert found[0] == Outcome("000.png", scores, frozenset({"abnormal"}), "")
-    assert found[-1] == Outcome("empty.png", {}, frozenset(), "IMAGE_EMPTY")
+    found = {outcome.key: outcome for outcome in outcomes(dynamodb, TABLE, "first")}
+    assert found.keys() == {*(f"{number:03}.png" for number in range(98)), "empty.png"}
+    assert found["002.png"] == Outcome("002.png", scores, frozenset({"abnormal"}), "")
+    assert found["000.png"].warnings == ("COLOUR",)
+    assert found["empty.png"] == Outcome("empty.png", {}, frozenset(), "IMAGE_EMPTY")
 
 
 def test_a_run_that_is_not_there(aws: None) -> None:
-    with pytest.raises(LookupError, match="no run first"):
+    with pytest.raises(InputError, match="no run first; `cxr runs` lists"):
         run_status(boto3.client("dynamodb"), TABLE, "first")
 
 
-def test_images_of_a_run_in_the_failure_bucket_are_counted(aws: None) -> None:
-    s3 = boto3.client("s3")
-    assert images_in_failure_bucket(s3, BUCKET, "first") == 0
-    jobs = [{"RunId": "first", "Keys": ["a", "b"]}, {"RunId": "other", "Keys": ["c"]}]
-    records = [{"kinesis": {"data": base64.b64encode(json.dumps(job).encode()).decode()}} for job in jobs]
-    for name in ("one", "two"):
-        document = {"payload": json.dumps({"Records": records})}
-        s3.put_object(Bucket=BUCKET, Key=f"aws/lambda/{name}", Body=json.dumps(document))
-    assert images_in_failure_bucket(s3, BUCKET, "first") == 4
+def test_runs_are_listed_with_their_counts_the_newest_first(aws: None) -> None:
+    assert list_runs(STACK) == []
+    put_run("old", expected=2)
+    put_run("new", state="LISTING", created_at="2026-11-25T12:00:00+00:00")
+    put_predictions("old", two_labels("a", "0.5", "0.1"), Prediction("b", error="IMAGE_EMPTY"))
+    new, old = list_runs(STACK)
+    assert (new.run, new.expected, new.remaining, new.done) == ("new", None, None, 0)
+    assert (old.run, old.scored, old.failures.total(), old.remaining) == ("old", 1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "speed"),
+    [
+        ({"state": "SCORING"}, 10),  # by now, a minute on
+        ({"state": "COMPLETE", "completed_at": NOON + timedelta(seconds=30)}, 20),
+        ({"state": "CANCELLED", "cancelled_at": NOON}, None),
+        ({"state": "SCORING", "cancelled_at": NOON}, None),  # who knows how long it rested
+        ({"state": "SCORING", "counts": Counter()}, None),
+    ],
+)
+def test_speed_is_said_where_it_is_known(fields: dict[str, Any], speed: float | None) -> None:
+    run = RunStatus(
+        **{"model": "m", "expected": 900, "counts": Counter(SCORED=600), "created_at": NOON, **fields}
+    )
+    assert run.images_per_second(NOON + timedelta(minutes=1)) == speed
+
+
+def test_results_are_filtered_by_status_label_and_score(
+    aws: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    card = {"sha256": "ab" * 32, "labels": [{"name": "abnormal"}, {"name": "mass"}]}
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    monkeypatch.setattr("cxr.runs.MODEL_JSON", tmp_path / "model.json")
+    put_run("first", expected=5)
+    put_predictions(
+        "first",
+        two_labels("a", "0.9", "0.9"),
+        two_labels("b", "0.5", "0.1"),
+        two_labels("c", "0.3", "0.2"),
+        two_labels("d", "0.1", "0.6"),
+        Prediction("e", error="IMAGE_EMPTY"),
+    )
+
+    def found(**filters: Any) -> dict[str, Any]:
+        return {row["key"]: row for row in results(STACK, "first", **filters)}
+
+    for keys, filters in (
+        ("abcde", {}),
+        ("abcd", {"status": "SCORED"}),
+        ("e", {"status": "FAILED"}),
+        ("ab", {"positive": True}),
+        ("cd", {"positive": False}),
+        ("ab", {"min_score": 0.5}),
+        ("bc", {"min_score": 0.3, "max_score": 0.5}),
+        ("ad", {"label": "mass", "positive": True}),
+        ("cd", {"label": "mass", "min_score": 0.2, "max_score": 0.6}),
+    ):
+        assert "".join(sorted(found(**filters))) == keys, filters
+    row = {"key": "d", "status": "SCORED", "score": 0.1, "label": "normal", "error": None, "warnings": []}
+    assert found()["d"] == row | {"score_abnormal": 0.1, "score_mass": 0.6}
+    of_mass = found(label="mass")["d"]
+    assert (of_mass["score"], of_mass["label"]) == (0.6, "mass")
+
+
+def test_of_another_bundle_the_label_has_to_be_named(aws: None) -> None:
+    put_run("first")
+    put_predictions("first", Prediction("e", error="IMAGE_EMPTY"), two_labels("a", "0.9", "0.1"))
+    with pytest.raises(
+        InputError, match=r"demo:1\.0\.0, which is not the bundle here: give --label, one of abn"
+    ):
+        results(STACK, "first")
+    with pytest.raises(
+        InputError, match="--label Mass: run first has no such label; expected abnormal, mass"
+    ):
+        results(STACK, "first", label="Mass")
+    scored = [row for row in results(STACK, "first", label="mass") if row["score"]]
+    assert [(row["score"], row["label"], row["score_abnormal"]) for row in scored] == [(0.1, "no mass", 0.9)]
+
+
+def test_a_run_in_which_nothing_was_scored_has_results_too(aws: None) -> None:
+    put_run("first")
+    put_predictions("first", Prediction("e", error="IMAGE_EMPTY"))
+    (row,) = results(STACK, "first")
+    assert (row["status"], row["score"], row["label"], row["error"]) == ("FAILED", None, None, "IMAGE_EMPTY")
 
 
 @pytest.mark.parametrize(
@@ -68,18 +180,112 @@ def test_an_image_is_labelled_by_the_primary_label(primary: str, positive: set[s
     assert Outcome("a.png", {primary: Decimal(1)}, frozenset(positive), "").label(primary) == label
 
 
-def test_a_csv_of_one_label(tmp_path: Path) -> None:
-    write_csv(tmp_path / "results.csv", [SCORED, FAILED], ["abnormal"])
-    assert (tmp_path / "results.csv").read_text() == (
-        "key,status,score,label,error\na.png,SCORED,0.500000,abnormal,\nb.png,FAILED,,,IMAGE_EMPTY\n"
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (
+            ["abnormal"],
+            "key,status,score,label,error\na.png,SCORED,0.500000,abnormal,\nb.png,FAILED,,,IMAGE_EMPTY\n",
+        ),
+        (
+            ["mass", "abnormal"],
+            "key,status,score,label,error,score_mass,score_abnormal\n"
+            "a.png,SCORED,0.250000,no mass,,0.250000,0.500000\n"
+            "b.png,FAILED,,,IMAGE_EMPTY,,\n",
+        ),
+    ],
+)
+def test_a_csv(labels: list[str], text: str, tmp_path: Path) -> None:
+    file = io.StringIO()
+    assert write(file, rows([SCORED, FAILED], labels)) == 2
+    assert file.getvalue() == text
+    (tmp_path / "results.csv").write_text(text)
+    assert [result.score for result in read_results(tmp_path / "results.csv")[1]] == [
+        float(SCORED.scores[labels[0]]),
+        None,
+    ]
 
 
-def test_a_csv_of_several_labels(tmp_path: Path) -> None:
-    write_csv(tmp_path / "results.csv", [SCORED, FAILED], ["mass", "abnormal"])
-    assert (tmp_path / "results.csv").read_text() == (
-        "key,status,score,label,error,score_mass,score_abnormal\n"
-        "a.png,SCORED,0.250000,no mass,,0.250000,0.500000\n"
-        "b.png,FAILED,,,IMAGE_EMPTY,,\n"
-    )
+def test_a_csv_of_nothing_has_its_heading() -> None:
+    file = io.StringIO()
+    assert write(file, []) == 0
+    assert list(csv.reader([file.getvalue()])) == [["key", "status", "score", "label", "error"]]
+
+
+def test_json_lines_hold_any_key() -> None:
+    odd = Outcome('é "x"\n.png', {"abnormal": Decimal("0.5")}, frozenset(), "", ("COLOUR",))
+    file = io.StringIO()
+    write(file, rows([odd, FAILED], ["abnormal"]), Format.jsonl)
+    first, second = map(json.loads, file.getvalue().splitlines())
+    assert (first["key"], first["score"], first["warnings"]) == (odd.key, 0.5, ["COLOUR"])
+    assert (second["score"], second["error"]) == (None, "IMAGE_EMPTY")
+
+
+def test_a_run_at_work_is_cancelled(aws: None) -> None:
+    for state in ("LISTING", "SCORING", "CANCELLED"):
+        put_run("first", state=state)
+        assert cxr.cancel_run(STACK, "first").state == "CANCELLED"
+        # When it was cancelled before stays what it was.
+        assert ("cancelled_at" in table_items()["RUN", "first"]) == (state != "CANCELLED")
+
+
+def test_a_complete_run_is_not_cancelled(aws: None) -> None:
+    put_run("first")
+    with pytest.raises(InputError, match="COMPLETE: nothing is left"):
+        cxr.cancel_run(STACK, "first")
+    assert table_items()["RUN", "first"]["state"] == "COMPLETE"
+
+
+def test_a_run_is_deleted_and_no_other(aws: None) -> None:
+    for run in ("first", "first-1"):
+        put_run(run)
+        put_predictions(run, *(Prediction(f"{number}.png", error="IMAGE_EMPTY") for number in range(60)))
+    told: list[int] = []
+    assert cxr.delete_run(STACK, "first", told.append) == 60
+    assert told[-1] == 60
+    left = {pk for pk, _ in table_items()}
+    assert not {pk for pk in left if pk == "RUN#first" or pk.startswith("RUN#first#")}
+    assert ("RUN", "first") not in table_items()
+    assert len([pk for pk, _ in table_items() if pk.startswith("RUN#first-1#")]) == 60
+
+
+def test_an_interrupted_deletion_goes_on(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_run("first")
+    put_predictions("first", *(Prediction(f"{number}.png", error="IMAGE_EMPTY") for number in range(60)))
+    delete, seen = operations._delete, count()
+
+    def interrupted(*arguments: Any) -> int:
+        if next(seen) == 9:
+            raise KeyboardInterrupt
+        return delete(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(operations, "_delete", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cxr.delete_run(STACK, "first")
+    assert ("RUN", "first") in table_items()
+    cxr.delete_run(STACK, "first")
+    assert table_items() == {}
+
+
+def test_a_run_at_work_is_not_deleted(aws: None) -> None:
+    for state in ("LISTING", "SCORING"):
+        put_run("first", state=state)
+        with pytest.raises(InputError, match=f"{state}; `cxr cancel first` first"):
+            cxr.delete_run(STACK, "first")
+        assert ("RUN", "first") in table_items()
+
+
+def test_the_bundle_that_ships_is_where_its_labels_are_looked_for() -> None:
+    assert json.loads(MODEL_JSON.read_text())["labels"][0]["name"] == "abnormal"
+
+
+def test_the_package_has_what_it_names() -> None:
+    assert {name for name in cxr.__all__ if not hasattr(cxr, name)} == set()
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        cxr.nothing  # noqa: B018 - looking is the point
+
+
+def test_importing_the_package_loads_no_aws() -> None:
+    code = "import cxr, sys; sys.exit('boto3' in sys.modules or 'numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

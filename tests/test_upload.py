@@ -47,3 +47,34 @@ def test_a_name_that_no_key_can_have_is_refused(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.png")).write_bytes(b"x")
     with pytest.raises(InputError, match="not UTF-8"):
         files_in(tmp_path)
+
+
+def test_what_is_there_unchanged_is_not_sent_again(aws: None, tmp_path: Path) -> None:
+    for name, body in {"same.png": b"same", "size.png": b"12345", "content.png": b"abc"}.items():
+        (tmp_path / name).write_bytes(body)
+    s3 = boto3.client("s3")
+    files = files_in(tmp_path)
+    assert list(upload(s3, BUCKET, PREFIX, tmp_path, files)) == [True] * 3
+    (tmp_path / "size.png").write_bytes(b"123456")
+    (tmp_path / "content.png").write_bytes(b"abd")
+    (tmp_path / "new.png").write_bytes(b"new")
+    sent: list[str] = []
+    s3.meta.events.register("before-call.s3.PutObject", lambda params, **_: sent.append(params["url_path"]))
+    assert sum(upload(s3, BUCKET, PREFIX, tmp_path, files_in(tmp_path))) == 3
+    assert sorted(path.rpartition("/")[2] for path in sent) == ["content.png", "new.png", "size.png"]
+    listed = s3.list_objects_v2(Bucket=BUCKET)["Contents"]
+    found = {entry["Key"]: s3.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read() for entry in listed}
+    assert found == {f"{PREFIX}{file.name}": file.read_bytes() for file in tmp_path.iterdir()}
+
+
+def test_a_stopped_upload_goes_on_where_it_was(aws: None, tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"{number:03}.png").write_bytes(str(number).encode())
+    s3 = boto3.client("s3")
+    files = files_in(tmp_path)
+    uploading = upload(s3, BUCKET, PREFIX, tmp_path, files)
+    next(uploading)
+    uploading.close()  # as Ctrl-C does
+    there = s3.list_objects_v2(Bucket=BUCKET)["KeyCount"]
+    assert 0 < there < 300
+    assert sum(upload(s3, BUCKET, PREFIX, tmp_path, files)) == 300 - there

@@ -1,0 +1,137 @@
+"""`cxr results`: a run's predictions, as CSV or JSON Lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from cxr.errors import InputError
+from cxr.files import whole_file
+from cxr.run_commands import RunName, StackName
+from cxr.runs import Row
+from cxr.runs import results as read_results
+from cxr.stack import NAME, Stack
+from cxr.terminal import counted, errors_reported, notes, progress
+
+COLUMNS = ("key", "status", "score", "label", "error")
+
+
+class Format(StrEnum):
+    csv = "csv"
+    jsonl = "jsonl"
+
+
+class Outcome(StrEnum):
+    scored = "scored"
+    failed = "failed"
+
+
+def results(
+    run: RunName,
+    format: Annotated[  # noqa: A002 - the option's name
+        Format, typer.Option(help="CSV, or JSON Lines: one object a line, with warnings.")
+    ] = Format.csv,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write. Default: standard output.")
+    ] = None,
+    status: Annotated[
+        Outcome | None, typer.Option(help="Only images that were scored, or that failed.")
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which label the score, and the filters below, are about. Default: the primary.",
+        ),
+    ] = None,
+    positive: Annotated[
+        bool | None,
+        typer.Option(
+            "--positive/--negative", help="Only images at or above the label's threshold, or below."
+        ),
+    ] = None,
+    min_score: Annotated[float | None, typer.Option(metavar="X", help="Only scores from here on.")] = None,
+    max_score: Annotated[float | None, typer.Option(metavar="X", help="Only scores up to here.")] = None,
+    stack: StackName = NAME,
+) -> None:
+    """Write a run's predictions, as CSV or JSON Lines.
+
+    Columns are key, status (SCORED or FAILED), score (0 to 1), label, error,
+    and score_<label> for each if there are several. The label is `abnormal`
+    from the model's threshold on, else `normal`; of another label X, `X` or
+    `no X`. Rows come as they are read: sort them if the order matters. `cxr
+    evaluate` takes the CSV. A run at work gives what it has by now.
+
+    Ends with 0, also if no image is left; with 1 if the file cannot be written,
+    which is then whole or as it was; with 2 for wrong input.
+    """
+    with errors_reported():
+        for option, value in (("--min-score", min_score), ("--max-score", max_score)):
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{option} {value:g}: expected a score from 0 to 1")
+        if out and out.is_dir():
+            raise InputError(f"--out {out}: expected a file, and that is a folder")
+        if out and not out.absolute().parent.is_dir():
+            raise InputError(f"--out {out}: expected a file in a folder that exists")
+        with opened(out) as file:
+            found = read_results(
+                Stack.find(stack),
+                run,
+                status=None if status is None else status.value.upper(),  # type: ignore[arg-type]
+                label=label,
+                positive=positive,
+                min_score=min_score,
+                max_score=max_score,
+            )
+            number = write(file, shown(found), format)
+    if out:
+        notes.print(f"Wrote {counted(number, 'row')} to {out}", markup=False)
+
+
+@contextmanager
+def opened(out: Path | None) -> Iterator[TextIO]:
+    """The file, there in the end whole or not at all; or standard output. Raises OSError."""
+    if out is None:
+        output = typer.get_text_stream("stdout", encoding="utf-8")
+        yield output
+        output.flush()
+        return
+    with whole_file(out) as part, part.open("w", newline="", encoding="utf-8") as file:
+        yield file
+
+
+def shown(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, counted on the terminal as they pass."""
+    with progress("Reading") as bar:
+        task = bar.add_task("", total=None, note="")
+        for row in rows:
+            bar.advance(task)
+            yield row
+
+
+def write(file: TextIO, rows: Iterable[Row], format: Format = Format.csv) -> int:  # noqa: A002
+    """Write rows, in CSV under their heading; how many there were. Raises OSError."""
+    number = 0
+    table = None
+    for number, row in enumerate(rows, 1):  # noqa: B007 - it is the count
+        if format is Format.jsonl:
+            file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
+            continue
+        table = table or _table(file, [name for name in row if name.startswith("score_")])
+        table.writerow({name: f"{v:.6f}" if isinstance(v, float) else v for name, v in row.items()})
+    if format is Format.csv and not table:
+        _table(file, [])
+    return number
+
+
+def _table(file: TextIO, scores: list[str]) -> csv.DictWriter[str]:
+    table = csv.DictWriter(file, [*COLUMNS, *scores], extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    return table

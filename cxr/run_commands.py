@@ -1,0 +1,516 @@
+"""`cxr upload`, `run`, `runs`, `status`, `retry`, `cancel` and `delete`: runs on the deployed stack."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from botocore.exceptions import BotoCoreError, ClientError
+from rich.markup import escape
+from rich.table import Table
+
+from cxr.errors import Failed, InputError
+from cxr.model_commands import Json
+from cxr.operations import cancel_run, check_deletable, delete_run, start_run
+from cxr.plan_command import duration
+from cxr.retry import ERROR_CODES, retry_run
+from cxr.runs import RunStatus, Status, list_runs, run_status
+from cxr.runs import status as read_status
+from cxr.stack import NAME, Stack, client
+from cxr.terminal import console, counted, errors_reported, notes, progress
+from cxr.upload import files_in
+from cxr.upload import upload as send
+
+LOOK_SECONDS = 0.5  # from one look at a run that is watched to the next: two small requests each
+SPEED_SECONDS = 10  # over which the speed of a run that is watched is taken
+IDLE_SECONDS = 10  # without progress, until the failure bucket is asked whether the run is stuck
+
+
+def complete_run(context: typer.Context, incomplete: str) -> list[str]:
+    """The names of runs, for the shell; none if AWS does not answer."""
+    try:
+        runs = list_runs(Stack.find(context.params.get("stack") or NAME))
+    except (InputError, BotoCoreError, ClientError):
+        return []
+    return [run.run for run in runs if run.run.startswith(incomplete)]
+
+
+StackName = Annotated[
+    str, typer.Option("--stack", metavar="NAME", help="The deployed stack, in AWS_REGION and AWS_PROFILE.")
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", autocompletion=complete_run)]
+
+
+def upload(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, with its sub-folders.")],
+    prefix: Annotated[
+        str | None,
+        typer.Option(metavar="PREFIX", help="Folder in the bucket to put them in. Default: the stack's."),
+    ] = None,
+    stack: StackName = NAME,
+    as_json: Json = False,
+) -> None:
+    """Upload a folder of images into the stack's bucket.
+
+    Run it again to go on where it stopped: a file is skipped if an object with
+    its key, size and MD5 is there. (In a bucket with a KMS key the MD5 is not
+    to be had, and all is sent again.) Ctrl-C leaves no half object. Hidden
+    files are left out.
+
+    The JSON is one object: uploaded, unchanged.
+
+    Ends with 0, with 1 if a file could not be sent, with 2 for wrong input.
+    """
+    with errors_reported():
+        files = files_in(folder)
+        found = Stack.find(stack)
+        uploaded = upload_files(found, folder, files, prefix, tell=not as_json)
+        if as_json:
+            typer.echo(json.dumps({"uploaded": uploaded, "unchanged": len(files) - uploaded}))
+
+
+def run(
+    run: RunName,
+    prefix: Annotated[
+        str | None, typer.Option(metavar="PREFIX", help="Images under this. Default: the stack's prefix.")
+    ] = None,
+    index: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Images that a CSV in the bucket names, in its column Key."),
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Images that a file here names, a key a line.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(metavar="N", help="At most so many images.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow it to its end, as `cxr status --watch` does.")
+    ] = False,
+    no_wait: Annotated[
+        bool,
+        typer.Option(
+            "--no-wait", help="Do not wait for the job creator. What it refuses is in its log only."
+        ),
+    ] = False,
+    stack: StackName = NAME,
+    as_json: Json = False,
+) -> None:
+    """Start a run, or go on with it.
+
+    The same line again continues the run, also after `cxr cancel`: what is
+    scored stays, what failed is tried again. A name that another set of images
+    or another model has is refused. Without --watch it ends when all jobs are
+    on the stream, which takes a second for some 10,000 images.
+
+    The JSON is one object: run, images, jobs; with --watch that of `cxr
+    status`.
+
+    Ends with 0; with 1 if the job creator refuses the run, as it does a name
+    that is taken, or did not send all of it, or with --watch if the run did not
+    get complete; with 2 for other wrong input.
+    """
+    with errors_reported():
+        if sum(source is not None for source in (prefix, index, keys)) > 1:
+            raise InputError("--prefix, --index and --keys: expected one of them")
+        if watch and no_wait:
+            raise InputError("--watch and --no-wait: expected one of them")
+        listed = read_keys(keys) if keys else None
+        found = Stack.find(stack)
+        with goes_on(run):
+            with notes.status("Starting"):
+                started = start_run(
+                    found, run, prefix=prefix, index=index, keys=listed, count=count, wait=not no_wait
+                )
+            if not as_json and started.images is not None:
+                print_started(started.images, started.jobs or 0)
+            if watch:
+                watch_run(found, run, as_json)
+        if as_json and not watch:
+            typer.echo(json.dumps(asdict(started)))
+        elif no_wait:
+            console.print(f"Asked for. Follow it by `cxr status {run} --watch`", markup=False, soft_wrap=True)
+
+
+def runs(stack: StackName = NAME, as_json: Json = False) -> None:
+    """List the runs, the newest first.
+
+    The JSON is a list of objects: run, state, model, expected, scored, failed,
+    created_at, completed_at.
+
+    Ends with 0, also if there is none, and with 1 if AWS cannot be asked.
+    """
+    with errors_reported():
+        found = list_runs(Stack.find(stack))
+        if as_json:
+            typer.echo(json.dumps([_run_document(each) for each in found], indent=2))
+        elif not found:
+            console.print("There are no runs yet. Start one by `cxr run NAME`")
+        else:
+            table = Table("run", "state", "images", "scored", "failed", "started", "model")
+            table.box, table.pad_edge, table.header_style = None, False, "bold"
+            table.columns[0].overflow = table.columns[6].overflow = "fold"
+            for column in table.columns[2:5]:
+                column.justify = "right"
+            for each in found:
+                unknown = "?" if each.at_work else "-"  # of direct jobs nothing is expected
+                failed = each.failures.total()
+                table.add_row(
+                    each.run,
+                    f"[{COLOURS[each.state]}]{each.state}[/]",
+                    unknown if each.expected is None else f"{each.expected:,}",
+                    f"{each.scored:,}",
+                    f"[red]{failed:,}[/]" if failed else "0",
+                    _moment(each.created_at),
+                    each.model,
+                )
+            console.print(table)
+
+
+def status(
+    run: RunName,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow it until it is complete, cancelled or stuck.")
+    ] = False,
+    stack: StackName = NAME,
+    as_json: Json = False,
+) -> None:
+    """How far a run is: by at most 20 requests, whatever its size.
+
+    Counts are exact. Speed is since the run was made, under --watch over the
+    last seconds; lag is how long the last job had waited in the stream, where
+    CloudWatch has it. Images in the failure bucket are those of jobs that
+    Lambda has given up: `cxr retry` sends them again.
+
+    The JSON is one object: run, state, model, expected, scored, failed,
+    created_at, completed_at, failures and warnings (code: images), remaining,
+    images_per_second, seconds_left, stream_lag_seconds, failure_bucket
+    (images, more, until). What is not known is null.
+
+    Ends with 0; with 1 if with --watch the run did not get complete; with 2 if
+    there is no such run or stack.
+    """
+    with errors_reported():
+        found = Stack.find(stack)
+        if watch:
+            with goes_on(run):
+                watch_run(found, run, as_json)
+        else:
+            print_status(read_status(found, run), as_json)
+
+
+def retry(
+    run: RunName,
+    failed: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CODE", help="Also FAILED images with this code, such as IMAGE_MISSING. Repeatable."
+        ),
+    ] = None,
+    all_failed: Annotated[bool, typer.Option("--all-failed", help="Also all FAILED images.")] = False,
+    stack: StackName = NAME,
+    as_json: Json = False,
+) -> None:
+    """Send again what failed, once its cause is mended.
+
+    Sends the jobs in the failure bucket, less the images that have a prediction
+    by now. An object there goes once every image in it has one, so those of
+    this retry go with the next. FAILED images are sent only if asked for; they
+    stay FAILED until they score.
+
+    The JSON is one object: given_up and failed (images sent), objects_deleted,
+    objects_left.
+
+    Ends with 0, also if nothing was to be sent; with 1 if the stream did not
+    take it; with 2 for wrong input, such as a cancelled run.
+    """
+    with errors_reported():
+        if failed and all_failed:
+            raise InputError("--failed and --all-failed: expected one of them")
+        found = Stack.find(stack)
+        with notes.status("Sending"):
+            retried = retry_run(found, run, codes=ERROR_CODES if all_failed else failed or ())
+        if as_json:
+            typer.echo(json.dumps(asdict(retried)))
+            return
+        sent = retried.given_up + retried.failed
+        console.print(
+            f"[green]✓[/] {counted(sent, 'image')} sent again: {retried.given_up:,} of the failure bucket, "
+            f"{retried.failed:,} FAILED"
+        )
+        if retried.objects_deleted:
+            console.print(
+                f"{counted(retried.objects_deleted, 'object')} of the failure bucket deleted, "
+                "whose every image has a prediction"
+            )
+        if sent:
+            watch = " --watch" if retried.given_up else ""  # the others have an outcome, if a bad one
+            console.print(f"Follow it by `cxr status {run}{watch}`", markup=False, soft_wrap=True)
+
+
+def cancel(run: RunName, stack: StackName = NAME, as_json: Json = False) -> None:
+    """Cancel a run: jobs that wait are dropped unread, and what is scored stays.
+
+    Start it again, by the same line as at first, and it goes on.
+
+    The JSON is that of `cxr runs`, of the one run.
+
+    Ends with 0, also if it was cancelled before, and with 2 if it is COMPLETE
+    or not there.
+    """
+    with errors_reported():
+        found = Stack.find(stack)
+        cancelled = cancel_run(found, run)
+        if as_json:
+            typer.echo(json.dumps(_run_document(cancelled)))
+            return
+        left = "" if cancelled.remaining is None else f", {cancelled.remaining:,} left without an outcome"
+        failed = cancelled.failures.total()
+        console.print(
+            f"[green]✓[/] {escape(run)} is cancelled: {cancelled.scored:,} scored, {failed:,} failed{left}"
+        )
+        console.print(f"To go on: {escape(start_line(found, cancelled))}", soft_wrap=True)
+
+
+def delete(
+    run: RunName,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    stack: StackName = NAME,
+    as_json: Json = False,
+) -> None:
+    """Delete a run and its predictions for good. The images stay.
+
+    Asks first, unless --yes. Interrupted, it goes on when called again. A run
+    at work has to be cancelled before.
+
+    The JSON is one object: run, predictions (how many were deleted).
+
+    Ends with 0; with 1 if it was not confirmed; with 2 for wrong input, such as
+    a run at work.
+    """
+    with errors_reported():
+        found = Stack.find(stack)
+        before = check_deletable(found, run)
+        if not yes:
+            if not sys.stdin.isatty():
+                raise InputError("there is no terminal to ask on; give --yes to delete for good")
+            what = f"Delete run {run} with {counted(before.done, 'prediction')}?"
+            if not typer.confirm(what, err=True):
+                raise Failed("nothing was deleted")
+        with progress("Deleting") as bar:
+            task = bar.add_task("", total=before.done, note="")
+            deleted = delete_run(found, run, lambda gone: bar.update(task, completed=gone))
+        if as_json:
+            typer.echo(json.dumps({"run": run, "predictions": deleted}))
+        else:
+            console.print(f"[green]✓[/] {escape(run)} is deleted, with {counted(deleted, 'prediction')}")
+
+
+COLOURS = {"LISTING": "cyan", "SCORING": "cyan", "COMPLETE": "green", "CANCELLED": "yellow"}
+
+
+def upload_files(
+    stack: Stack, folder: Path, files: list[Path], prefix: str | None = None, tell: bool = True
+) -> int:
+    """Upload with a progress bar; how many were sent. Raises InputError."""
+    prefix = stack.prefix if prefix is None else prefix.rstrip("/") + "/"
+    if not prefix.startswith(stack.prefix):
+        raise InputError(
+            f"--prefix {prefix}: expected one that begins with {stack.prefix}, all that the stack reads"
+        )
+    uploaded = 0
+    with progress("Uploading") as bar:
+        task = bar.add_task("", total=len(files), note="")
+        for sent in send(client("s3"), stack.images_bucket, prefix, folder, files):
+            uploaded += sent
+            bar.advance(task)
+    if tell:
+        unchanged = f", {len(files) - uploaded:,} unchanged" if uploaded < len(files) else ""
+        console.print(f"[green]✓[/] {counted(uploaded, 'file')} uploaded{unchanged}")
+    return uploaded
+
+
+def print_started(images: int, jobs: int) -> None:
+    """What the job creator has sent."""
+    console.print(f"[green]✓[/] {counted(images, 'image')} in {counted(jobs, 'job')} on the stream")
+
+
+def watch_run(stack: Stack, run: str, as_json: bool) -> None:
+    """Follow the run and print its status at the end. Raises typer.Exit(1) if it is not COMPLETE then."""
+    dynamodb = client("dynamodb")
+
+    def stuck(_: float) -> bool:
+        now = read_status(stack, run)
+        return now.failed_jobs.images >= (now.remaining or 0) > 0
+
+    follow(lambda: run_status(dynamodb, stack.table, run), stuck)
+    now = read_status(stack, run)
+    print_status(now, as_json)
+    if now.state != "COMPLETE":
+        raise typer.Exit(1)
+
+
+def follow(look: Callable[[], RunStatus], stuck: Callable[[float], bool]) -> RunStatus:
+    """Show the run's progress until it is COMPLETE or CANCELLED, or `stuck`; how far it came.
+
+    `stuck` is asked now and then, while nothing happens, and gets for how many seconds.
+    """
+    looks: deque[tuple[float, int]] = deque()  # when, and images done
+    with progress("Scoring") as bar:
+        task = bar.add_task("", total=None, note="")
+        done, since, asked = -1, time.monotonic(), time.monotonic()
+        while (status := look()).at_work:
+            now = time.monotonic()
+            looks.append((now, status.done))
+            while now - looks[0][0] > SPEED_SECONDS:
+                looks.popleft()
+            bar.update(task, total=status.expected, completed=status.done, note=_pace(looks, status))
+            if status.done != done:
+                done, since, asked = status.done, now, now
+            if now - asked > IDLE_SECONDS:
+                if stuck(now - since):
+                    break
+                asked = now
+            time.sleep(LOOK_SECONDS)
+        bar.update(task, total=status.expected, completed=status.done)
+    return status
+
+
+@contextmanager
+def goes_on(run: str) -> Iterator[None]:
+    """Say on Ctrl-C that the run does not end with the command."""
+    try:
+        yield
+    except SystemExit:
+        line = f"Run {run} goes on without you: `cxr status {run}`, `cxr cancel {run}`"
+        notes.print(line, markup=False, soft_wrap=True)
+        raise
+
+
+def print_status(status: Status, as_json: bool) -> None:
+    """The status for a person, or as JSON."""
+    waiting = status.failed_jobs
+    if as_json:
+        document: dict[str, Any] = {
+            **_run_document(status),
+            "failures": dict(sorted(status.failures.items())),
+            "warnings": dict(sorted(status.warnings.items())),
+            "remaining": status.remaining,
+            "images_per_second": status.speed,
+            "seconds_left": status.seconds_left,
+            "stream_lag_seconds": status.stream_lag,
+            "failure_bucket": {
+                "images": waiting.images,
+                "more": waiting.more,
+                "until": _iso(waiting.until),
+            },
+        }
+        typer.echo(json.dumps(document, indent=2))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    unknown = "?" if status.at_work else "-"  # of direct jobs nothing is expected
+    speed = "" if status.speed is None else f"{status.speed:,.1f} images/s"
+    took = status.completed_at and status.created_at and status.completed_at - status.created_at
+    if status.at_work and status.seconds_left is not None:
+        speed += f", {duration(status.seconds_left)} left at that"
+    elif status.state == "COMPLETE" and took and speed:
+        speed += f", in {duration(took.total_seconds())}"
+    table.add_row("expected", unknown if status.expected is None else f"{status.expected:,}", "")
+    table.add_row("scored", f"{status.scored:,}", f"[dim]{speed}[/]")
+    table.add_row("failed", f"{status.failures.total():,}", _codes(status.failures, "red"))
+    table.add_row("remaining", unknown if status.remaining is None else f"{status.remaining:,}", "")
+    if status.warnings:
+        table.add_row("warnings", f"{status.warnings.total():,}", _codes(status.warnings, "yellow"))
+    if status.stream_lag is not None:
+        table.add_row("stream lag", duration(status.stream_lag), "")
+    if waiting.images or waiting.more:
+        number = f"{'at least ' if waiting.more else ''}{waiting.images:,}"
+        until = f", kept until {waiting.until:%Y-%m-%d}" if waiting.until else ""
+        table.add_row("given up", number, f"in the failure bucket{until}: `cxr retry {escape(status.run)}`")
+    console.print(
+        f"[bold]{escape(status.run)}[/] [{COLOURS[status.state]}]{status.state}[/], "
+        f"by {escape(status.model)}, started {_moment(status.created_at)}"
+    )
+    console.print(table)
+
+
+def read_keys(path: Path) -> list[str]:
+    """The keys in a file, one a line. Raises InputError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; expected a file of keys, one a line") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: expected keys in UTF-8, one a line") from None
+    keys = [line for line in text.split("\n") if line.strip()]
+    if not keys:
+        raise InputError(f"{path}: expected a key a line, found none")
+    return [key.removesuffix("\r") for key in keys]
+
+
+def start_line(stack: Stack, run: RunStatus) -> str:
+    """The line that started the run, or goes on with it."""
+    kind, value = run.source.get("kind"), str(run.source.get("value"))
+    words = ["cxr", "run", run.run]
+    if kind == "Prefix" and value != stack.prefix:
+        words += ["--prefix", value]
+    elif kind == "IndexKey":
+        words += ["--index", value]
+    elif kind == "Keys":
+        words += ["--keys", "FILE"]
+    if "job_count" in run.source:
+        words += ["--count", str(run.source["job_count"])]
+    if stack.name != NAME:
+        words += ["--stack", stack.name]
+    return shlex.join(words)
+
+
+def _pace(looks: deque[tuple[float, int]], status: RunStatus) -> str:
+    """Speed, time left and failures, for beside a bar."""
+    (first_time, first_done), (last_time, last_done) = looks[0], looks[-1]
+    parts = []
+    if last_done > first_done:
+        speed = (last_done - first_done) / (last_time - first_time)
+        parts.append(f"{speed:,.1f} images/s")
+        if status.remaining:
+            parts.append(f"{duration(status.remaining / speed)} left")
+    if failed := status.failures.total():
+        parts.append(f"[red]{failed:,} failed[/]")
+    return ", ".join(parts)
+
+
+def _run_document(run: RunStatus) -> dict[str, Any]:
+    return {
+        "run": run.run,
+        "state": run.state,
+        "model": run.model,
+        "expected": run.expected,
+        "scored": run.scored,
+        "failed": run.failures.total(),
+        "created_at": _iso(run.created_at),
+        "completed_at": _iso(run.completed_at),
+    }
+
+
+def _codes(counts: dict[str, int], colour: str) -> str:
+    return ", ".join(f"[{colour}]{code}[/] {n:,}" for code, n in sorted(counts.items()))
+
+
+def _moment(moment: datetime | None) -> str:
+    """In the time of this machine."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}" if moment else "?"
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return moment.astimezone(UTC).isoformat(timespec="seconds") if moment else None

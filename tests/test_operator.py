@@ -1,0 +1,587 @@
+"""The operator's commands on the stack as the real CDK deploys it to local AWS, with real X-rays."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from classifier.predictions import counter_key, pack, prediction_key, run_key
+from support import PREFIX, ROOT, counts, recounted, table_items, wait_for
+from typer.testing import CliRunner
+
+from cxr import Stack, list_runs, results, run_commands, start_run, status
+from cxr.cli import app
+from cxr.errors import explained
+from cxr.local import LocalAws
+from cxr.loopback import LoopbackServer, Reply
+from cxr.stack import client
+from cxr.upload import files_in, upload
+
+LABELS = ROOT.parent / "shared" / "data" / "nih-cxr" / "labels.csv"
+IMAGES = 113_178  # of ChestX-ray14 that a run of all of them scores
+MEMORY_MB = 150
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with LocalAws() as aws:
+        aws.deploy("retries=1", "imagesPerJob=8")
+        yield Stack.find()
+
+
+@pytest.fixture(scope="module")
+def folder(stack: Stack, xrays: list[Path]) -> Path:
+    """The folder of the forty X-rays, which are in the bucket."""
+    folder = xrays[0].parents[2]
+    assert all(upload(client("s3"), stack.images_bucket, stack.prefix, folder, files_in(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(stack: Stack, folder: Path) -> str:
+    """A run of two of the X-rays, complete."""
+    start_run(stack, "small", prefix=f"{PREFIX}images_01/", count=2)
+    wait_for(lambda: status(stack, "small").state == "COMPLETE", "a run of two images")
+    return "small"
+
+
+def cxr(*arguments: str, exit_code: int = 0) -> Any:
+    """Runs a command in this process."""
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == exit_code, done.output
+    return done
+
+
+def cxr_json(*arguments: str, exit_code: int = 0) -> Any:
+    return json.loads(cxr(*arguments, "--json", exit_code=exit_code).stdout)
+
+
+def error(*arguments: str, exit_code: int = 2) -> str:
+    """The one line that a command ends with."""
+    done = cxr(*arguments, exit_code=exit_code)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: ")
+    return str(line.removeprefix("Error: "))
+
+
+@pytest.fixture
+def held(stack: Stack) -> Iterator[Callable[[bool], None]]:
+    """Holds the jobs back on the stream, and lets them go."""
+
+    def hold(on: bool) -> None:
+        functions = boto3.client("lambda")
+        functions.update_event_source_mapping(UUID=stack.mapping, Enabled=not on)
+
+    yield hold
+    hold(False)
+
+
+def test_doctor_finds_all_that_a_run_needs(stack: Stack, folder: Path) -> None:
+    found = cxr_json("doctor")
+    assert found["ok"]
+    levels = {check["name"]: check["level"] for check in found["checks"]}
+    needed = ("region", "credentials", "stack", "images", "table", "job creator", "mapping", "concurrency")
+    assert [levels[name] for name in needed] == ["ok"] * len(needed)
+    assert "5 x 10 = 50 classifiers at once, the account allows 1,000" in cxr("doctor").stdout
+
+
+def test_an_upload_is_not_sent_twice(folder: Path) -> None:
+    assert cxr_json("upload", str(folder)) == {"uploaded": 0, "unchanged": 41}
+    assert "0 files uploaded, 41 unchanged" in cxr("upload", str(folder)).stdout
+
+
+def test_a_run_is_watched_to_its_end_and_its_results_are_evaluated(
+    stack: Stack, folder: Path, tmp_path: Path
+) -> None:
+    done = cxr("run", "story", "--prefix", f"{PREFIX}images_01/", "--watch")
+    assert "40 images in 5 jobs on the stream" in done.stdout
+    assert "story COMPLETE" in done.stdout
+    found = cxr_json("status", "story")
+    assert (found["state"], found["expected"], found["scored"], found["failed"]) == ("COMPLETE", 40, 40, 0)
+    assert found["remaining"] == 0
+    assert found["stream_lag_seconds"] is None
+
+    listed = cxr("results", "story").stdout
+    rows = list(csv.DictReader(io.StringIO(listed)))
+    items = table_items(stack.table)
+    predicted = {sk: item for (pk, sk), item in items.items() if pk.startswith("RUN#story#")}
+    assert {row["key"]: Decimal(row["score"]) for row in rows} == {
+        key: item["scores"]["abnormal"] for key, item in predicted.items()
+    }
+    in_lines = [json.loads(line) for line in cxr("results", "story", "--format", "jsonl").stdout.splitlines()]
+    assert sorted(line["key"] for line in in_lines) == sorted(predicted)
+    assert in_lines == list(results(stack, "story"))
+    abnormal = cxr("results", "story", "--positive", "--max-score", "0.6").stdout
+    assert list(csv.DictReader(io.StringIO(abnormal))) == [
+        row for row in rows if row["label"] == "abnormal" and float(row["score"]) <= 0.6
+    ]
+
+    out = tmp_path / "results.csv"
+    assert cxr("results", "story", "--out", str(out)).stdout == ""
+    assert out.read_text() == listed
+    evaluated = cxr_json("evaluate", str(out), "--labels", str(LABELS))
+    assert (evaluated["overall"]["images"], evaluated["without_label"]) == (40, 0)
+
+
+def test_runs_are_listed(small: str) -> None:
+    run = next(run for run in cxr_json("runs") if run["run"] == small)
+    assert (run["state"], run["expected"], run["scored"]) == ("COMPLETE", 2, 2)
+    assert small in cxr("runs").stdout
+    assert run_commands.complete_run(type("Context", (), {"params": {}}), "sma") == [small]  # type: ignore[arg-type]
+
+
+def test_keys_of_a_file_and_of_an_index(folder: Path, xrays: list[Path], tmp_path: Path) -> None:
+    keys = [PREFIX + path.relative_to(folder).as_posix() for path in xrays[:3]]
+    (tmp_path / "keys.txt").write_text("\r\n".join(["", *keys, ""]))
+    assert cxr_json("run", "keys", "--keys", str(tmp_path / "keys.txt"))["images"] == 3
+    cxr("status", "keys", "--watch")
+    assert {
+        json.loads(line)["key"] for line in cxr("results", "keys", "--format", "jsonl").stdout.splitlines()
+    } == (set(keys))
+    assert cxr_json("run", "index", "--index", f"{PREFIX}index.csv", "--count", "2")["images"] == 2
+
+
+def test_a_cancelled_run_drops_what_waits_and_goes_on_when_started_again(
+    stack: Stack, folder: Path, held: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = ("run", "rested", "--prefix", f"{PREFIX}images_01/")
+    held(True)
+    cxr(*start)
+    said = cxr("cancel", "rested").stdout
+    assert "rested is cancelled: 0 scored, 0 failed, 40 left without an outcome" in said
+    assert f"To go on: cxr {' '.join(start)}" in said
+    held(False)
+    cxr("run", "marker", "--count", "1", "--watch")  # whose job is behind those of the cancelled run
+    assert cxr_json("status", "rested", exit_code=0)["scored"] == 0
+    assert cxr_json("status", "rested", "--watch", exit_code=1)["state"] == "CANCELLED"
+    assert "start it again" in error("retry", "rested")
+
+    cxr(*start, "--watch")
+    items = table_items(stack.table)
+    assert counts(items, "rested") == recounted(items, "rested")
+    assert cxr_json("status", "rested")["scored"] == 40
+    assert cxr_json("status", "rested")["images_per_second"] is None  # it rested for who knows how long
+    assert "COMPLETE: nothing is left to cancel" in error("cancel", "rested")
+
+
+def test_what_lambda_gave_up_is_retried_once_its_cause_is_mended(
+    stack: Stack, folder: Path, held: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_commands, "IDLE_SECONDS", 1)
+    held(True)
+    cxr("run", "broken", "--prefix", f"{PREFIX}images_01/")
+    model = _set(stack, "broken", model_sha256="0" * 64)["model_sha256"]
+    held(False)
+    stuck = cxr_json("status", "broken", "--watch", exit_code=1)
+    assert (stuck["state"], stuck["remaining"]) == ("SCORING", 40)
+    assert stuck["failure_bucket"]["images"] == 40
+    assert "40  in the failure bucket" in cxr("status", "broken").stdout
+
+    _set(stack, "broken", model_sha256=model)
+    assert cxr_json("retry", "broken")["given_up"] == 40
+    assert cxr_json("status", "broken", "--watch")["scored"] == 40
+    after = cxr_json("retry", "broken")
+    assert (after["given_up"], after["objects_left"]) == (0, 0)
+    assert after["objects_deleted"] >= 1
+    assert boto3.client("s3").list_objects_v2(Bucket=stack.failure_bucket)["KeyCount"] == 0
+    items = table_items(stack.table)
+    assert counts(items, "broken") == recounted(items, "broken") == {"SCORED": 40, **_warnings(items)}
+
+
+def test_failed_images_score_when_the_file_was_mended(stack: Stack, xrays: list[Path]) -> None:
+    s3, key = boto3.client("s3"), f"{PREFIX}mended/a.png"
+    s3.put_object(Bucket=stack.images_bucket, Key=key, Body=b"")
+    run = cxr_json("run", "mended", "--prefix", f"{PREFIX}mended/", "--watch")
+    assert (run["state"], run["failures"]) == ("COMPLETE", {"IMAGE_EMPTY": 1})
+    s3.put_object(Bucket=stack.images_bucket, Key=key, Body=xrays[0].read_bytes())
+    assert cxr_json("retry", "mended", "--failed", "IMAGE_MISSING")["failed"] == 0
+    assert cxr_json("retry", "mended", "--all-failed")["failed"] == 1
+    wait_for(lambda: cxr_json("status", "mended")["scored"] == 1, "the image scored")
+    assert cxr_json("status", "mended")["failures"] == {}
+    s3.delete_object(Bucket=stack.images_bucket, Key=key)
+
+
+def test_a_run_is_deleted_when_no_classifier_can_be_writing(stack: Stack, folder: Path) -> None:
+    cxr("run", "gone", "--count", "3", "--watch")
+    assert "give --yes" in error("delete", "gone")
+    _set(stack, "gone", state="CANCELLED", cancelled_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    assert "was cancelled just now" in error("delete", "gone", "--yes")
+    _set(stack, "gone", cancelled_at="2026-01-01T00:00:00+00:00")
+    assert cxr_json("delete", "gone", "--yes") == {"run": "gone", "predictions": 3}
+    assert not {pk for pk, sk in table_items(stack.table) if "gone" in pk + sk}
+    assert "there is no run gone" in error("status", "gone")
+
+
+def test_lag_is_said_where_cloudwatch_has_it(
+    stack: Stack, held: Callable[[bool], None], folder: Path
+) -> None:
+    held(True)
+    cxr("run", "lagging", "--count", "1")
+    assert status(stack, "lagging").stream_lag is None
+    boto3.client("cloudwatch").put_metric_data(
+        Namespace="AWS/Lambda",
+        MetricData=[
+            {
+                "MetricName": "IteratorAge",
+                "Dimensions": [{"Name": "FunctionName", "Value": stack.classifier}],
+                "Value": 90_000,
+                "Unit": "Milliseconds",
+            }
+        ],
+    )
+    assert cxr_json("status", "lagging")["stream_lag_seconds"] == 90
+    assert "stream lag  90 s" in cxr("status", "lagging").stdout
+
+
+@pytest.fixture(scope="module")
+def all_of_nih(stack: Stack) -> str:
+    """A run with a prediction for each of 113,178 images but one."""
+    dynamodb = client("dynamodb", parameter_validation=False)  # which takes as long as all the rest
+    fields = {
+        "status": "SCORED",
+        "scores": {"abnormal": Decimal("0.383928")},
+        "positive": [],
+        "warnings": [],
+        "model": "nih-lite0-demo:2.0.0",
+        "model_sha256": "a" * 64,
+        "scored_at": "2026-11-24T21:20:00+00:00",
+    }
+
+    packed = pack(fields)
+
+    def put(numbers: range) -> None:
+        keys = (f"{PREFIX}images_{number % 12:03}/images/{number:08}_000.png" for number in numbers)
+        requests: Any = [{"PutRequest": {"Item": prediction_key("all", key) | packed}} for key in keys]
+        dynamodb.batch_write_item(RequestItems={stack.table: requests})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(put, (range(n, min(n + 25, IMAGES - 1)) for n in range(0, IMAGES - 1, 25))))
+    run = {"state": "SCORING", "expected": IMAGES, "model": fields["model"], "model_sha256": "a" * 64}
+    dynamodb.put_item(
+        TableName=stack.table,
+        Item=run_key("all") | pack({**run, "created_at": datetime.now(UTC).isoformat(timespec="seconds")}),
+    )
+    dynamodb.put_item(TableName=stack.table, Item=counter_key("all", 3) | pack({"SCORED": IMAGES - 1}))
+    return "all"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the most memory of a process from /proc")
+@pytest.mark.parametrize("command", [["results"], ["status", "--json"]])
+def test_a_run_of_all_of_nih_is_read_in_little_memory(all_of_nih: str, command: list[str]) -> None:
+    code = """
+import atexit, pathlib, sys
+atexit.register(lambda: sys.stderr.write(pathlib.Path("/proc/self/status").read_text()))
+from cxr.cli import app
+app()
+"""
+    name, *options = command
+    done = subprocess.run(
+        [sys.executable, "-c", code, name, all_of_nih, *options], capture_output=True, text=True, check=True
+    )
+    most = next(line for line in done.stderr.splitlines() if line.startswith("VmHWM:"))
+    assert int(most.split()[1]) < MEMORY_MB * 1024
+    if name == "status":
+        assert json.loads(done.stdout)["remaining"] == 1
+    else:
+        assert len(done.stdout.splitlines()) == IMAGES  # one is missing, and there is a heading
+
+
+def test_status_makes_few_requests_whatever_the_run(
+    stack: Stack, all_of_nih: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3 = boto3.client("s3")
+    for number in range(30):
+        document = json.dumps({"payload": json.dumps({"Records": []})})
+        s3.put_object(Bucket=stack.failure_bucket, Key=f"aws/lambda/{number}", Body=document)
+    made = []
+
+    class Counted(boto3.Session):
+        def __init__(self) -> None:
+            super().__init__()
+            self.events.register("before-send", lambda request, **_: made.append(request.url))
+
+    monkeypatch.setattr(boto3, "Session", Counted)
+    found = cxr_json("status", all_of_nih)
+    assert (found["remaining"], found["failure_bucket"]["more"]) == (1, True)
+    assert 3 <= len(made) <= 20
+    monkeypatch.undo()
+    for number in range(30):
+        s3.delete_object(Bucket=stack.failure_bucket, Key=f"aws/lambda/{number}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["status", "nowhere"], 2, "there is no run nowhere; `cxr runs` lists those that there are"),
+        (["results", "nowhere"], 2, "there is no run nowhere; `cxr runs` lists those that there are"),
+        (
+            ["runs", "--stack", "Other"],
+            2,
+            "there is no stack Other in us-east-1; deploy it by `npx cdk deploy`, ",
+        ),
+        (
+            ["runs", "--stack", "CDKToolkit"],
+            2,
+            "stack CDKToolkit has no output 'ImagesBucketName': expected ",
+        ),
+        (["upload", "nowhere"], 2, "nowhere does not exist; give a folder of images"),
+        (
+            ["upload", "tests", "--prefix", "other/"],
+            2,
+            "--prefix other/: expected one that begins with cxr-nih/",
+        ),
+        (
+            ["run", "a", "--keys", "nowhere.txt"],
+            2,
+            "nowhere.txt: No such file or directory; expected a file of",
+        ),
+        (
+            ["run", "a", "--prefix", "cxr-nih/", "--index", "a"],
+            2,
+            "--prefix, --index and --keys: expected one",
+        ),
+        (["run", "a", "--prefix", "other/"], 1, "the job creator: Prefix: expected a string of at most 1024"),
+        (["run", "a b"], 1, "the job creator: RunId: expected a string matching "),
+        (["results", "a", "--min-score", "2"], 2, "--min-score 2: expected a score from 0 to 1"),
+        (
+            ["results", "a", "--out", "nowhere/a.csv"],
+            2,
+            "--out nowhere/a.csv: expected a file in a folder that",
+        ),
+        (["results", "a", "--out", "tests"], 2, "--out tests: expected a file, and that is a folder"),
+        (
+            ["retry", "a", "--failed", "A", "--all-failed"],
+            2,
+            "--failed and --all-failed: expected one of them",
+        ),
+        (
+            ["evaluate", "nowhere", "--labels", "a.csv"],
+            2,
+            "nowhere is no file, and no run was found: there is no",
+        ),
+    ],
+)
+def test_wrong_input_is_an_error_of_one_line(
+    stack: Stack, arguments: list[str], exit_code: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert error(*arguments, exit_code=exit_code).startswith(message)
+
+
+def test_a_name_that_another_set_of_images_has_is_refused(small: str) -> None:
+    said = error("run", small, "--count", "3", exit_code=1)
+    assert said.startswith("the job creator: RunId small is taken: that run has source ")
+    assert cxr_json("status", small)["expected"] == 2
+
+
+def test_keys_that_are_too_many_for_an_invocation_are_refused_with_the_way_out(
+    stack: Stack, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("".join(f"{PREFIX}{number:0100}.png\n" for number in range(60_000)))
+    assert "make a CSV of them under the heading Key" in error("run", "a", "--keys", str(tmp_path / "keys"))
+
+
+def test_labels_that_match_nothing_write_nothing(small: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("key,abnormal\nelsewhere.png,1\n")
+    arguments = (
+        "evaluate",
+        small,
+        "--labels",
+        str(tmp_path / "labels.csv"),
+        "--out",
+        str(tmp_path / "out"),
+    )
+    assert error(*arguments).startswith("no scored image has a label: 2 scored")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_results_file_is_whole_or_as_it_was(
+    small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results.csv"
+    out.write_text("before")
+
+    def breaks(*_: object, **__: object) -> Any:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("csv.DictWriter.writerow", breaks)
+        assert "No space left" in error("results", small, "--out", str(out), exit_code=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+    assert out.read_text() == "before"
+
+
+@pytest.mark.parametrize("watched", [["run", "interrupted", "--prefix", f"{PREFIX}images_01/", "--watch"]])
+def test_ctrl_c_ends_the_watching_and_not_the_run(
+    stack: Stack, folder: Path, held: Callable[[bool], None], watched: list[str]
+) -> None:
+    held(True)
+    command = subprocess.Popen(
+        [str(Path(sys.executable).with_name("cxr")), *watched],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(
+        lambda: any(run.run == "interrupted" and run.state == "SCORING" for run in list_runs(stack)),
+        "jobs on the stream",
+    )
+    command.send_signal(signal.SIGINT)
+    _, said = command.communicate(timeout=20)
+    assert command.returncode == 130
+    assert said.splitlines() == [
+        "Run interrupted goes on without you: `cxr status interrupted`, `cxr cancel interrupted`"
+    ]
+    held(False)
+    cxr("status", "interrupted", "--watch")
+
+
+def test_ctrl_c_leaves_no_half_results(all_of_nih: str, tmp_path: Path) -> None:
+    out = tmp_path / "results.csv"
+    command = subprocess.Popen(
+        [str(Path(sys.executable).with_name("cxr")), "results", all_of_nih, "--out", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    part = tmp_path / ".results.csv.part"
+    wait_for(lambda: part.exists() and part.stat().st_size > 0, "rows being written")
+    command.send_signal(signal.SIGINT)
+    _, said = command.communicate(timeout=20)
+    assert (command.returncode, said) == (130, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_closes_the_pipe_is_no_error(all_of_nih: str) -> None:
+    line = f"{Path(sys.executable).with_name('cxr')} results {all_of_nih} | head -1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("key,status,score,label,error\n", "")
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """AWS as a server that answers everything alike."""
+    servers = []
+
+    def answer(status: int, body: str, **headers: str) -> None:
+        reply = Reply(status, body.encode(), {"Content-Type": "text/xml", **headers})
+        servers.append(LoopbackServer(lambda *_: reply))
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{servers[0].address}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(name, value)
+
+    yield answer
+    for server in servers:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("ExpiredToken", "the AWS credentials have expired; renew them, such as by `aws sso login`"),
+        (
+            "InvalidClientTokenId",
+            "AWS does not know these credentials (InvalidClientTokenId); set AWS_PROFILE, ",
+        ),
+        (
+            "AccessDenied",
+            "DescribeStacks is not allowed to these credentials (AccessDenied); have it allowed, or",
+        ),
+        ("Odd", "DescribeStacks failed with Odd; `cxr --debug` shows more"),
+    ],
+)
+def test_what_aws_refuses_is_said_in_one_line(
+    answering: Callable[..., None], code: str, message: str
+) -> None:
+    answering(
+        403, f"<ErrorResponse><Error><Code>{code}</Code><Message>a/key.png</Message></Error></ErrorResponse>"
+    )
+    assert error("status", "first", exit_code=1).startswith(message)
+
+
+def test_a_bucket_in_another_region_is_named_with_its_region(
+    answering: Callable[..., None], tmp_path: Path
+) -> None:
+    answering(
+        301,
+        "<Error><Code>PermanentRedirect</Code><Message>m</Message></Error>",
+        **{"x-amz-bucket-region": "eu-central-1"},
+    )
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ClientError) as raised:
+        list(upload(client("s3"), "bucket", PREFIX, tmp_path, [Path("a.png")]))
+    assert explained(raised.value) == (
+        "ListObjectsV2: the bucket is in another region; set AWS_REGION to eu-central-1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "no answer from 127.0.0.1:9; see whether"),
+        ({"AWS_PROFILE": "nobody"}, "there is no AWS profile nobody; set AWS_PROFILE to one of"),
+        ({"AWS_REGION": "", "AWS_DEFAULT_REGION": ""}, "no AWS region is set; set AWS_REGION"),
+        (
+            {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
+            "no AWS credentials were found; set AWS_PROFILE",
+        ),
+    ],
+)
+def test_an_environment_that_leads_nowhere(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in (nowhere | environment).items():
+        if value:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr("cxr.stack.ATTEMPTS", 1)
+    assert error("status", "first", exit_code=1).startswith(message)
+
+
+def test_a_traceback_only_with_debug(answering: Callable[..., None]) -> None:
+    answering(400, "<ErrorResponse><Error><Code>Odd</Code><Message>m</Message></Error></ErrorResponse>")
+    command = [str(Path(sys.executable).with_name("cxr"))]
+    plain = subprocess.run([*command, "runs"], capture_output=True, text=True, check=False)
+    assert (plain.returncode, plain.stderr.count("\n"), "Traceback" in plain.stderr) == (1, 1, False)
+    debugged = subprocess.run([*command, "--debug", "runs"], capture_output=True, text=True, check=False)
+    assert debugged.returncode == 1
+    assert "Traceback" in debugged.stderr
+
+
+def _set(stack: Stack, run: str, **fields: Any) -> dict[str, Any]:
+    """Sets fields of the run's item; what they were."""
+    table = boto3.resource("dynamodb").Table(stack.table)
+    before = table.get_item(Key={"pk": "RUN", "sk": run})["Item"]
+    table.put_item(Item=before | fields)
+    return before
+
+
+def _warnings(items: dict[tuple[str, str], dict[str, Any]]) -> dict[str, int]:
+    return {name: n for name, n in counts(items, "story").items() if name.startswith("WARNING#")}

@@ -1,0 +1,679 @@
+"""The report of a run as Chromium shows it: opened from a file, driven as a person would, checked by axe."""
+
+import json
+import shutil
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from io import BytesIO
+from pathlib import Path
+from typing import Any, get_args
+
+import boto3
+import numpy as np
+import pytest
+import typer
+from botocore.stub import Stubber
+from classifier import predictions
+from classifier.checks import WarningCode
+from classifier.images import ErrorCode, Preprocessing, decode
+from classifier.model import Model
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from support import BUCKET, PREFIX, ROOT, STREAM, TABLE
+from typer.testing import CliRunner
+
+from cxr import RESEARCH_ONLY, report, report_command
+from cxr.cohort import Reference, TrainingSet, fingerprint, read_labels
+from cxr.errors import InputError
+from cxr.evaluation import LabelledScores, evaluate
+from cxr.model_commands import SHIPPED
+from cxr.phantoms import draw_phantom
+from cxr.runs import Outcome, RunStatus
+from cxr.stack import Stack
+from stacks.config import Config
+
+CHROMIUM = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+HOSTILE = f'{PREFIX}</script><img src=x onerror="window.pwned=1">&amp;\''
+CARD = json.loads((SHIPPED / "model.json").read_text())
+THRESHOLD = Decimal(str(CARD["labels"][0]["threshold"]))
+WHOLE_RUN = 113_178
+MAPPING = "00000000-0000-0000-0000-000000000000"
+STACK = Stack("ChestXray", BUCKET, PREFIX, "creator", STREAM, "classifier", MAPPING, TABLE, "failures")
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, without a window."""
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Open]:
+    """Opens a file, draws it whole, and fails at the end if the page asked for anything or complained."""
+    pages: list[Page] = []
+    wrong: list[str] = []
+
+    def asked(url: str) -> None:
+        if not url.startswith(("file:", "data:")):
+            wrong.append(f"asked for {url}")
+
+    def open_file(path: Path, *, width: int = 1280, dark: bool = False) -> Page:
+        page = browser.new_page(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+        )
+        pages.append(page)
+        page.on("console", lambda message: wrong.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+        page.on("request", lambda request: asked(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-ready]")
+        return page
+
+    yield open_file
+    for page in pages:
+        page.close()
+    assert wrong == []
+
+
+@pytest.fixture(scope="session")
+def model() -> Model:
+    return Model(SHIPPED)
+
+
+def outcome(number: int, score: float | None, label: str = "abnormal", **fields: Any) -> Outcome:
+    key = fields.pop("key", f"{PREFIX}drawn/{number:08d}.png")
+    if score is None:
+        return Outcome(key, {}, frozenset(), fields.pop("error", "IMAGE_CORRUPT"))
+    exact = Decimal(str(round(score, 6)))
+    positive = frozenset({label} if exact >= THRESHOLD else ())
+    return Outcome(key, {label: exact}, positive, "", **fields)
+
+
+def run_of(count: int, **fields: Any) -> RunStatus:
+    begun = datetime(2026, 11, 24, 20, 10, tzinfo=UTC)
+    known: dict[str, Any] = {
+        "run": "nightly",
+        "state": "COMPLETE",
+        "model": f"{CARD['name']}:{CARD['version']}",
+        "expected": count,
+        "counts": Counter(SCORED=count),
+        "model_sha256": "0" * 64,
+        "source": {"kind": "Prefix", "value": PREFIX},
+        "created_at": begun,
+        "completed_at": begun.replace(minute=14),
+    }
+    return RunStatus(**known | fields)
+
+
+def write(path: Path, outcomes: list[Outcome], **fields: Any) -> Path:
+    """A report with what the test does not name as plain as can be."""
+    run = fields.pop("run", run_of(len(outcomes)))
+    report.write(path, run=run, outcomes=iter(outcomes), **{"label": "abnormal", **fields})
+    return path
+
+
+def cohort(count: int = 300) -> tuple[list[Outcome], report.Labels]:
+    """Scores that tell something, some of them shared by several images, and the labels of all but ten."""
+    random = np.random.default_rng(0)
+    positive = random.random(count) < 0.4
+    scores = (1 / (1 + np.exp(-random.normal(positive * 1.2 - 0.8)))).round(2)
+    outcomes = [outcome(i, float(score)) for i, score in enumerate(scores)]
+    references = [
+        Reference(outcomes[i].key, bool(positive[i]), f"patient {i // 2}", ("PA" if i % 3 else "AP",), i)
+        for i in range(count - 10)
+    ]
+    return outcomes, report.Labels(references, 0, ("view",))
+
+
+def phantom(seed: int) -> bytes:
+    file = BytesIO()
+    draw_phantom(seed, opacity=bool(seed % 2)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def pictured(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
+    """A report with all there can be: labels, groups, failures, warnings, pictures, maps, card and cost."""
+    outcomes, labels = cohort()
+    outcomes[3] = outcome(3, None)
+    outcomes[4] = outcome(4, 0.99, warnings=("COLOUR", "LOOKS_SIDEWAYS"))
+    missing = outcomes[4].key
+    return write(
+        tmp_path_factory.mktemp("report") / "pictured.html",
+        outcomes,
+        model=model,
+        training_set=TrainingSet(frozenset(), frozenset()),
+        labels=labels,
+        config=Config(),
+        fetch=lambda key: None if key == missing else phantom(int(key[-5])),
+    )
+
+
+def info(page: Page) -> str:
+    return page.locator(".dt-info").inner_text()
+
+
+def column(page: Page, number: int) -> list[str]:
+    return page.locator(f"#table tbody tr td:nth-child({number})").all_inner_texts()
+
+
+def test_codes_mean_in_the_page_what_they_mean_in_the_readme() -> None:
+    assert set(report.FAILURES) == set(get_args(ErrorCode))
+    assert set(report.WARNINGS) == set(get_args(WarningCode))
+    readme = (ROOT / "README.md").read_text()
+    for code, meaning in {**report.FAILURES, **report.WARNINGS}.items():
+        assert f"| `{code}` | {meaning} |" in readme
+
+
+# Types into the search and gives the milliseconds until the table says what it found.
+SEARCH = """async (text) => {
+  const field = document.getElementById("search");
+  const answered = new Promise((found) => new MutationObserver(found).observe(
+    document.querySelector(".dt-info"), {childList: true, characterData: true, subtree: true}));
+  const started = performance.now();
+  field.value = text;
+  field.dispatchEvent(new Event("input", {bubbles: true}));
+  await answered;
+  return performance.now() - started;
+}"""
+
+
+def test_a_whole_run_is_searched_sorted_and_filtered(tmp_path: Path, opened: Open) -> None:
+    random = np.random.default_rng(0)
+    scores = random.random(WHOLE_RUN)
+    outcomes = [
+        outcome(i, None, error="IMAGE_EMPTY") if i % 1000 == 7 else outcome(i, float(scores[i]))
+        for i in range(WHOLE_RUN)
+    ]
+    page = opened(write(tmp_path / "whole.html", outcomes[::-1]))  # whatever their order
+
+    opening = page.evaluate("performance.now()")
+
+    assert info(page) == "1 to 25 of 113,178 images"
+    shown = [float(text) for text in column(page, 3)]
+    assert shown == sorted(shown, reverse=True)
+    assert shown[0] == max(round(scores[i], 6) for i in range(WHOLE_RUN) if i % 1000 != 7)
+
+    searched = page.evaluate(SEARCH, "00042")
+    print(f"113,178 rows: drawn by {opening:.0f} ms after navigation, a search answered in {searched:.0f} ms")
+    named = [one for one in outcomes if "00042" in one.key]
+    assert info(page) == f"1 to 25 of {len(named):,} images (of 113,178 in all)"
+    assert all("00042" in key for key in column(page, 1))
+    page.locator("#filters").get_by_label("Outcome").select_option("failed")
+    assert sorted(column(page, 1)) == sorted(one.key for one in named if one.error)
+    assert set(column(page, 2)) == {"IMAGE_EMPTY"}
+
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator(".dt-info")).to_have_text("1 to 25 of 113,178 images")
+    page.locator("#filters").get_by_label("Search keys").fill("image_empty")
+    assert info(page) == "1 to 25 of 114 images (of 113,178 in all)"
+    page.locator("#filters").get_by_label("Search keys").fill("")
+    page.locator("#filters").get_by_label("Score from").fill("0.25")
+    page.locator("#filters").get_by_label("up to").fill("0.250001")
+    within = sum(0.25 <= round(scores[i], 6) <= 0.250001 for i in range(WHOLE_RUN) if i % 1000 != 7)
+    assert page.locator("#table tbody td.score").count() == within
+    page.locator("#filters").get_by_label("Search keys").fill("no such key")
+    expect(page.locator("#table tbody")).to_contain_text("No image is like that")
+
+
+def test_the_table_is_sorted_and_paged_by_keyboard(tmp_path: Path, opened: Open) -> None:
+    outcomes = [outcome(i, None if i % 10 == 0 else i / 100) for i in range(100)]
+    page = opened(write(tmp_path / "run.html", outcomes))
+    header = page.locator("#table thead th", has_text="Score")
+    assert header.get_attribute("aria-sort") == "descending"
+    header.locator("[tabindex='0']").focus()
+    page.keyboard.press("Enter")
+    expect(header).to_have_attribute("aria-sort", "ascending")
+    assert column(page, 3)[:2] == ["0.010000", "0.020000"]  # where there is no score comes last, either way
+    page.get_by_label("Last page").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".dt-info")).to_have_text("76 to 100 of 100 images")
+    assert column(page, 3)[-10:] == [""] * 10
+
+
+def test_figures_at_the_slider_are_those_of_the_evaluation(tmp_path: Path, opened: Open) -> None:
+    outcomes, labels = cohort()
+    page = opened(write(tmp_path / "run.html", outcomes, labels=labels))
+    known = len(labels.references)
+    data = LabelledScores(
+        np.array([float(one.scores["abnormal"]) for one in outcomes[:known]]),
+        np.array([reference.positive for reference in labels.references]),
+    )
+    # On a score that several images share, between scores, under all and over all.
+    for threshold in (0.5, float(THRESHOLD), 0.2, 0.715, 0.0, 1.0):
+        page.get_by_label("Called positive from").fill(str(threshold))
+        found = evaluate(data, threshold, probability=False).measures
+        for name in ("tp", "fp", "tn", "fn"):
+            assert page.locator(f"#cell-{name} .count").inner_text() == str(found[name].value)
+        for name in ("sensitivity", "specificity", "ppv", "npv", "accuracy"):
+            value = found[name].value
+            expected = report.NONE if value is None else f"{value:.3f}"
+            assert page.locator(f"#rate-{name}").inner_text() == expected, (threshold, name)
+
+
+def test_the_slider_moves_by_keyboard_and_takes_the_charts_and_the_filter_along(
+    pictured: Path, opened: Open
+) -> None:
+    page = opened(pictured)
+    slider = page.locator("#threshold")
+    before = page.locator("#evaluation circle.threshold-dot").first.get_attribute("cy")
+    page.locator("#filters").get_by_label("Reference").select_option("false-negative")
+    few = page.locator("#cell-fn .count").inner_text()
+    assert f"of {few} images" in info(page)
+    slider.focus()
+    page.keyboard.press("PageUp")
+    page.keyboard.press("PageUp")
+    assert page.locator("#evaluation circle.threshold-dot").first.get_attribute("cy") != before
+    more = page.locator("#cell-fn .count").inner_text()
+    assert int(more) > int(few)
+    expect(page.locator(".dt-info")).to_contain_text(f"of {more} images")
+    expect(page.locator("#spoken")).to_contain_text("sensitivity")
+    page.get_by_role("button", name="As the run had it").click()
+    assert page.locator("#cell-fn .count").inner_text() == few
+    assert page.get_by_label("Called positive from").input_value() == str(THRESHOLD)
+
+
+def test_the_map_fades_over_the_pictures_and_a_picture_opens(pictured: Path, opened: Open) -> None:
+    page = opened(pictured)
+    overlay = page.locator("img.map").first
+    opacity = "image => getComputedStyle(image).opacity"
+    assert overlay.evaluate(opacity) == "0.4"
+    fade = page.locator("#gallery").get_by_label("Class activation map")
+    fade.focus()
+    page.keyboard.press("Home")
+    assert overlay.evaluate(opacity) == "0"
+    page.keyboard.press("End")
+    assert overlay.evaluate(opacity) == "1"
+    for image in page.locator("img").all():
+        assert image.evaluate("async image => { await image.decode(); return image.naturalWidth }") > 0
+
+    page.locator("#gallery button.picture").first.focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_be_visible()
+    expect(dialog).to_contain_text(PREFIX)
+    dialog.get_by_label("Class activation map").focus()
+    page.keyboard.press("Home")
+    assert dialog.locator("img.map").evaluate(opacity) == overlay.evaluate(opacity) == "0"
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    assert fade.input_value() == "0"
+
+
+def test_the_gallery_has_the_extremes_and_the_worst_mistakes(pictured: Path, opened: Open) -> None:
+    page = opened(pictured)
+    outcomes, labels = cohort()
+    outcomes[3] = outcome(3, None)
+    outcomes[4] = outcome(4, 0.99)
+    truth = {reference.image: reference.positive for reference in labels.references}
+    scored = [(float(one.scores["abnormal"]), truth.get(one.key)) for one in outcomes if one.scores]
+    limit = float(THRESHOLD)
+    expected = {
+        "False positives": sorted((-s for s, t in scored if t is False and s >= limit)),
+        "False negatives": sorted(s for s, t in scored if t is True and s < limit),
+        "Highest scores": sorted(-s for s, _ in scored),
+        "Nearest to the threshold": sorted((s for s, _ in scored), key=lambda s: round(abs(s - limit), 6)),
+        "Lowest scores": sorted(s for s, _ in scored),
+    }
+    assert page.locator("#gallery h3").all_inner_texts() == list(expected)
+    for number, scores in enumerate(expected.values()):
+        shown = page.locator("#gallery ul").nth(number).locator("figcaption b").all_inner_texts()
+        assert shown == [f"{abs(score):.3f}" for score in scores[:12]]
+    expect(page.locator(".placeholder").first).to_contain_text("not in the bucket")
+
+
+def test_a_map_lies_where_the_network_looked(model: Model) -> None:
+    """What is bright in the map's layer is where `cxr explain` has its colours."""
+    data = phantom(1)
+    pixels, _ = model.prepare(data)
+    cam = model.explain(pixels)["abnormal"]
+    layer = np.asarray(report.map_layer(cam))
+    row, col = np.unravel_index(np.abs(cam).argmax(), cam.shape)
+    strongest = np.unravel_index(layer[..., 3].argmax(), layer.shape[:2])
+    scale = report.MAP / np.array(cam.shape)
+    assert np.abs(np.array(strongest) / scale - (np.array([row, col]) + 0.5)).max() < 1
+    geometry = Preprocessing.from_json(model.card["preprocessing"])
+    shown = report.thumbnail(decode(data), geometry).convert("L").resize((geometry.crop, geometry.crop))
+    # The same part of the image.
+    assert np.corrcoef(np.asarray(shown).ravel(), pixels[0].ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("label", ["abnormal", '<b onclick="x">&"'])
+def test_a_key_or_a_label_is_text_and_never_markup(tmp_path: Path, opened: Open, label: str) -> None:
+    outcomes = [
+        outcome(i, 0.1 * i, label, key=f"{HOSTILE}{i}", warnings=("<i>odd</i>",)) for i in range(1, 9)
+    ]
+    outcomes.append(outcome(0, None, key=f"{HOSTILE}x", error="<u>bad</u>"))
+    references = [Reference(one.key, i % 2 == 0, "<s>", ("<em>",), i) for i, one in enumerate(outcomes)]
+    page = opened(
+        write(
+            tmp_path / "run.html",
+            outcomes,
+            run=run_of(9, run="</title><script>window.pwned=1</script>", model="<b>m</b>:1"),
+            label=label,
+            labels=report.Labels(references, 0, ("<em>",)),
+            fetch=lambda _: phantom(0),
+        )
+    )
+    page.locator("#gallery button.picture").first.click()
+    assert page.evaluate("window.pwned") is None
+    assert (
+        page.locator(
+            "[onerror], [onclick], main b:not(figcaption b), main i, main u, main s, main em"
+        ).count()
+        == 0
+    )
+    assert page.locator("img:not([src^='data:'])").count() == 0
+    assert sorted(column(page, 1)) == sorted(one.key for one in outcomes)
+    expect(page.get_by_role("heading", level=1)).to_have_text("</title><script>window.pwned=1</script>")
+    expect(page.locator("#dialog-title")).to_contain_text(HOSTILE)
+
+
+def test_the_policy_holds_should_markup_ever_get_in(browser: Browser, pictured: Path) -> None:
+    page = browser.new_page()
+    page.goto(pictured.as_uri())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        page.evaluate(
+            """async url => {
+                document.body.append(Object.assign(document.createElement("script"), { text: "pwned = 1" }));
+                document.body.insertAdjacentHTML("beforeend", `<img src="${url}" onerror="pwned = 2">`);
+                document.body.insertAdjacentHTML("beforeend", `<div style="background: url(${url})">a</div>`);
+                await fetch(url).catch(() => {});
+                await new Promise(resolve => setTimeout(resolve, 200));
+            }""",
+            url,
+        )
+        with pytest.raises(BlockingIOError):  # nobody knocks
+            server.accept()
+    assert page.evaluate("window.pwned") is None
+    page.close()
+
+
+@pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 400)])
+@pytest.mark.parametrize("full", [True, False])
+def test_axe_finds_nothing_serious(
+    pictured: Path, tmp_path: Path, opened: Open, dark: bool, width: int, full: bool
+) -> None:
+    page = opened(pictured if full else write(tmp_path / "none.html", []), width=width, dark=dark)
+    page.evaluate((report.NODE_MODULES / "axe-core" / "axe.min.js").read_text())
+    found = page.evaluate("axe.run()")
+    assert found["passes"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # and nothing sticks out
+
+
+def test_on_paper_there_is_the_disclaimer_and_no_giant_table(
+    pictured: Path, tmp_path: Path, opened: Open
+) -> None:
+    page = opened(pictured, dark=True)
+    page.get_by_label("a page").select_option("100")
+    pdf = page.pdf(prefer_css_page_size=True)
+    assert pdf.startswith(b"%PDF")
+    page.emulate_media(media="print")
+    expect(page.locator("header .disclaimer")).to_be_visible()
+    expect(page.locator("header .disclaimer")).to_have_text(RESEARCH_ONLY)
+    assert page.locator("#table tbody tr:visible").count() == 20
+    expect(page.locator("#print-note")).to_have_text("The first 20 of 300 rows.")
+    for away in ("nav[aria-label=Sections]", "#threshold", "#filters", ".gallery-tools"):
+        expect(page.locator(away)).to_be_hidden()
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"  # also from a dark screen
+
+
+def test_it_says_what_it_holds_and_what_it_lacks(tmp_path: Path, opened: Open, pictured: Path) -> None:
+    page = opened(pictured)
+    expect(page.locator("#notices")).to_contain_text("holds patients' images")
+    expect(page.locator("#about")).to_contain_text("Demonstration model")
+    expect(page.locator("#about")).to_contain_text("Kinesis, shards")
+
+    plain = write(
+        tmp_path / "plain.html",
+        [outcome(1, 0.7), outcome(2, 0.2)],
+        run=run_of(2, state="CANCELLED", expected=10, completed_at=None),
+    )
+    assert "data:image" not in plain.read_text()
+    page = opened(plain)
+    notices = page.locator("#notices")
+    expect(notices).to_contain_text("Made without pictures")
+    expect(notices).to_contain_text("CANCELLED: 8 images have no outcome")
+    expect(notices).to_contain_text("no maps and no model card")
+    expect(page.locator("#evaluation")).to_contain_text("No reference labels were given")
+    expect(page.locator("#threshold-source")).to_contain_text("0.7, the lowest score that the run calls")
+
+
+def test_training_on_the_evaluated_images_is_said_first(tmp_path: Path, model: Model, opened: Open) -> None:
+    outcomes, labels = cohort(60)
+    training_set = TrainingSet.read(SHIPPED)
+    assert training_set
+    name = fingerprint(outcomes[0].key.rpartition("/")[2])
+    known = TrainingSet(frozenset({*training_set.images, name}), training_set.patients)
+    page = opened(write(tmp_path / "run.html", outcomes, model=model, labels=labels, training_set=known))
+    expect(page.locator(".notice.alarm")).to_contain_text("was trained on 1 of these 50 images")
+
+
+def test_an_empty_run_and_a_run_of_failures_open(tmp_path: Path, opened: Open) -> None:
+    page = opened(write(tmp_path / "none.html", [], run=run_of(0, state="LISTING", expected=None)))
+    expect(page.locator("#table tbody")).to_contain_text("This run has no outcome yet")
+    page = opened(write(tmp_path / "failed.html", [outcome(i, None) for i in range(3)]))
+    expect(page.locator("#histogram")).to_contain_text("No image has a score yet")
+    expect(page.locator("#failures-body")).to_contain_text("is cut short or damaged")
+
+
+def test_labels_of_one_class_leave_out_what_is_not_defined(tmp_path: Path, opened: Open) -> None:
+    outcomes = [outcome(i, i / 20) for i in range(20)]
+    references = [Reference(one.key, True, None, ("PA",), i) for i, one in enumerate(outcomes)]
+    page = opened(write(tmp_path / "run.html", outcomes, labels=report.Labels(references, 0, ("view",))))
+    expect(page.locator(".charts")).to_contain_text("Not defined: the labels have only one class.")
+    expect(page.locator("#evaluation")).to_contain_text("not defined: no negative image")
+    assert page.locator("#rate-specificity").inner_text() == report.NONE
+    assert page.locator("#rate-sensitivity").inner_text() == "0.500"
+
+
+def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.html"
+    path.write_text("before")
+
+    def cut_off() -> Iterator[Outcome]:
+        yield outcome(1, 0.5)
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        report.write(path, run=run_of(2), outcomes=cut_off(), label="abnormal")
+    with pytest.raises(InputError, match="no scores of mass"):
+        write(path, [outcome(1, 0.5)], label="mass")
+    monkeypatch.setattr(report, "NODE_MODULES", tmp_path / "node_modules")
+    with pytest.raises(InputError, match="`make install` brings it"):
+        write(path, [outcome(1, 0.5)])
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# The command
+
+
+@pytest.fixture
+def command(aws: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """`cxr report` on a stack with a run of two images, one of which is in the bucket."""
+    model = Model(SHIPPED)
+    dynamodb, s3 = boto3.client("dynamodb"), boto3.client("s3")
+    run = {
+        "state": "COMPLETE",
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "expected": 2,
+        "source": {"kind": "Keys", "value": "0" * 64},
+        "created_at": "2026-11-24T20:10:00+00:00",
+        "completed_at": "2026-11-24T20:11:00+00:00",
+    }
+    dynamodb.put_item(TableName=TABLE, Item=predictions.run_key("first") | predictions.pack(run))
+    for name, score in (("a.png", "0.9"), ("b.png", "0.1")):
+        one = predictions.Prediction(
+            PREFIX + name, {"abnormal": Decimal(score)}, ("abnormal",) if score == "0.9" else ()
+        )
+        key = predictions.prediction_key("first", one.key)
+        dynamodb.put_item(TableName=TABLE, Item=key | predictions.pack(one.fields()))
+    s3.put_object(Bucket=BUCKET, Key=f"{PREFIX}a.png", Body=phantom(1))
+    monkeypatch.setattr(Stack, "find", lambda _name: STACK)
+    monkeypatch.setattr(report_command, "settings", lambda _stack: Config())
+    app = typer.Typer()
+    app.command()(report_command.report)
+
+    def invoke(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, list(arguments))
+        return result.exit_code, result.output
+
+    return invoke
+
+
+def test_the_command_writes_what_the_table_and_the_bucket_hold(
+    command: Callable[..., tuple[int, str]], tmp_path: Path, opened: Open
+) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,abnormal,view\na.png,1,PA\nb.png,0,AP\n")
+    out = tmp_path / "first.html"
+    code, output = command("first", "--out", str(out), "--labels", str(labels), "--group", "view")
+    assert (code, RESEARCH_ONLY in output) == (0, True)
+    page = opened(out)
+    assert column(page, 1) == [f"{PREFIX}a.png", f"{PREFIX}b.png"]
+    assert page.locator("#cell-tp .count").inner_text() == "1"
+    assert page.locator("img.map").count() > 0
+    expect(page.locator(".placeholder").first).to_contain_text("not in the bucket")
+
+    assert command("first", "--out", str(out), "--no-images")[0] == 0
+    assert "data:image" not in out.read_text()
+    assert opened(out).locator("img").count() == 0
+
+
+def test_settings_are_those_that_are_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: dict[str, list[tuple[str, dict[str, Any], dict[str, Any]]]] = {
+        "kinesis": [
+            (
+                "describe_stream_summary",
+                {
+                    "StreamDescriptionSummary": {
+                        "StreamName": STREAM,
+                        "StreamARN": "arn:aws:kinesis:::",
+                        "StreamStatus": "ACTIVE",
+                        "RetentionPeriodHours": 48,
+                        "StreamCreationTimestamp": 0,
+                        "EnhancedMonitoring": [],
+                        "OpenShardCount": 20,
+                    }
+                },
+                {"StreamName": STREAM},
+            )
+        ],
+        "lambda": [
+            (
+                "get_event_source_mapping",
+                {
+                    "ParallelizationFactor": 5,
+                    "BatchSize": 2,
+                    "MaximumBatchingWindowInSeconds": 3,
+                    "MaximumRetryAttempts": 7,
+                    "MaximumRecordAgeInSeconds": 7200,
+                },
+                {"UUID": MAPPING},
+            ),
+            (
+                "get_function_configuration",
+                {"MemorySize": 3538, "Timeout": 300, "Architectures": ["arm64"]},
+                {"FunctionName": "classifier"},
+            ),
+            (
+                "get_function_configuration",
+                {"Environment": {"Variables": {"IMAGES_PER_JOB": "16"}}},
+                {"FunctionName": "creator"},
+            ),
+        ],
+    }
+
+    def stubbed(service: str) -> Any:
+        session: Any = boto3.Session("testing", "testing", region_name="us-east-1")
+        client = session.client(service)
+        stub = Stubber(client)
+        for method, answer, asked in answers[service]:
+            stub.add_response(method, answer, asked)
+        stub.activate()
+        return client
+
+    monkeypatch.setattr(report_command, "client", stubbed)
+    assert report_command.settings(STACK) == Config(
+        prefix=PREFIX,
+        shards=20,
+        stream_retention=48,
+        parallelization_factor=5,
+        batch_size=2,
+        batch_window=3,
+        retries=7,
+        record_age=2,
+        memory=3538,
+        timeout=300,
+        architecture="arm64",
+        images_per_job=16,
+    )
+
+
+def test_what_the_command_cannot_use_is_said_in_a_line(
+    command: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    out = tmp_path / "run.html"
+    out.write_text("before")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,abnormal\nother.png,1\n")
+    for arguments, message in (
+        (("second",), "there is no run second"),
+        (("first", "--group", "view"), "expected together with --labels"),
+        (("first", "--labels", str(labels)), "no scored image has a label"),
+        (("first", "--labels", str(tmp_path / "none.csv")), "No such file"),
+        (("first", "--label", "mass"), "no such label"),
+        (("first", "--out", str(tmp_path)), "expected a file"),
+        (("first", "--bundle", str(tmp_path)), "expected a bundle's model.json"),
+    ):
+        code, output = command("--out", str(out), *arguments)
+        assert code == 2, output
+        assert message in output
+        assert output.count("\n") == 1
+    assert out.read_text() == "before"
+
+
+def test_labels_file_of_the_forty(xrays: list[Path], model: Model, tmp_path: Path, opened: Open) -> None:
+    """Real X-rays with NIH's labels, from bytes to page."""
+    root = xrays[0].parents[3]
+    outcomes = []
+    for path in xrays:
+        pixels, warnings = model.prepare(path.read_bytes())
+        scores = model.score([pixels])[0]
+        outcomes.append(
+            Outcome(str(path.relative_to(root)), scores, frozenset(model.positive(scores)), "", warnings)
+        )
+    references, repeated = read_labels(root.parent / "labels.csv", "abnormal", ("view", "sex", "age"))
+    page = opened(
+        write(
+            tmp_path / "forty.html",
+            outcomes,
+            model=model,
+            training_set=TrainingSet.read(SHIPPED),
+            labels=report.Labels(references, repeated, ("view", "sex", "age")),
+            config=Config(),
+            fetch=lambda key: (root / key).read_bytes(),
+        )
+    )
+    expect(page.locator("#evaluation")).to_contain_text("40 images of 39 patients")
+    expect(page.locator(".notice.alarm")).to_contain_text("was trained on 39 of these 40 images")
+    assert page.locator("#evaluation svg[role=img]").count() == 6  # three curves, three columns of groups
+    assert page.locator("#gallery img.map").count() >= 40
