@@ -18,7 +18,7 @@ test: $(DEV)  ## Run all tests but those of training/
 	$(BIN)/pytest --ignore tests/training
 
 test-training: .venv-training/.installed $(DEV)  ## Install torch (several GB), check and test training/
-	$(BIN)/mypy --python-executable .venv-training/bin/python training tests/training
+	$(BIN)/mypy --follow-imports silent --python-executable .venv-training/bin/python training tests/training
 	.venv-training/bin/pytest --confcutdir tests/training tests/training
 
 bench: $(DEV) .venv-training/.bench  ## Measure it all beside the original's way: make bench [IMAGES=DIR] [QUICK=1]
