@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from classifier import predictions
 
 from cxr.errors import Failed, InputError
-from cxr.runs import RunStatus, query, run_status
+from cxr.runs import DELETING, RunStatus, query, run_status
 from cxr.stack import Stack, client
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def start_run(
 def cancel_run(stack: Stack, run: str) -> RunStatus:
     """Cancel the run if it is not COMPLETE: what is scored stays, and started again it goes on.
 
-    Raises InputError if it is not there, or COMPLETE.
+    Raises InputError if it is not there, COMPLETE or being deleted.
     """
     dynamodb: DynamoDBClient = client("dynamodb")
     run_status(dynamodb, stack.table, run)
@@ -104,6 +104,8 @@ def cancel_run(stack: Stack, run: str) -> RunStatus:
     found = run_status(dynamodb, stack.table, run)
     if found.state == "COMPLETE":
         raise InputError(f"run {run} is COMPLETE: nothing is left to cancel")
+    if found.state == DELETING:
+        raise InputError(f"run {run} is being deleted; `cxr delete {run}` goes on with it")
     return found
 
 
@@ -135,6 +137,14 @@ def delete_run(stack: Stack, run: str, tell: Callable[[int], object] = lambda _:
     """
     check_deletable(stack, run)
     dynamodb: DynamoDBClient = client("dynamodb")
+    # From here on nobody takes what is left of it for a whole run, and no job of it is scored.
+    dynamodb.update_item(
+        TableName=stack.table,
+        Key=predictions.run_key(run),
+        UpdateExpression="SET #state = :deleting",
+        ExpressionAttributeNames={"#state": "state"},
+        ExpressionAttributeValues=predictions.pack({":deleting": DELETING}),
+    )
     partitions = [f"RUN#{run}#{number:02x}" for number in range(predictions.PARTITIONS)]
     deleted = 0
     with ThreadPoolExecutor(DELETERS) as pool:

@@ -96,7 +96,11 @@ def _calibration(report: Report, data: LabelledScores) -> Figure:
     axes.errorbar(
         [one.mean_score for one in bins],
         [one.observed for one in bins],
-        yerr=[[one.observed - one.ci95[0] for one in bins], [one.ci95[1] - one.observed for one in bins]],
+        # Never below 0, as where an end of the interval is the value itself but for its last bit.
+        yerr=[
+            [max(0, one.observed - one.ci95[0]) for one in bins],
+            [max(0, one.ci95[1] - one.observed) for one in bins],
+        ],
         **{"color": BLUE, "marker": "o", "linewidth": 1, "capsize": 3},
         label=f"observed (95% interval), images\nslope {_text(report.overall.measures['calibration_slope'])}",
     )

@@ -77,8 +77,6 @@ def report(
         if group and not labels:
             raise InputError("--group: expected together with --labels")
         path = out or Path(f"{run}.html")
-        if path.is_dir():
-            raise InputError(f"--out {path}: expected a file, found a folder")
         page.Template.read()  # what is not installed is said before AWS is asked
         found = Stack.find(stack)
         dynamodb = client("dynamodb")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Literal, TextIO
 
 import typer
 
@@ -76,10 +76,6 @@ def results(
         for option, value in (("--min-score", min_score), ("--max-score", max_score)):
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"{option} {value:g}: expected a score from 0 to 1")
-        if out and out.is_dir():
-            raise InputError(f"--out {out}: expected a file, and that is a folder")
-        if out and not out.absolute().parent.is_dir():
-            raise InputError(f"--out {out}: expected a file in a folder that exists")
         with opened(out) as file:
             found = read_results(
                 Stack.find(stack),
@@ -124,14 +120,21 @@ def write(file: TextIO, rows: Iterable[Row], format: Format = Format.csv) -> int
         if format is Format.jsonl:
             file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
             continue
-        table = table or _table(file, [name for name in row if name.startswith("score_")])
-        table.writerow({name: f"{v:.6f}" if isinstance(v, float) else v for name, v in row.items()})
+        if not table:
+            scores = [name for name in row if name.startswith("score_")]
+            table, quoted = _table(file, scores), _table(file, scores, csv.QUOTE_ALL)
+            table.writeheader()
+        cells = {name: f"{v:.6f}" if isinstance(v, float) else v for name, v in row.items()}
+        # csv quotes a carriage return only where its own lines end with one.
+        (quoted if "\r" in row["key"] else table).writerow(cells)
     if format is Format.csv and not table:
-        _table(file, [])
+        _table(file, []).writeheader()
     return number
 
 
-def _table(file: TextIO, scores: list[str]) -> csv.DictWriter[str]:
-    table = csv.DictWriter(file, [*COLUMNS, *scores], extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
-    return table
+def _table(
+    file: TextIO, scores: list[str], quoting: Literal[0, 1] = csv.QUOTE_MINIMAL
+) -> csv.DictWriter[str]:
+    return csv.DictWriter(
+        file, [*COLUMNS, *scores], extrasaction="ignore", lineterminator="\n", quoting=quoting
+    )

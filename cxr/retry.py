@@ -18,7 +18,7 @@ from classifier.table import Table
 
 from cxr.errors import Failed, InputError
 from cxr.failure_bucket import jobs_in, objects
-from cxr.runs import RunStatus, query, run_status
+from cxr.runs import DELETING, RunStatus, query, run_status
 from cxr.stack import Stack, client
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def retry_run(stack: Stack, run: str, *, codes: Collection[str] = ()) -> Retried
         raise InputError(
             f"run {run} is CANCELLED, and its jobs would be dropped; start it again by `cxr run`"
         )
+    if found.state == DELETING:
+        raise InputError(f"run {run} is being deleted; `cxr delete {run}` goes on with it")
     missing = _Missing(dynamodb, stack, found)
     given_up = deleted = left = 0
     for entry in list(objects(s3, stack.failure_bucket)):  # a whole list: objects go while it is walked

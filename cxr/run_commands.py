@@ -314,7 +314,13 @@ def delete(
             console.print(f"[green]✓[/] {escape(run)} is deleted, with {counted(deleted, 'prediction')}")
 
 
-COLOURS = {"LISTING": "cyan", "SCORING": "cyan", "COMPLETE": "green", "CANCELLED": "yellow"}
+COLOURS = {
+    "LISTING": "cyan",
+    "SCORING": "cyan",
+    "COMPLETE": "green",
+    "CANCELLED": "yellow",
+    "DELETING": "red",
+}
 
 
 def upload_files(

@@ -29,6 +29,8 @@ MODEL_JSON = Path(__file__).parents[1] / "containers" / "classifier" / "model" /
 READERS = 8  # runs whose counters are read at once
 LAG_IS_NEWS = timedelta(minutes=5)  # CloudWatch has a minute's figure some minutes later
 
+DELETING = "DELETING"  # half of it may be gone
+
 Row = dict[str, Any]  # one image's result: see `results`
 
 
@@ -36,7 +38,7 @@ Row = dict[str, Any]  # one image's result: see `results`
 class RunStatus:
     """A run's item and its counts."""
 
-    state: str  # LISTING, SCORING, COMPLETE or CANCELLED
+    state: str  # LISTING, SCORING, COMPLETE, CANCELLED or DELETING
     model: str
     expected: int | None  # distinct images; unknown while the job creator is still listing
     counts: Counter[str]  # SCORED, FAILED#<code> and WARNING#<code>
@@ -163,6 +165,8 @@ def list_runs(stack: Stack) -> list[RunStatus]:
 
 def run_status(dynamodb: DynamoDBClient, table: str, run: str) -> RunStatus:
     """Read the run's item and its sixteen counters, in two requests. InputError if there is no such run."""
+    if not run:
+        raise InputError("a run's name is empty; `cxr runs` lists those that there are")
     answer = dynamodb.get_item(TableName=table, Key=predictions.run_key(run), ConsistentRead=True)
     if "Item" not in answer:
         raise InputError(f"there is no run {run}; `cxr runs` lists those that there are")
@@ -264,8 +268,10 @@ def labels_of(dynamodb: DynamoDBClient, table: str, run: RunStatus, about: str |
     """The labels of the run's model: `about` or the primary one, then all others. Raises InputError.
 
     The bundle in this folder tells which is primary, if it is the run's; else an image that was scored tells
-    only which there are.
+    only which there are. A run that is being deleted has none to tell of.
     """
+    if run.state == DELETING:
+        raise InputError(f"run {run.run} is being deleted; `cxr delete {run.run}` goes on with it")
     shipped = json.loads(MODEL_JSON.read_text(encoding="utf-8"))
     if shipped["sha256"] == run.model_sha256:
         labels = [label["name"] for label in shipped["labels"]]

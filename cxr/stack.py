@@ -73,4 +73,7 @@ class Stack:
 def client(service: str, **options: Any) -> Any:
     """A boto3 client that tries again what may pass, and keeps enough connections for parallel work."""
     config = Config(retries={"mode": "standard", "total_max_attempts": ATTEMPTS}, max_pool_connections=32)
-    return boto3.Session().client(service, config=config.merge(Config(**options)))  # type: ignore[call-overload]
+    try:
+        return boto3.Session().client(service, config=config.merge(Config(**options)))  # type: ignore[call-overload]
+    except ValueError as error:  # botocore's, of an endpoint that is no URL
+        raise InputError(f"{error}; expected a URL in AWS_ENDPOINT_URL, or none") from None

@@ -461,7 +461,7 @@ class TestRuns:
         classifier(event(job(*put(a=image_bytes()))), plenty)
         assert table_items()[("RUN", "r")]["state"] == "LISTING"
 
-    @pytest.mark.parametrize("state", ["CANCELLED", None])
+    @pytest.mark.parametrize("state", ["CANCELLED", "DELETING", None])
     def test_a_cancelled_or_deleted_runs_jobs_are_dropped_without_a_fetch(
         self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, state: str | None
     ) -> None:

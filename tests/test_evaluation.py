@@ -411,6 +411,16 @@ def test_plots(run: Evaluate) -> None:
     assert {file.name for file in folder.glob("*.png")} == {"scores.png", "calibration.png"}
 
 
+def test_an_interval_that_ends_at_the_value_is_drawn(run: Evaluate) -> None:
+    """In the last bit it may end short of it: of four abnormal images in a bin, say."""
+    lines = [f"cxr/{number}.png,SCORED,{number / 40:.3f},normal,\n" for number in range(40)]
+    labels = [f"{number}.png,{int(number > 30)}\n" for number in range(40)]
+    results = "key,status,score,label,error\n" + "".join(lines)
+    result = run("--out", "plots", results=results, labels="image,abnormal\n" + "".join(labels))
+    assert result.exit_code == 0, result.output
+    assert Path("plots/calibration.png").exists()
+
+
 def test_operating_point_scores_are_no_probability(run: Evaluate, bundle: Path) -> None:
     card = json.loads((bundle / "model.json").read_text())
     (bundle / "model.json").write_text(json.dumps(card | {"score": "operating point"}))

@@ -394,6 +394,14 @@ class TestRuns:
         assert create({"RunId": "r"}, dynamodb=dynamodb)["JobCount"] == 3
         assert len(reads) == 1
 
+    def test_a_run_that_is_being_deleted_is_not_gone_on_with(self) -> None:
+        put("a.png")
+        create({"RunId": "r"})
+        set_state("r", "DELETING")
+        with pytest.raises(handler.RunIdTaken, match="is being deleted"):
+            create({"RunId": "r"})
+        assert run_item("r")["state"] == "DELETING"
+
     def test_a_run_cancelled_at_the_last_moment_stays_cancelled(self) -> None:
         put("a.png")
         create({"RunId": "r"})

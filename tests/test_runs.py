@@ -1,6 +1,7 @@
 """What a run has come to, as the operator reads it from what the classifier wrote."""
 
 import csv
+import dataclasses
 import io
 import json
 import subprocess
@@ -206,6 +207,14 @@ def test_a_csv(labels: list[str], text: str, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("key", ["a\rb.png", "a\nb.png", 'a"b.png', "a,b.png"])
+def test_a_csv_of_any_key_is_read_again(key: str) -> None:
+    file = io.StringIO()
+    write(file, rows([dataclasses.replace(SCORED, key=key), FAILED], ["abnormal"]))
+    read = list(csv.DictReader(io.StringIO(file.getvalue(), newline="")))
+    assert [row["key"] for row in read] == [key, FAILED.key]
+
+
 def test_a_csv_of_nothing_has_its_heading() -> None:
     file = io.StringIO()
     assert write(file, []) == 0
@@ -263,9 +272,17 @@ def test_an_interrupted_deletion_goes_on(aws: None, monkeypatch: pytest.MonkeyPa
         patch.setattr(operations, "_delete", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cxr.delete_run(STACK, "first")
-    assert ("RUN", "first") in table_items()
+    assert table_items()["RUN", "first"]["state"] == "DELETING"
+    for use in (cxr.results, cxr.cancel_run, cxr.retry_run):
+        with pytest.raises(InputError, match="run first is being deleted; `cxr delete first` goes on"):
+            use(STACK, "first")
     cxr.delete_run(STACK, "first")
     assert table_items() == {}
+
+
+def test_a_run_without_a_name_is_none(aws: None) -> None:
+    with pytest.raises(InputError, match="name is empty"):
+        cxr.status(STACK, "")
 
 
 def test_a_run_at_work_is_not_deleted(aws: None) -> None:

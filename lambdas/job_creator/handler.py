@@ -207,6 +207,8 @@ class JobCreator:
             return False
         except self._dynamodb.exceptions.ConditionalCheckFailedException:
             found = self._read(request.run_id)
+        if found.get("state") == "DELETING":
+            raise RunIdTaken(f"RunId {request.run_id} is being deleted; finish that, or choose another")
         for name, asked in run.items():
             if found.get(name) != asked:
                 raise RunIdTaken(

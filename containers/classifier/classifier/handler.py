@@ -199,7 +199,7 @@ class Classifier:
     def _task(self, job: Job, run: Mapping[str, Any] | NotDone) -> Task | NotDone:
         if isinstance(run, NotDone):
             return run
-        if not run or run["state"] == "CANCELLED":  # a run that is not there was deleted
+        if not run or run["state"] in ("CANCELLED", "DELETING"):  # a run that is not there was deleted
             return Task(job, (), {})
         if not job.continued:
             return Task(job, job.keys, {})
