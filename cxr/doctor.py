@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-import boto3
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.markup import escape
@@ -18,7 +17,7 @@ from rich.table import Column, Table
 from cxr.errors import InputError, explained
 from cxr.model_commands import Json
 from cxr.run_commands import StackName
-from cxr.stack import NAME, Stack, client
+from cxr.stack import NAME, Stack, client, session
 from cxr.terminal import console, errors_reported
 
 SIGNS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
@@ -82,16 +81,16 @@ def examine(name: str) -> Iterator[Finding]:
     """Every check, in an order in which each builds on those before."""
     yield from _tools()
     try:
-        session = boto3.Session()
-        region, endpoint = session.region_name, os.environ.get("AWS_ENDPOINT_URL")
+        region, endpoint = session().region_name, os.environ.get("AWS_ENDPOINT_URL")
         if not region:
             yield Finding("region", "fail", "none is set", "set AWS_REGION to where the stack is")
             return
         yield Finding("region", "ok", region + (f", at {endpoint}" if endpoint else ""))
         caller = client("sts").get_caller_identity()
         yield Finding("credentials", "ok", f"account {caller['Account']}, {caller['Arn']}")
-    except (BotoCoreError, ClientError) as error:
-        what, _, mend = explained(error).partition("; ")
+    except (InputError, BotoCoreError, ClientError) as error:
+        text = str(error) if isinstance(error, InputError) else explained(error)
+        what, _, mend = text.partition("; ")
         yield Finding("credentials", "fail", what, mend)
         return
     try:

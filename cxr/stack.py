@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,10 +71,15 @@ class Stack:
             ) from None
 
 
+def session() -> boto3.Session:
+    """The environment's. AWS_REGION comes first, as for the AWS CLI; boto3 knows AWS_DEFAULT_REGION only."""
+    return boto3.Session(region_name=os.environ.get("AWS_REGION") or None)
+
+
 def client(service: str, **options: Any) -> Any:
     """A boto3 client that tries again what may pass, and keeps enough connections for parallel work."""
     config = Config(retries={"mode": "standard", "total_max_attempts": ATTEMPTS}, max_pool_connections=32)
     try:
-        return boto3.Session().client(service, config=config.merge(Config(**options)))  # type: ignore[call-overload]
+        return session().client(service, config=config.merge(Config(**options)))  # type: ignore[call-overload]
     except ValueError as error:  # botocore's, of an endpoint that is no URL
         raise InputError(f"{error}; expected a URL in AWS_ENDPOINT_URL, or none") from None

@@ -309,8 +309,8 @@ def test_status_makes_few_requests_whatever_the_run(
     made = []
 
     class Counted(boto3.Session):
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
             self.events.register("before-send", lambda request, **_: made.append(request.url))
 
     monkeypatch.setattr(boto3, "Session", Counted)
@@ -359,9 +359,9 @@ def test_status_makes_few_requests_whatever_the_run(
         (
             ["results", "a", "--out", "nowhere/a.csv"],
             2,
-            "--out nowhere/a.csv: expected a file in a folder that",
+            "nowhere/a.csv: expected a file in a folder that",
         ),
-        (["results", "a", "--out", "tests"], 2, "--out tests: expected a file, and that is a folder"),
+        (["results", "a", "--out", "tests"], 2, "tests: expected a file, and that is a folder"),
         (
             ["retry", "a", "--failed", "A", "--all-failed"],
             2,
@@ -563,6 +563,20 @@ def test_an_environment_that_leads_nowhere(
             monkeypatch.setenv(name, value)
     monkeypatch.setattr("cxr.stack.ATTEMPTS", 1)
     assert error("status", "first", exit_code=1).startswith(message)
+
+
+def test_the_region_is_the_aws_clis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    assert client("s3").meta.region_name == "us-east-1"
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    assert client("s3").meta.region_name == "eu-west-1"
+
+
+def test_an_endpoint_that_is_no_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "notaurl")
+    assert error("runs").endswith("expected a URL in AWS_ENDPOINT_URL, or none")
 
 
 def test_a_traceback_only_with_debug(answering: Callable[..., None]) -> None:
