@@ -59,6 +59,8 @@ def main(
     show_tracebacks(debug)
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        for again in STOP_SIGNALS:  # a second Ctrl-C in the middle of cleaning up would leave half of it
+            signal.signal(again, signal.SIG_IGN)
         sys.exit(128 + number)
 
     for number in STOP_SIGNALS:
