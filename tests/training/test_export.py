@@ -24,6 +24,7 @@ from torch.nn import functional
 from torchvision import models, transforms
 from torchvision.transforms import InterpolationMode
 
+from benchmarks.random_densenet import spread
 from training import export, quantise
 from training.densenet121 import densenet121
 
@@ -45,26 +46,6 @@ def xrays() -> list[Path]:
     if not files:
         pytest.skip(f"needs the NIH X-rays in {XRAYS}")
     return files
-
-
-def seeded(network: models.DenseNet, inputs: Tensor) -> models.DenseNet:
-    """Random weights of which the scores of these inputs spread, as those of a trained network do."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0.8, 1.2)
-                module.bias.uniform_(-0.2, 0.2)
-                module.momentum = None  # the mean of what it sees
-        network.train()(inputs)
-        network.eval()
-        network.classifier.weight.normal_()
-        logits = network(inputs)
-        network.classifier.weight /= logits.std(0)[:, None]
-        network.classifier.bias -= logits.mean(0) / logits.std(0)
-    return network
 
 
 def scored(model: Model, xrays: Sequence[Path]) -> Floats:
@@ -149,7 +130,7 @@ def nih_oracle(network: models.DenseNet, inputs: Tensor) -> Floats:
 
 @pytest.fixture(scope="module")
 def nih_network(xrays: list[Path]) -> models.DenseNet:
-    return seeded(models.densenet121(num_classes=1), nih_inputs(xrays[::4]))
+    return spread(models.densenet121(num_classes=1), nih_inputs(xrays[::4]))
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +233,7 @@ def test_no_such_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def fresh_network() -> models.DenseNet:
-    """Weights as torchvision draws them; through those of `seeded` any rounding grows."""
+    """Weights as torchvision draws them; through those of `spread` any rounding grows."""
     torch.manual_seed(0)
     return models.densenet121(num_classes=1).eval()
 
@@ -382,7 +363,7 @@ def xrv_oracle(network: models.DenseNet, inputs: Tensor) -> Floats:
 def xrv_network(xrays: list[Path]) -> models.DenseNet:
     network = models.densenet121(num_classes=len(XRV_LABELS))
     network.features.conv0 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
-    return seeded(network, xrv_inputs(xrays[::4]))
+    return spread(network, xrv_inputs(xrays[::4]))
 
 
 @pytest.fixture(scope="module")
