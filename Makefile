@@ -2,9 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEV := .venv/.dev
+# For every platform and Python from 3.11 on; what is pinned already stays, unless UPGRADE=--upgrade.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command 'make lock' $(UPGRADE)
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help install demo test test-training bench image lint format synth deploy destroy clean
+.PHONY: help install demo test test-training bench soak image lint format lock audit synth deploy destroy clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +40,13 @@ lint: $(DEV)  ## Check style and types
 format: $(DEV)  ## Put the code into the house's form
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+lock: $(DEV)  ## Pin every library, with hashes, for what the *.in files ask
+	$(LOCK) containers/classifier/requirements.in --output-file containers/classifier/requirements.txt
+	$(LOCK) requirements.in --constraints containers/classifier/requirements.txt --output-file requirements.txt
+	$(LOCK) requirements-dev.in --output-file requirements-dev.txt
+	$(LOCK) training/requirements.in --constraints containers/classifier/requirements.txt --output-file training/requirements.txt
+	$(LOCK) benchmarks/requirements.in --constraints training/requirements.txt --output-file benchmarks/requirements.txt
 
 synth: install  ## Write the CloudFormation template to cdk.out: make synth [ARGS="-c shards=10"]
 	npx cdk synth --quiet $(ARGS)
