@@ -23,11 +23,12 @@ from cxr.local import PROJECT, LocalAws, LocalAwsError
 from cxr.operations import start_run
 from cxr.phantoms import write_phantoms
 from cxr.results_command import write
-from cxr.run_commands import follow, print_started, upload_files
+from cxr.run_commands import upload_files
+from cxr.run_display import follow, print_started
 from cxr.runs import Outcome, RunStatus, labels_of, outcomes, rows, run_status
 from cxr.runs import status as read_status
 from cxr.stack import Stack, client
-from cxr.terminal import console, counted, errors_reported, stage
+from cxr.terminal import console, counted, errors_reported, shown, stage
 from cxr.upload import files_in
 
 ENVIRONMENT_FILE = PROJECT / ".cxr-local.env"
@@ -145,7 +146,7 @@ def print_outcomes(found: list[Outcome], primary: str, prefix: str, status: RunS
     table.columns[0].overflow = "fold"
     table.columns[1].justify = "right"
     for outcome in found[:MAXIMUM_ROWS]:
-        image = escape(outcome.key.removeprefix(prefix))
+        image = shown(outcome.key.removeprefix(prefix))
         odd = f"[red]{outcome.error}[/]{', '.join(outcome.warnings)}"
         table.add_row(image, outcome.score(primary), outcome.label(primary), odd)
     console.print(table)

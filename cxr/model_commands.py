@@ -19,7 +19,7 @@ from cxr.explanation import overlay
 from cxr.files import whole_file
 from cxr.local import PROJECT
 from cxr.phantoms import draw_phantom
-from cxr.terminal import console, errors_reported
+from cxr.terminal import console, errors_reported, shown
 
 SHIPPED = PROJECT / "containers" / "classifier" / "model"
 SELF_TEST_TOLERANCE = 1e-3  # processors differ in the last bits of a float, not here
@@ -157,7 +157,7 @@ def _print_scores(loaded: Model, results: list[dict[str, Any]]) -> None:
     )
     table.columns[0].overflow = "fold"
     for result in results:
-        file = escape(result["file"])
+        file = shown(result["file"])
         if "error" in result:
             table.add_row(file, *[""] * len(loaded.thresholds), "", f"[red]{result['error']}[/]")
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,8 +90,8 @@ def plan(
         model = model or next(iter(rates))
         if model not in rates:
             raise InputError(f"--model {model}: expected one of {', '.join(rates)}, or --images-per-second")
-        if images_per_second is not None and not (math.isfinite(images_per_second) and images_per_second > 0):
-            raise InputError(f"--images-per-second {images_per_second:g}: expected a number over 0")
+        if images_per_second is not None and not 1e-3 <= images_per_second <= 1e6:
+            raise InputError(f"--images-per-second {images_per_second:g}: expected 0.001 to 1,000,000")
         for option, value, most in (
             ("--images", images, MAX_IMAGES),
             ("--concurrency", concurrency, MAX_IMAGES),

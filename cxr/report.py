@@ -7,16 +7,8 @@ reckoned in the page, from the sorted scores.
 
 from __future__ import annotations
 
-import base64
-import gzip
-import hashlib
-import io
-import json
-import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,29 +16,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from classifier.images import ImageError, Preprocessing, decode
 from classifier.model import Model
-from PIL import Image, ImageOps
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from cxr import RESEARCH_ONLY, capacity
-from cxr.cohort import Cohort, Reference, Result, TrainingSet, join
-from cxr.errors import InputError
+from cxr import capacity
+from cxr.cohort import Cohort, Reference, TrainingSet, join
 from cxr.evaluation import MEASURES, Estimate, Evaluation, reliability
 from cxr.evaluation_report import Report, labelled_scores, report
-from cxr.explanation import LESS, MORE, STRONGEST
 from cxr.files import whole_file
 from cxr.plan_command import duration, money
+from cxr.report_gallery import Fetch, gallery
+from cxr.report_page import Template
+from cxr.report_rows import Rows
 from cxr.runs import Outcome, RunStatus
 from stacks.config import Config, context_name
-
-PAGE = Path(__file__).with_name("page")
-NODE_MODULES = Path(__file__).parents[1] / "node_modules"
-LIBRARIES = {  # npm package -> the file of it that goes into the page
-    "d3": "dist/d3.min.js",
-    "@observablehq/plot": "dist/plot.umd.min.js",
-    "datatables.net": "js/dataTables.min.js",
-}
 
 FAILURES = {
     "IMAGE_MISSING": "is not in the bucket",
@@ -75,74 +58,10 @@ SETTINGS = {  # of the stack, which bear on how a run goes
     *("prefix", "shards", "parallelization_factor", "images_per_job", "batch_size", "batch_window"),
     *("stream_retention", "retries", "record_age", "memory", "timeout", "architecture"),
 }
-MILLION = 1_000_000  # scores have six decimals, and travel as whole numbers
-GALLERY_SIZE = 12  # images in each part of the gallery
-THUMBNAIL, MAP = 320, 64  # sides in pixels; the browser enlarges a map smoothly
-FETCHES = 8  # images at once
 NONE = "\N{EN DASH}"  # instead of a figure
 CURVE_POINTS = 1000  # of a curve, which is more than a screen tells apart
 
 Facts = list[tuple[str, str]]
-Fetch = Callable[[str], bytes | None]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A run's outcomes for one label, in the order of their keys."""
-
-    label: str
-    labels: frozenset[str]  # all that the run has
-    keys: list[str]
-    scores: npt.NDArray[np.int32]  # [images], millionths; -1 where FAILED
-    positive: npt.NDArray[np.bool_]  # [images], as decided when it was scored
-    errors: list[str]  # empty where SCORED
-    warnings: list[tuple[str, ...]]
-
-    @classmethod
-    def read(cls, found: Iterable[Outcome], label: str) -> Rows:
-        """The outcomes, each read once. Raises InputError."""
-        rows = []
-        labels: set[str] = set()
-        for outcome in found:
-            if outcome.scores:
-                labels |= outcome.scores.keys()
-                if label not in outcome.scores:
-                    raise InputError(
-                        f"the run has no scores of {label}; --label: {', '.join(sorted(outcome.scores))}"
-                    )
-                score, positive = int(outcome.scores[label] * MILLION), label in outcome.positive
-            else:
-                score, positive = -1, False
-            rows.append((outcome.key, score, positive, outcome.error, outcome.warnings))
-        rows.sort(key=lambda row: row[0])
-        keys, scores, decided, errors, warnings = map(list, zip(*rows, strict=True)) if rows else ([],) * 5
-        return cls(
-            label,
-            frozenset(labels),
-            keys,
-            np.array(scores, dtype=np.int32),
-            np.array(decided, dtype=bool),
-            errors,
-            warnings,
-        )
-
-    @property
-    def results(self) -> Iterator[Result]:
-        """As an evaluation takes them."""
-        for key, score, positive in zip(self.keys, self.scores.tolist(), self.positive.tolist(), strict=True):
-            yield Result(key, None, None) if score < 0 else Result(key, score / MILLION, positive)
-
-    def threshold(self, model: Model | None) -> tuple[float | None, str]:
-        """From which score on images were called positive, and how that is known; None if it cannot be."""
-        scored = self.scores >= 0
-        highest = int(self.scores[scored & ~self.positive].max(initial=-1))
-        lowest = int(self.scores[scored & self.positive].min(initial=2 * MILLION))
-        of_model = model.thresholds.get(self.label) if model else None
-        if model and of_model is not None and highest < of_model * MILLION <= lowest:
-            return float(of_model), f"of {model.name}"
-        if highest < lowest <= MILLION:
-            return lowest / MILLION, "the lowest score that the run calls positive"
-        return None, ""
 
 
 @dataclass(frozen=True)
@@ -391,167 +310,6 @@ def cost(run: RunStatus, rows: Rows, config: Config | None) -> dict[str, Any] | 
     }
 
 
-# The gallery
-
-
-def gallery(
-    rows: Rows,
-    threshold: float | None,
-    reference: npt.NDArray[np.int8] | None,
-    model: Model | None,
-    fetch: Fetch | None,
-) -> dict[str, Any]:
-    """Parts of a dozen images each, by row, and a picture of each image: thumbnail and map as data URLs."""
-    scored = np.flatnonzero(rows.scores >= 0)
-    scores = rows.scores[scored]
-    called = scores >= math.inf if threshold is None else scores >= np.ceil(threshold * MILLION - 1e-6)
-    parts = []
-
-    def part(title: str, note: str, among: npt.NDArray[np.int64], by: npt.NDArray[Any]) -> None:
-        """The first of `among` by a measure of every scored image."""
-        order = among[np.argsort(by[among], kind="stable")][:GALLERY_SIZE]
-        parts.append({"title": title, "note": note, "rows": scored[order].tolist()})
-
-    every = np.arange(len(scored))
-    if reference is not None:
-        truth = reference[scored]
-        part(
-            "False positives",
-            f"called {rows.label}, reference says not; the highest scores first",
-            every[called & (truth == 0)],
-            -scores,
-        )
-        part(
-            "False negatives",
-            f"not called {rows.label}, reference says {rows.label}; the lowest scores first",
-            every[~called & (truth == 1)],
-            scores,
-        )
-    part("Highest scores", f"most {rows.label} by the model", every, -scores)
-    if threshold is not None:
-        part(
-            "Nearest to the threshold",
-            f"where {threshold:g} decides, and the model is least sure",
-            every,
-            np.abs(scores - threshold * MILLION),
-        )
-    part("Lowest scores", f"least {rows.label} by the model", every, scores)
-    pictures: dict[int, dict[str, str]] = {}
-    if fetch:
-        shown = sorted({row for one in parts for row in one["rows"]})
-        with ThreadPoolExecutor(FETCHES) as pool:
-            found = pool.map(lambda row: picture(fetch(rows.keys[row]), rows.label, model), shown)
-            pictures = dict(zip(shown, found, strict=True))
-    return {
-        "parts": parts,
-        "pictures": pictures if fetch else None,
-        "maps": any("map" in one for one in pictures.values()),
-        "cut": model is not None,
-    }
-
-
-def picture(data: bytes | None, label: str, model: Model | None) -> dict[str, str]:
-    """An image as the page shows it: what the model sees of it and where the score comes from, or why not."""
-    if data is None:
-        return {"missing": "not in the bucket"}
-    geometry = Preprocessing.from_json(model.card["preprocessing"]) if model else None
-    try:
-        image = decode(data, geometry.bit_depth) if geometry else decode(data)
-    except ImageError as error:
-        return {"missing": error.code}
-    shown = {"image": _data_url(thumbnail(image, geometry), "JPEG", quality=82)}
-    if model and model.card.get("cam") and label in model.thresholds:
-        pixels, _ = model.prepare(data)
-        shown["map"] = _data_url(map_layer(model.explain(pixels)[label]), "PNG", optimize=True)
-    return shown
-
-
-def thumbnail(image: Image.Image, geometry: Preprocessing | None) -> Image.Image:
-    """The square that a model with this geometry sees; without one, the whole image on black."""
-    if geometry is None:
-        return ImageOps.pad(image, (THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    half = min(image.size) * geometry.crop / geometry.resize / 2
-    x, y = image.width / 2, image.height / 2
-    box = (x - half, y - half, x + half, y + half)
-    return image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, box, reducing_gap=2)
-
-
-def map_layer(cam: npt.NDArray[np.float32]) -> Image.Image:
-    """A class activation map [rows, columns] to lay over the image, in the colours of `cxr explain`."""
-    strength = np.asarray(Image.fromarray(cam).resize((MAP, MAP), Image.Resampling.BICUBIC))
-    opacity = STRONGEST * np.abs(strength) / max(float(np.abs(strength).max()), 1e-9)
-    colour = np.where(strength[..., np.newaxis] > 0, MORE, LESS)
-    layer = np.concatenate([colour, 255 * opacity[..., np.newaxis]], axis=-1)
-    return Image.fromarray(layer.round().astype(np.uint8), "RGBA")
-
-
-# The page
-
-
-class Template:
-    """The page without a run: template, style, script and libraries, all read before a file is written."""
-
-    def __init__(self, html: str) -> None:
-        self._before, self._after = html.split("{{data}}")
-
-    @classmethod
-    def read(cls) -> Template:
-        """Raises InputError if a library is not installed."""
-        scripts, licences = [], []
-        for name, file in LIBRARIES.items():
-            folder = NODE_MODULES / name
-            try:
-                scripts.append((folder / file).read_text(encoding="utf-8"))
-                licence = next(
-                    path for path in sorted(folder.iterdir()) if path.name.lower().startswith("licen")
-                )
-                version = json.loads((folder / "package.json").read_text(encoding="utf-8"))["version"]
-                licences.append(f"{name} {version}\n\n{licence.read_text(encoding='utf-8').strip()}")
-            except (FileNotFoundError, StopIteration):
-                raise InputError(
-                    f"{folder}: expected the npm package {name}; `make install` brings it"
-                ) from None
-        scripts.append((PAGE / "page.js").read_text(encoding="utf-8"))
-        scripts = [_inline(script) for script in scripts]
-        hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-        parts = {
-            "policy": "; ".join(
-                [
-                    "default-src 'none'",
-                    f"script-src {' '.join(f'{chr(39)}sha256-{digest}{chr(39)}' for digest in hashes)}",
-                    "style-src 'unsafe-inline'",  # Plot puts a style into each chart
-                    "img-src data:",
-                    "base-uri 'none'",
-                    "form-action 'none'",
-                ]
-            ),
-            "disclaimer": RESEARCH_ONLY,
-            "style": (PAGE / "page.css").read_text(encoding="utf-8").replace("{{disclaimer}}", RESEARCH_ONLY),
-            "licences": _escaped("\n\n\n".join(licences)),
-            "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
-            "data": "{{data}}",
-        }
-        template = (PAGE / "template.html").read_text(encoding="utf-8")
-        return cls(re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template))
-
-    def write(self, path: Path, document: Mapping[str, Any]) -> None:
-        """Write the page with this document in it. Raises OSError."""
-        packed = gzip.compress(json.dumps(document, separators=(",", ":")).encode(), compresslevel=6, mtime=0)
-        with path.open("w", encoding="utf-8") as file:
-            file.write(self._before)
-            file.write(base64.b64encode(packed).decode())
-            file.write(self._after)
-
-
-def _inline(script: str) -> str:
-    """A script whose strings cannot end the element that it stands in."""
-    return re.sub(r"<(/script|!--)", r"<\\\1", script.replace("\r\n", "\n"), flags=re.IGNORECASE)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
-
-
 # Small things
 
 
@@ -703,9 +461,3 @@ def _counted(number: int, noun: str) -> str:
 
 def _notice(kind: str, text: str) -> dict[str, str]:
     return {"kind": kind, "text": text}
-
-
-def _data_url(image: Image.Image, file_format: str, **options: Any) -> str:
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return f"data:image/{file_format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -19,7 +19,7 @@ from cxr.terminal import console, errors_reported, notes
 if TYPE_CHECKING:
     from classifier.model import Model
 
-    from cxr.report import Fetch
+    from cxr.report_gallery import Fetch
     from stacks.config import Config
 
 _MISSING = {"NoSuchKey", "404"}
@@ -72,12 +72,13 @@ def report(
     with errors_reported():
         from cxr import report as page
         from cxr.cohort import ABNORMAL, TrainingSet, read_labels
+        from cxr.report_page import Template
         from cxr.runs import labels_of, outcomes, run_status
 
         if group and not labels:
             raise InputError("--group: expected together with --labels")
         path = out or Path(f"{run}.html")
-        page.Template.read()  # what is not installed is said before AWS is asked
+        Template.read()  # what is not installed is said before AWS is asked
         found = Stack.find(stack)
         dynamodb = client("dynamodb")
         status = run_status(dynamodb, found.table, run)

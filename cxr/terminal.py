@@ -11,6 +11,7 @@ from types import TracebackType
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cxr.errors import Failed, InputError, explained
@@ -23,6 +24,11 @@ _tracebacks = False
 def counted(number: int, noun: str) -> str:
     """The number and its noun: 1 file, 2 files."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def shown(name: str) -> str:
+    """A file's name or a key as markup: what a terminal would obey is written out."""
+    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in name))
 
 
 @contextmanager

@@ -23,8 +23,12 @@ def files_in(folder: Path) -> list[Path]:
         raise InputError(f"{folder} does not exist; give a folder of images")
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the folder that the images are in")
-    paths = (file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file())
-    files = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+    paths = (file.relative_to(folder) for file in sorted(folder.rglob("*")))
+    seen = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+    for path in seen:
+        if not (folder / path).exists():
+            raise InputError(f"{folder / path}: this link leads nowhere; mend it or remove it")
+    files = [path for path in seen if (folder / path).is_file()]
     odd = [path for path in files if str(path).encode(errors="replace").decode() != str(path)]
     if odd:
         raise InputError(f"{folder}: the name of {str(odd[0])!r} is not UTF-8, as S3 keys are; rename it")

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,27 @@ def altered(tmp_path: Path) -> Any:
     return alter
 
 
+def test_ctrl_c_while_the_commands_load_leaves_no_traceback() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "cxr", "--help"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        said = ""
+        for line in process.stderr:
+            said += line
+            if "botocore" in line:
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in said
+
+
 class TestScore:
+    def test_a_files_name_cannot_write_to_the_terminal(self, tmp_path: Path) -> None:
+        bad = tmp_path / "\x1b[31mred\n.png"
+        bad.write_text("text")
+        printed = cxr("score", bad).stdout
+        assert "\x1b" not in printed
+        assert r"\x1b[31mred\n.png" in printed.replace("\n", "")
+
     def test_real_x_rays_as_the_classifier_scores_them(self, xrays: list[Path]) -> None:
         result = cxr("score", "--json", *xrays[:3])
         assert result.exit_code == 0

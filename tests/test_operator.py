@@ -21,7 +21,7 @@ from classifier.predictions import counter_key, pack, prediction_key, run_key
 from support import PREFIX, ROOT, counts, recounted, table_items, wait_for
 from typer.testing import CliRunner
 
-from cxr import Stack, list_runs, results, run_commands, start_run, status
+from cxr import Stack, list_runs, results, run_commands, run_display, start_run, status
 from cxr.cli import app
 from cxr.errors import explained
 from cxr.local import LocalAws
@@ -180,7 +180,7 @@ def test_a_cancelled_run_drops_what_waits_and_goes_on_when_started_again(
 def test_what_lambda_gave_up_is_retried_once_its_cause_is_mended(
     stack: Stack, folder: Path, held: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_commands, "IDLE_SECONDS", 1)
+    monkeypatch.setattr(run_display, "IDLE_SECONDS", 1)
     held(True)
     cxr("run", "broken", "--prefix", f"{PREFIX}images_01/")
     model = _set(stack, "broken", model_sha256="0" * 64)["model_sha256"]

@@ -187,10 +187,11 @@ class TestBadInput:
             ),
             (
                 ["--images", 9, "--images-per-second", "nan"],
-                "--images-per-second nan: expected a number over 0",
+                "--images-per-second nan: expected 0.001 to 1,000,000",
             ),
             (["--images", 9, "--images-per-second", "inf"], "--images-per-second inf: expected"),
             (["--images", 9, "--images-per-second", 0], "--images-per-second 0: expected"),
+            (["--images", 9, "--images-per-second", 1e-300], "--images-per-second 1e-300: expected"),
             (["--images", 9, "--images-per-second", -1], "--images-per-second -1: expected"),
             (["--images", 9, "-c", "shards"], "-c shards: expected name=value"),
             (["--images", 9, "-c", "shard=5"], "-c shard: no such setting, expected shards"),

@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from support import BUCKET, PREFIX, ROOT, STREAM, TABLE
 from typer.testing import CliRunner
 
-from cxr import RESEARCH_ONLY, report, report_command
+from cxr import RESEARCH_ONLY, report, report_command, report_gallery, report_page
 from cxr.cohort import Reference, TrainingSet, fingerprint, read_labels
 from cxr.errors import InputError
 from cxr.evaluation import LabelledScores, evaluate
@@ -340,13 +340,15 @@ def test_a_map_lies_where_the_network_looked(model: Model) -> None:
     data = phantom(1)
     pixels, _ = model.prepare(data)
     cam = model.explain(pixels)["abnormal"]
-    layer = np.asarray(report.map_layer(cam))
+    layer = np.asarray(report_gallery.map_layer(cam))
     row, col = np.unravel_index(np.abs(cam).argmax(), cam.shape)
     strongest = np.unravel_index(layer[..., 3].argmax(), layer.shape[:2])
-    scale = report.MAP / np.array(cam.shape)
+    scale = report_gallery.MAP / np.array(cam.shape)
     assert np.abs(np.array(strongest) / scale - (np.array([row, col]) + 0.5)).max() < 1
     geometry = Preprocessing.from_json(model.card["preprocessing"])
-    shown = report.thumbnail(decode(data), geometry).convert("L").resize((geometry.crop, geometry.crop))
+    shown = (
+        report_gallery.thumbnail(decode(data), geometry).convert("L").resize((geometry.crop, geometry.crop))
+    )
     # The same part of the image.
     assert np.corrcoef(np.asarray(shown).ravel(), pixels[0].ravel())[0, 1] > 0.99
 
@@ -410,7 +412,7 @@ def test_axe_finds_nothing_serious(
     pictured: Path, tmp_path: Path, opened: Open, dark: bool, width: int, full: bool
 ) -> None:
     page = opened(pictured if full else write(tmp_path / "none.html", []), width=width, dark=dark)
-    page.evaluate((report.NODE_MODULES / "axe-core" / "axe.min.js").read_text())
+    page.evaluate((report_page.NODE_MODULES / "axe-core" / "axe.min.js").read_text())
     found = page.evaluate("axe.run()")
     assert found["passes"]
     assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == []
@@ -495,7 +497,7 @@ def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
         report.write(path, run=run_of(2), outcomes=cut_off(), label="abnormal")
     with pytest.raises(InputError, match="no scores of mass"):
         write(path, [outcome(1, 0.5)], label="mass")
-    monkeypatch.setattr(report, "NODE_MODULES", tmp_path / "node_modules")
+    monkeypatch.setattr(report_page, "NODE_MODULES", tmp_path / "node_modules")
     with pytest.raises(InputError, match="`make install` brings it"):
         write(path, [outcome(1, 0.5)])
     assert path.read_text() == "before"

@@ -25,6 +25,13 @@ def test_a_folder_with_only_hidden_files_is_refused(tmp_path: Path) -> None:
         files_in(tmp_path)
 
 
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "elsewhere.png")
+    with pytest.raises(InputError, match=r"gone\.png: this link leads nowhere"):
+        files_in(tmp_path)
+
+
 def test_files_are_put_under_the_prefix(aws: None, tmp_path: Path) -> None:
     bodies = {f"deep/{number}.png": str(number).encode() for number in range(20)}
     (tmp_path / "deep").mkdir()

@@ -1,0 +1,15 @@
+"""Where `cxr` begins: until its commands are loaded, Ctrl-C ends it without a traceback."""
+
+import signal
+
+
+def main() -> None:
+    """Load the commands and run the one that was asked for."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from cxr.cli import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()
