@@ -28,18 +28,24 @@ bench: $(DEV) .venv-training/.bench  ## Measure it all beside the original's way
 	$(BIN)/python -m benchmarks $(if $(IMAGES),--images "$(IMAGES)") $(if $(QUICK),--quick)
 	$(if $(QUICK),,$(BIN)/python -m benchmarks.scaling)
 
+soak: $(DEV)  ## Random faults and damaged images for a long time: make soak [SECONDS=2400]
+	$(BIN)/python -m reliability $(SECONDS)
+
 image: install  ## Build the classifier's image, see it score an X-ray, print its layers: make image [XRAY=FILE]
 	$(BIN)/python -m containers.build_image $(if $(XRAY),--xray "$(XRAY)")
 
 lint: $(DEV)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy app.py stacks lambdas benchmarks containers/build_image.py containers/classifier/classifier cxr tests/*.py
+	$(BIN)/mypy app.py stacks lambdas benchmarks reliability containers/build_image.py containers/classifier/classifier cxr tests/*.py
 	$(BIN)/hadolint containers/classifier/Dockerfile
 
 format: $(DEV)  ## Put the code into the house's form
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+audit: $(DEV)  ## Rules of the HIPAA pack against docs/hipaa.md; known vulnerabilities, where the network allows
+	$(BIN)/python -m stacks.audit
 
 lock: $(DEV)  ## Pin every library, with hashes, for what the *.in files ask
 	$(LOCK) containers/classifier/requirements.in --output-file containers/classifier/requirements.txt
@@ -54,7 +60,9 @@ synth: install  ## Write the CloudFormation template to cdk.out: make synth [ARG
 deploy: install  ## Deploy to the AWS account of your credentials: make deploy [ARGS="-c shards=10"]
 	npx cdk deploy $(ARGS)
 
-destroy: install  ## Take the stack down; the data stay unless it was deployed with -c data=destroy
+destroy: install  ## Say what stays, then take the stack down; data stay unless deployed with -c data=destroy
+	-@aws cloudformation describe-stacks --stack-name ChestXray --output text \
+		--query "Stacks[0].Outputs[?OutputKey=='OnDelete'].OutputValue"
 	npx cdk destroy $(ARGS)
 
 clean:  ## Remove all that make has made here

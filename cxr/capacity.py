@@ -35,7 +35,9 @@ TABLE_QUOTA = 40_000  # write units/s of a table, unless AWS is asked for more (
 PUT_UNIT_BYTES = 25 * 1024  # a PUT payload unit (Kinesis pricing)
 JOB_BYTES = 150  # of a record besides its keys: run, bucket, JSON and the partition key
 ITEM_BYTES = 250  # of a prediction besides its key: scores, model, hash and time
-LOG_BYTES = 600  # an invocation: the handler's line, and Lambda's START, END and REPORT
+LOG_BYTES = 1300  # an invocation: the handler's line, and Lambda's own two
+METRICS = 8  # that the two functions print, paid by the hour in which they do; Lambda's own are free
+ALARMS = 11  # of stacks/monitoring.py, on one metric each, beside one dashboard
 CREATOR_SECONDS = 15 * 60 - STOP_SECONDS  # the longest that a function may run (DG gettingstarted-limits)
 HOURS_A_MONTH = 730
 
@@ -131,7 +133,9 @@ def plan(workload: Workload, config: Config, prices: dict[str, Any]) -> Plan:
         start_seconds=start,
         bounds=bounds,
         lines=tuple(bill(workload, config, bounds, hours, prices)),
-        idle_dollars=config.shards * HOURS_A_MONTH * shard_hour,
+        idle_dollars=config.shards * HOURS_A_MONTH * shard_hour
+        + ALARMS * prices["alarm"]["dollars"]
+        + prices["dashboard"]["dollars"],
         warnings=tuple(warnings(workload, config, bounds, start)),
     )
 
@@ -356,6 +360,9 @@ def bill(
     if config.images_kms_key:
         yield line("KMS, images", workload.images, "kms_request")
     yield line("CloudWatch Logs", calls * LOG_BYTES / 1e9, "logs")
+    yield line("CloudWatch, metrics", METRICS * hours, "metric")
+    # The first each second and one in twenty more (DG services-xray), each classifier's and so at most all.
+    yield line("X-Ray, traces", math.ceil(min(calls, max(bounds.values()) + calls / 20)), "trace")
 
 
 def warnings(

@@ -124,7 +124,7 @@ def plan(
             f"\n[dim]{workload.images_per_second:g} images a second for each vCPU: {escape(source)}. "
             "On AWS it may be otherwise: measure a run, and give --images-per-second.\n"
             f"Prices of {priced['date']}, {priced['region']}. {escape(priced['note'])} "
-            "Shards are counted by the hour begun; storage, alarms, retries and KMS for the stream are not "
+            "Shards are counted by the hour begun; storage, retries and KMS for the stream are not "
             "counted.[/]"
         )
         if config.architecture == "arm64":

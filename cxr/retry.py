@@ -40,14 +40,15 @@ class Retried:
     given_up: int = 0  # images sent that were in the failure bucket without a prediction
     failed: int = 0  # FAILED images sent
     objects_deleted: int = 0  # of the failure bucket: every image in them has a prediction
-    objects_left: int = 0  # with images of the run that have none yet
+    objects_left: int = 0  # whose jobs of the run were sent, and are not done yet
 
 
 def retry_run(stack: Stack, run: str, *, codes: Collection[str] = ()) -> Retried:
     """Send again what the failure bucket holds of the run, and its FAILED images with one of these codes.
 
     An object is deleted once every image in it has a prediction, whichever run it is of: so those of this
-    retry go with the next. Sent twice, an image is scored once. Raises InputError if the run is not there or
+    retry go with the next. Sent twice, an image is scored once. A run whose images are all there, but which
+    nobody could complete, gets a job again: that completes it. Raises InputError if the run is not there or
     CANCELLED, or a code is none; Failed if the stream does not take a job.
     """
     for code in codes:
@@ -84,6 +85,7 @@ class _Missing:
 
     def __init__(self, dynamodb: DynamoDBClient, stack: Stack, run: RunStatus) -> None:
         self.run = run.run
+        self.only_completion = run.state == "SCORING" and run.complete
         self._table = Table(stack.table, dynamodb, "", "")  # read only: no model is stamped on anything
         self._there: dict[str, bool] = {}
 
@@ -110,6 +112,10 @@ def _retry_object(s3: S3Client, kinesis: KinesisClient, stack: Stack, key: str, 
     if again:
         _send(kinesis, stack.stream, again)
         return Retried(given_up=sum(len(job.keys) for job in again), objects_left=1)
+    if missing.only_completion:
+        # The classifier looks after every job whether its run is complete, also after one with nothing to do.
+        _send(kinesis, stack.stream, [job for job in jobs if job.run_id == missing.run][:1])
+        return Retried(objects_left=1)
     if any(missing.of(job) for job in jobs if job.run_id != missing.run):
         return Retried()
     s3.delete_object(Bucket=stack.failure_bucket, Key=key)

@@ -10,7 +10,9 @@ from aws_cdk import Duration
 from aws_cdk.aws_dynamodb import ITable
 from aws_cdk.aws_ecr_assets import Platform
 from aws_cdk.aws_kinesis import IStream
+from aws_cdk.aws_kms import IKey
 from aws_cdk.aws_lambda import (
+    ApplicationLogLevel,
     Architecture,
     DlqDestinationConfig,
     DockerImageCode,
@@ -19,7 +21,12 @@ from aws_cdk.aws_lambda import (
     IEventSourceDlq,
     IEventSourceMapping,
     IFunction,
+    LoggingFormat,
+    MetricsConfig,
+    MetricType,
     StartingPosition,
+    SystemLogLevel,
+    Tracing,
 )
 from aws_cdk.aws_s3 import IBucket
 from constructs import Construct
@@ -79,23 +86,34 @@ class Classifier(Construct):
         table: ITable,
         stream: IStream,
         failures: IBucket,
+        key: IKey | None,
     ) -> None:
         super().__init__(scope, construct_id)
         architecture, platform = {
             "x86_64": (Architecture.X86_64, Platform.LINUX_AMD64),
             "arm64": (Architecture.ARM_64, Platform.LINUX_ARM64),
         }[config.architecture]
-        role = FunctionRole(self, "Role", config=config)
+        role = FunctionRole(self, "Role", config=config, key=key)
         self.function = DockerImageFunction(
             self,
             "Function",
             description="Scores the images of its jobs and writes a prediction for each",
-            code=DockerImageCode.from_image_asset(str(CODE), platform=platform),
+            code=DockerImageCode.from_image_asset(
+                str(CODE),
+                platform=platform,
+                build_args={"BASE_IMAGE": config.base_image} if config.base_image else None,
+            ),
             architecture=architecture,
             role=role,
             log_group=role.log_group,
+            logging_format=LoggingFormat.JSON,
+            # Above INFO, Lambda would drop the line that the metrics are taken from, or its own reports.
+            application_log_level_v2=ApplicationLogLevel.INFO,
+            system_log_level_v2=SystemLogLevel.INFO,
+            tracing=Tracing.ACTIVE,
             timeout=Duration.seconds(config.timeout),
             memory_size=config.memory,
+            environment_encryption=key,
             environment={"BUCKET_NAME": images.bucket_name, "TABLE_NAME": table.table_name},
         )
         self.mapping = EventSourceMapping(
@@ -114,4 +132,5 @@ class Classifier(Construct):
             retry_attempts=config.retries,
             max_record_age=Duration.hours(config.record_age),
             on_failure=FailureDestination(failures),
+            metrics_config=MetricsConfig(metrics=[MetricType.EVENT_COUNT]),  # says what was given up
         )

@@ -56,6 +56,16 @@ def _choice(default: str, *others: str, doc: str) -> Any:
     return _text(default, "|".join(words), " or ".join(words), doc)
 
 
+def _key(doc: str) -> Any:
+    """A setting that is a KMS key."""
+    return _text(
+        None,
+        r"arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+",
+        "the ARN of a KMS key, arn:aws:kms:REGION:ACCOUNT:key/ID",
+        doc,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The settings. Upper limits are those of AWS, where AWS has one.
@@ -69,12 +79,8 @@ class Config:
         "the plain name of a bucket",
         "existing bucket with the images, never written to; without this the stack makes one",
     )
-    images_kms_key: str | None = _text(
-        None,
-        r"arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+",
-        "the ARN of a KMS key, arn:aws:kms:REGION:ACCOUNT:key/ID",
-        "key that the existing imagesBucket is encrypted with",
-    )
+    images_kms_key: str | None = _key("key that the existing imagesBucket is encrypted with")
+    kms_key: str | None = _key("key of your own that all the stack keeps is to be encrypted with")
     # No `*`, `?` or `$`: the prefix stands in IAM policies, where they are wildcards and variables.
     prefix: str = _text(
         "cxr-nih/",
@@ -96,15 +102,27 @@ class Config:
     timeout: int = _number(120, range(30, 901), "seconds that one invocation of the classifier may take")
     # arm64 costs less, but ONNX Runtime has aborted on import in Lambda there (onnxruntime#10038).
     architecture: str = _choice("x86_64", "arm64", doc="processor of the classifier, and of its image")
+    base_image: str | None = _text(
+        None,
+        r"[a-z0-9][a-zA-Z0-9._:/-]*@sha256:[0-9a-f]{64}",
+        "an image by its digest, NAME@sha256: and 64 hex digits",
+        "base of the classifier's image, by digest; without this AWS's newest for Python 3.13",
+    )
     failure_expiry: int = _number(90, range(1, 3651), "days that the failure bucket keeps what it holds")
     log_retention: int = _number(30, LOG_RETENTION_DAYS, "days that the functions' logs are kept")
+    alarm_topic: str | None = _text(
+        None,
+        r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_-]{1,256}",
+        "the ARN of an SNS topic, arn:aws:sns:REGION:ACCOUNT:NAME",
+        "SNS topic that is told when an alarm rings, and when all is well again",
+    )
     data: str = _choice("keep", "destroy", doc="what `cdk destroy` does to images, predictions and failures")
 
     def __post_init__(self) -> None:
         if self.images_kms_key and not self.images_bucket:
             raise ConfigError(
                 f"imagesKmsKey={self.images_kms_key}: expected together with imagesBucket only "
-                "(a bucket that the stack makes is encrypted by S3)"
+                "(a bucket that the stack makes is encrypted by S3, or with kmsKey)"
             )
         if self.record_age >= self.stream_retention:
             raise ConfigError(

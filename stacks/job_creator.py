@@ -5,7 +5,16 @@ from pathlib import Path
 from aws_cdk import Duration
 from aws_cdk.aws_dynamodb import ITable
 from aws_cdk.aws_kinesis import IStream
-from aws_cdk.aws_lambda import Code, Function, Runtime
+from aws_cdk.aws_kms import IKey
+from aws_cdk.aws_lambda import (
+    ApplicationLogLevel,
+    Code,
+    Function,
+    LoggingFormat,
+    Runtime,
+    SystemLogLevel,
+    Tracing,
+)
 from aws_cdk.aws_s3 import IBucket
 from constructs import Construct
 
@@ -32,9 +41,10 @@ class JobCreator(Construct):
         table: ITable,
         stream: IStream,
         model: Model,
+        key: IKey | None,
     ) -> None:
         super().__init__(scope, construct_id)
-        role = FunctionRole(self, "Role", config=config)
+        role = FunctionRole(self, "Role", config=config, key=key)
         self.function = Function(
             self,
             "Function",
@@ -44,8 +54,14 @@ class JobCreator(Construct):
             handler="handler.handle",
             role=role,
             log_group=role.log_group,
+            # As the classifier's: above INFO, metrics would be lost.
+            logging_format=LoggingFormat.JSON,
+            application_log_level_v2=ApplicationLogLevel.INFO,
+            system_log_level_v2=SystemLogLevel.INFO,
+            tracing=Tracing.ACTIVE,
             timeout=Duration.minutes(15),  # Lambda's longest: a listing of millions takes minutes
             memory_size=ONE_VCPU_MB,  # encoding, signing and sending jobs is bound by the CPU, not by memory
+            environment_encryption=key,
             environment={
                 "BUCKET_NAME": images.bucket_name,
                 "KEY_PREFIX": config.prefix,

@@ -10,9 +10,21 @@ import boto3
 import pytest
 from moto import mock_aws
 from moto.kinesis.models import KinesisBackend
+from permissions import Call, watched
 from support import BUCKET, STREAM, XRAYS, create_table
 
 from cxr.processes import STOP_SIGNALS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the test that looks back on all others behind them."""
+    items.sort(key=lambda item: item.name == "test_what_handlers_asked_for_in_all_other_tests_is_allowed")
+
+
+@pytest.fixture(scope="session")
+def suite_calls() -> dict[Call, str]:
+    """What handlers have asked AWS for in the tests so far, and the first test that they did it in."""
+    return {}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +46,9 @@ def xrays() -> list[Path]:
 
 
 @pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def aws(
+    monkeypatch: pytest.MonkeyPatch, suite_calls: dict[Call, str], request: pytest.FixtureRequest
+) -> Iterator[None]:
     """AWS as moto plays it, with an images bucket, a stream and a table."""
     for name, value in {
         "AWS_ACCESS_KEY_ID": "testing",
@@ -50,8 +64,10 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             return put_records(*args, **kwargs)
 
     monkeypatch.setattr(KinesisBackend, "put_records", one_at_a_time)
-    with mock_aws():
+    with mock_aws(), watched() as calls:
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=2)
         create_table()
         yield
+    for call in tuple(calls):  # a thread that nobody waited for may still be adding
+        suite_calls.setdefault(call, request.node.nodeid)

@@ -76,12 +76,14 @@ class TestByHand:
                 "DynamoDB, reads": 305 * 0.125e-6,  # three an invocation, and three by the job creator
                 "S3, images": 12_800 * 0.4e-6,
                 "S3, listing": 13 * 5e-6,
-                "CloudWatch Logs": 100.375 * 600e-9 * 0.5,
+                "CloudWatch Logs": 100.375 * 1300e-9 * 0.5,
+                "CloudWatch, metrics": 8 * 0.3 / 730,  # an hour begun
+                "X-Ray, traces": 101 * 5e-6,  # no more than there are invocations
             },
             rel=1e-3,
         )
         assert found.dollars == pytest.approx(sum(line.dollars for line in found.lines))
-        assert found.idle_dollars == pytest.approx(730 * 0.015)
+        assert found.idle_dollars == pytest.approx(730 * 0.015 + 11 * 0.1 + 3)  # shard, alarms, dashboard
 
     def test_what_only_some_settings_cost(self) -> None:
         key = "arn:aws:kms:us-east-1:111122223333:key/a"

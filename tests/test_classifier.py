@@ -323,13 +323,14 @@ class TestRetried:
         bad = [
             b"\xff",
             b"[]",
+            json.dumps(job("\ud800.png")).encode(),  # half a surrogate pair, which no key in UTF-8 has
             job(),
             job("x", run_id="a#b"),
             {"RunId": "r", "Keys": ["x"]},
             job(*map(str, range(100))),
             {"RunId": "r", "Bucket": BUCKET, "Keys": [1]},
         ]
-        assert failed(classifier(event(*bad, job(a)), plenty)) == list("0123456")
+        assert failed(classifier(event(*bad, job(a)), plenty)) == list("01234567")
         assert agreed() == {"SCORED": 1}
 
     @pytest.mark.parametrize(
@@ -427,7 +428,7 @@ class TestRuns:
         classifier(event(job(*put(a=image_bytes()))), plenty)
         start("r", expected=1)
         table = Table(TABLE, boto3.client("dynamodb"), Brightness.name, Brightness.sha256)
-        assert [table.complete("r") for _ in range(3)] == [{"SCORED": 1}, None, None]
+        assert [table.complete("r", by) for by in ("a", "b", "c")] == [{"SCORED": 1}, None, None]
 
     @pytest.mark.usefixtures("aws")
     def test_completion_is_announced_once(self, model: Brightness) -> None:
@@ -509,6 +510,7 @@ class TestDirect:
             {"Jobs": [1]},
             {"Jobs": [{"RunId": "r"}]},
             {"Jobs": [{"Key": "k"}]},
+            {"Jobs": [{"RunId": "r", "Key": "\ud800.png"}]},
         ],
     )
     def test_an_event_that_is_none(self, classifier: Classifier, jobs: Any) -> None:

@@ -9,9 +9,13 @@ from stacks.config import Config, ConfigError
 
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 
+BASE_IMAGE = f"public.ecr.aws/lambda/python:3.13@sha256:{'0123456789abcdef' * 4}"
+
 DEFAULTS = {
     "images_bucket": None,
     "images_kms_key": None,
+    "kms_key": None,
+    "alarm_topic": None,
     "prefix": "cxr-nih/",
     "shards": 5,
     "parallelization_factor": 10,
@@ -24,6 +28,7 @@ DEFAULTS = {
     "memory": 1769,
     "timeout": 120,
     "architecture": "x86_64",
+    "base_image": None,
     "failure_expiry": 90,
     "log_retention": 30,
     "data": "keep",
@@ -76,6 +81,7 @@ def test_the_readme_lists_every_setting_with_its_default() -> None:
         ("timeout", "900", "timeout", 900),
         ("architecture", "x86_64", "architecture", "x86_64"),
         ("architecture", "arm64", "architecture", "arm64"),
+        ("baseImage", BASE_IMAGE, "base_image", BASE_IMAGE),
         ("failureExpiry", "1", "failure_expiry", 1),
         ("failureExpiry", "3650", "failure_expiry", 3650),
         ("logRetention", "1", "log_retention", 1),
@@ -103,6 +109,15 @@ def test_key_of_an_existing_bucket() -> None:
     assert Config.from_context({"imagesBucket": "xrays", "imagesKmsKey": KEY}).images_kms_key == KEY
 
 
+def test_key_of_ones_own_needs_no_bucket() -> None:
+    assert Config.from_context({"kmsKey": KEY}).kms_key == KEY
+
+
+def test_topic_of_the_alarms() -> None:
+    topic = "arn:aws:sns:eu-west-1:111122223333:on-call"
+    assert Config.from_context({"alarmTopic": topic}).alarm_topic == topic
+
+
 def test_numbers_of_cdk_json_need_no_quotes() -> None:
     assert Config.from_context({"shards": 7}).shards == 7
 
@@ -117,6 +132,9 @@ def test_numbers_of_cdk_json_need_no_quotes() -> None:
         ("imagesBucket", "a" * 64, "the plain name of a bucket"),
         ("imagesKmsKey", "alias/xrays", "the ARN of a KMS key"),
         ("imagesKmsKey", KEY.replace("key/", "alias/"), "the ARN of a KMS key"),
+        ("kmsKey", "alias/xrays", "the ARN of a KMS key"),
+        ("alarmTopic", "on-call", "the ARN of an SNS topic"),
+        ("baseImage", "public.ecr.aws/lambda/python:3.13", "an image by its digest"),
         ("prefix", "", "each ending in '/'"),
         ("prefix", "/", "each ending in '/'"),
         ("prefix", "/cxr/", "each ending in '/'"),

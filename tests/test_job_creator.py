@@ -5,8 +5,10 @@ import hashlib
 import io
 import json
 import random
+import socket
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import boto3
@@ -15,6 +17,8 @@ import jobs
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
+from botocore.config import Config
+from botocore.exceptions import EndpointConnectionError
 from moto.core.botocore_stubber import MockRawResponse
 from moto.kinesis.models import KinesisBackend
 from support import BUCKET, PREFIX, STREAM, TABLE, events_noted, table_items
@@ -320,7 +324,7 @@ class TestRuns:
         ("other", "named"),
         [
             ({"JobCount": 5}, '"job_count": 5'),
-            ({"Prefix": f"{PREFIX}x/"}, "cxr-nih/x/"),
+            ({"Prefix": f"{PREFIX}x/"}, hashlib.sha256(b"cxr-nih/x/").hexdigest()[:12]),
             ({"Keys": [f"{PREFIX}a.png"]}, hashlib.sha256(b'["cxr-nih/a.png"]').hexdigest()),
         ],
     )
@@ -350,6 +354,21 @@ class TestRuns:
         with pytest.raises(handler.RunIdTaken) as refused:
             create({"RunId": "r"})
         assert "patient-7" not in str(refused.value)
+
+    def test_an_error_of_the_network_does_not_name_where_it_was_going(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+            once = Config(retries={"total_max_attempts": 1})
+            nowhere = job_creator(s3=boto3.client("s3", endpoint_url=url, config=once))
+            event = {"RunId": "r", "Prefix": f"{PREFIX}patient-7/"}
+            with pytest.raises(EndpointConnectionError, match="patient-7"):
+                nowhere(event, lambda: 900_000)
+            monkeypatch.setattr(handler, "setup", lambda: nowhere)
+            with pytest.raises(handler.AwsError, match=r"^EndpointConnectionError$"):
+                handler.handle(event, SimpleNamespace(get_remaining_time_in_millis=lambda: 900_000))
 
     def test_a_run_never_mixes_models(self) -> None:
         put("a.png")

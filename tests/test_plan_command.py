@@ -86,7 +86,7 @@ class TestOptions:
         found = planned("--images", 10**6, "-c", "shards=20", "-c", "imagesPerJob=99", "-c", "batchSize=2")
         assert found["settings"] == {"shards": 20, "imagesPerJob": 99, "batchSize": 2}
         assert found["workers"] == 200
-        assert found["dollars"]["idle_month"] == pytest.approx(20 * 730 * 0.015)
+        assert found["dollars"]["idle_month"] == pytest.approx(20 * 730 * 0.015 + 4.1)
 
     def test_the_last_of_two_values_holds(self) -> None:
         assert planned("--images", 9, "-c", "shards=2", "-c", "shards=3")["settings"] == {"shards": 3}
@@ -128,7 +128,7 @@ class TestText:
             "for a million",
             "50 classifiers at once",
             *(line["item"] for line in found["dollars"]["lines"]),
-            "While nothing runs, the stack costs $54.75 a month.",
+            "While nothing runs, the stack costs $58.85 a month.",
             f"Bottleneck: {found['bottleneck']}",
             MEASURED["measured"],
             MEASURED["machine"],

@@ -16,15 +16,32 @@ from typing import Any, NamedTuple
 import pytest
 from aws_cdk import App
 from aws_cdk.assertions import Template
+from aws_cdk.aws_dynamodb import Attribute, AttributeType, Table
+from aws_cdk.aws_kinesis import Stream
 from cfnlint.api import ManualArgs, lint
+from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
+from constructs import Construct
 from support import ROOT
 
+from stacks import inference_stack, job_stream, storage
 from stacks.classifier import MODEL_BUNDLE, Model, read_model
 from stacks.config import Config, ConfigError
 from stacks.inference_stack import InferenceStack
+from stacks.job_stream import JobStream
+from stacks.storage import PrivateBucket, Storage
 
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+OWN_KEY = "arn:aws:kms:eu-west-1:111122223333:key/0987dcba-09fe-87dc-65ba-ab0987654321"
+TOPIC = "arn:aws:sns:eu-west-1:111122223333:on-call"
+HOSPITAL = "arn:AWS::Partition:s3:::hospital"  # as `readable` writes it
 EXISTING_BUCKET = ("imagesBucket=hospital", f"imagesKmsKey={KEY}", "prefix=chest/")
+
+SAYS_RUN_COMPLETE = {
+    "ForAllValues:StringEquals": {
+        "events:source": "chest-xray-inference",
+        "events:detail-type": "Run Complete",
+    }
+}
 
 MAPPING = "AWS::Lambda::EventSourceMapping"
 JOB_CREATOR = {"Handler": "handler.handle"}
@@ -32,6 +49,8 @@ CLASSIFIER = {"PackageType": "Image"}
 
 # Each setting, and where it arrives.
 SETTINGS = {
+    f"kmsKey={OWN_KEY}": ("AWS::Logs::LogGroup", {"KmsKeyId": OWN_KEY}),
+    f"alarmTopic={TOPIC}": ("AWS::CloudWatch::Alarm", {"AlarmActions": [TOPIC]}),
     "prefix=chest/": ("AWS::Lambda::Function", {"Environment": {"Variables": {"KEY_PREFIX": "chest/"}}}),
     "shards=7": ("AWS::Kinesis::Stream", {"ShardCount": 7}),
     "parallelizationFactor=3": (MAPPING, {"ParallelizationFactor": 3}),
@@ -51,8 +70,25 @@ SETTINGS = {
     "logRetention=400": ("AWS::Logs::LogGroup", {"RetentionInDays": 400}),
 }
 
-
 CHANGED = (*SETTINGS, "data=destroy")
+
+# What cannot be replaced without losing what is in it. By logical id, with the properties that CloudFormation
+# cannot change in place: if this test fails, a deployment of your change makes an empty new one beside it.
+STRING = {"AttributeType": "S"}
+IRREPLACEABLE: dict[str, dict[str, Any]] = {
+    "StorageAccessLogs96FB524C": {"Type": "AWS::S3::Bucket"},
+    "StorageImagesCFC0E004": {"Type": "AWS::S3::Bucket"},
+    "JobsFailures01350C66": {"Type": "AWS::S3::Bucket"},
+    "JobsStream4599A5F2": {"Type": "AWS::Kinesis::Stream"},
+    "StorageTableB43FDCE7": {
+        "Type": "AWS::DynamoDB::Table",
+        "KeySchema": [
+            {"AttributeName": "pk", "KeyType": "HASH"},
+            {"AttributeName": "sk", "KeyType": "RANGE"},
+        ],
+        "AttributeDefinitions": [{"AttributeName": "pk"} | STRING, {"AttributeName": "sk"} | STRING],
+    },
+}
 
 
 class Synthesized(NamedTuple):
@@ -63,21 +99,20 @@ class Synthesized(NamedTuple):
 Synth = Callable[..., Synthesized]
 
 
+def synthesize(folder: Path, *settings: str) -> Synthesized:
+    # The CDK's own rules take five seconds; test_synth_needs_... has them on.
+    flags = json.loads((ROOT / "cdk.json").read_text())["context"]
+    flags["@aws-cdk/core:validateAgainstDefaultRules"] = False
+    app = App(context=flags, outdir=str(folder))
+    config = Config.from_context(dict(setting.split("=") for setting in settings))
+    return Synthesized(Template.from_stack(InferenceStack(app, "ChestXray", config=config)), folder)
+
+
 @pytest.fixture(scope="module")
 def synth(tmp_path_factory: pytest.TempPathFactory) -> Synth:
     """synth("shards=3", ...), done once for the same settings: it takes the CDK a second."""
 
-    @cache
-    def synthesize(*settings: str) -> Synthesized:
-        folder = tmp_path_factory.mktemp("cdk.out")
-        # The CDK's own rules take five seconds; test_synth_needs_... has them on.
-        flags = json.loads((ROOT / "cdk.json").read_text())["context"]
-        flags["@aws-cdk/core:validateAgainstDefaultRules"] = False
-        app = App(context=flags, outdir=str(folder))
-        config = Config.from_context(dict(setting.split("=") for setting in settings))
-        return Synthesized(Template.from_stack(InferenceStack(app, "ChestXray", config=config)), folder)
-
-    return synthesize
+    return cache(lambda *settings: synthesize(tmp_path_factory.mktemp("cdk.out"), *settings))
 
 
 @pytest.fixture
@@ -121,8 +156,8 @@ def test_resources(template: Template) -> None:
     """Nothing is deployed that is not listed here."""
     counts = Counter(resource["Type"] for resource in template.to_json()["Resources"].values())
     assert counts == {
-        "AWS::S3::Bucket": 2,
-        "AWS::S3::BucketPolicy": 2,
+        "AWS::S3::Bucket": 3,
+        "AWS::S3::BucketPolicy": 3,
         "AWS::DynamoDB::Table": 1,
         "AWS::Kinesis::Stream": 1,
         "AWS::Lambda::Function": 2,
@@ -130,6 +165,8 @@ def test_resources(template: Template) -> None:
         "AWS::Logs::LogGroup": 2,
         "AWS::IAM::Role": 2,
         "AWS::IAM::Policy": 2,
+        "AWS::CloudWatch::Alarm": 11,
+        "AWS::CloudWatch::Dashboard": 1,
     }
 
 
@@ -148,30 +185,67 @@ def test_buckets_are_private_and_encrypted(template: Template) -> None:
                     {"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
                 ]
             },
+            "OwnershipControls": {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]},
         },
     )
 
 
 def test_buckets_answer_over_tls_only(template: Template) -> None:
     policies = readable(template.find_resources("AWS::S3::BucketPolicy")).values()
-    assert {policy["Properties"]["Bucket"] for policy in policies} == {"StorageImages", "JobsFailures"}
-    for policy in policies:
-        bucket = policy["Properties"]["Bucket"]
-        assert policy["Properties"]["PolicyDocument"]["Statement"] == [
-            {
-                "Effect": "Deny",
-                "Principal": {"AWS": "*"},
-                "Action": "s3:*",
-                "Resource": [f"{bucket}.Arn", f"{bucket}.Arn/*"],
-                "Condition": {"Bool": {"aws:SecureTransport": "false"}},
-            }
-        ]
+    statements = {
+        policy["Properties"]["Bucket"]: policy["Properties"]["PolicyDocument"]["Statement"]
+        for policy in policies
+    }
+    assert statements.keys() == {"StorageImages", "JobsFailures", "StorageAccessLogs"}
+    for bucket, (tls_only, *others) in statements.items():
+        assert tls_only == {
+            "Effect": "Deny",
+            "Principal": {"AWS": "*"},
+            "Action": "s3:*",
+            "Resource": [f"{bucket}.Arn", f"{bucket}.Arn/*"],
+            "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+        }
+        assert others == [] or bucket == "StorageAccessLogs"
 
 
-def test_only_failures_expire(template: Template) -> None:
-    buckets = readable(template.find_resources("AWS::S3::Bucket")).values()
-    rules = [bucket["Properties"].get("LifecycleConfiguration") for bucket in buckets]
-    assert rules == [None, {"Rules": [{"ExpirationInDays": 90, "Status": "Enabled"}]}]
+def test_s3_logs_who_asked_for_images_and_failures(template: Template) -> None:
+    buckets = template.find_resources("AWS::S3::Bucket")
+    logging = readable(buckets["StorageImagesCFC0E004"]["Properties"]["LoggingConfiguration"])
+    assert logging == {"DestinationBucketName": "StorageAccessLogs", "LogFilePrefix": "Images/"}
+    logging = readable(buckets["JobsFailures01350C66"]["Properties"]["LoggingConfiguration"])
+    assert logging == {"DestinationBucketName": "StorageAccessLogs", "LogFilePrefix": "Failures/"}
+    assert "LoggingConfiguration" not in buckets["StorageAccessLogs96FB524C"]["Properties"]
+
+
+def test_only_s3_writes_access_logs_for_these_buckets_alone(template: Template) -> None:
+    policy = readable(template.find_resources("AWS::S3::BucketPolicy"))["StorageAccessLogsPolicyB327A790"]
+    _tls_only, *allowed = policy["Properties"]["PolicyDocument"]["Statement"]
+    assert allowed == [
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": "logging.s3.amazonaws.com"},
+            "Action": "s3:PutObject",
+            "Resource": f"StorageAccessLogs.Arn/{folder}/*",
+            "Condition": {
+                "ArnLike": {"aws:SourceArn": f"{bucket}.Arn"},
+                "StringEquals": {"aws:SourceAccount": "AWS::AccountId"},
+            },
+        }
+        for folder, bucket in (("Images", "StorageImages"), ("Failures", "JobsFailures"))
+    ]
+
+
+def test_images_never_expire(template: Template) -> None:
+    rules = {
+        name: bucket["Properties"].get("LifecycleConfiguration", {}).get("Rules")
+        for name, bucket in template.find_resources("AWS::S3::Bucket").items()
+    }
+    ninety_days = [{"ExpirationInDays": 90, "Status": "Enabled"}]
+    assert rules == {
+        "StorageImagesCFC0E004": None,
+        "StorageAccessLogs96FB524C": ninety_days,
+        "JobsFailures01350C66": ninety_days,
+    }
 
 
 def test_table(template: Template) -> None:
@@ -250,13 +324,17 @@ def test_mapping(template: Template) -> None:
         "MaximumRetryAttempts": 5,
         "MaximumRecordAgeInSeconds": 12 * 3600,
         "DestinationConfig": {"OnFailure": {"Destination": "JobsFailures.Arn"}},
+        "MetricsConfig": {"Metrics": ["EventCount"]},
     }
 
 
-def test_each_function_logs_to_a_group_of_its_own(template: Template) -> None:
+@pytest.mark.parametrize("settings", [(), ("data=destroy",)])  # where the CDK brings a function of its own
+def test_each_function_logs_to_a_group_of_its_own(synth: Synth, settings: tuple[str, ...]) -> None:
+    template = synth(*settings).template
     functions = readable(template.find_resources("AWS::Lambda::Function")).values()
     groups = {function["Properties"]["LoggingConfig"]["LogGroup"] for function in functions}
-    assert groups == {"ClassifierRoleLogs", "JobCreatorRoleLogs"}
+    assert groups == {"ClassifierRoleLogs", "JobCreatorRoleLogs"} | ({"StorageLogs"} if settings else set())
+    template.resource_count_is("AWS::Logs::LogGroup", len(functions))
     template.all_resources(
         "AWS::Logs::LogGroup", {"Properties": {"RetentionInDays": 30}, "DeletionPolicy": "Delete"}
     )
@@ -265,6 +343,7 @@ def test_each_function_logs_to_a_group_of_its_own(template: Template) -> None:
 def test_what_the_job_creator_may_do(template: Template) -> None:
     assert allowed(template, "JobCreatorRole") == [
         ("logs:CreateLogStream logs:PutLogEvents", "JobCreatorRoleLogs.Arn", {}),
+        ("xray:PutTelemetryRecords xray:PutTraceSegments", "*", {}),
         ("s3:GetObject", "StorageImages.Arn/cxr-nih/*", {}),
         ("s3:ListBucket", "StorageImages.Arn", {"StringLike": {"s3:prefix": "cxr-nih/*"}}),
         (
@@ -276,7 +355,7 @@ def test_what_the_job_creator_may_do(template: Template) -> None:
         (
             "events:PutEvents",
             "arn:AWS::Partition:events:AWS::Region:AWS::AccountId:event-bus/default",
-            {"StringEquals": {"events:source": "chest-xray-inference"}},
+            SAYS_RUN_COMPLETE,
         ),
     ]
 
@@ -285,6 +364,7 @@ def test_what_the_classifier_may_do(template: Template) -> None:
     own_account = {"StringEquals": {"s3:ResourceAccount": "AWS::AccountId"}}
     assert allowed(template, "ClassifierRole") == [
         ("logs:CreateLogStream logs:PutLogEvents", "ClassifierRoleLogs.Arn", {}),
+        ("xray:PutTelemetryRecords xray:PutTraceSegments", "*", {}),
         ("s3:GetObject", "StorageImages.Arn/cxr-nih/*", {}),
         ("s3:ListBucket", "StorageImages.Arn", {"StringLike": {"s3:prefix": "cxr-nih/*"}}),
         (
@@ -295,7 +375,7 @@ def test_what_the_classifier_may_do(template: Template) -> None:
         (
             "events:PutEvents",
             "arn:AWS::Partition:events:AWS::Region:AWS::AccountId:event-bus/default",
-            {"StringEquals": {"events:source": "chest-xray-inference"}},
+            SAYS_RUN_COMPLETE,
         ),
         (
             "kinesis:DescribeStream kinesis:DescribeStreamSummary kinesis:GetRecords "
@@ -308,6 +388,73 @@ def test_what_the_classifier_may_do(template: Template) -> None:
     ]
 
 
+def test_all_that_is_kept_is_encrypted_with_the_key_of_ones_own(synth: Synth) -> None:
+    template = synth(f"kmsKey={OWN_KEY}").template
+    encrypted = {
+        name: OWN_KEY in json.dumps(resource["Properties"])
+        for name, resource in readable(template.to_json()["Resources"]).items()
+        if resource["Type"].split("::")[1] in ("S3", "DynamoDB", "Kinesis", "Logs", "Lambda")
+    }
+    assert {name for name, by_key in encrypted.items() if not by_key} == {
+        "StorageAccessLogs96FB524C",  # S3 delivers access logs only where it holds the key itself
+        *(name for name in encrypted if re.search("Policy|Mapping|MetricFilter|Filter", name)),
+    }
+    template.has_resource_properties(
+        "AWS::DynamoDB::Table",
+        {"SSESpecification": {"SSEEnabled": True, "SSEType": "KMS", "KMSMasterKeyId": OWN_KEY}},
+    )
+    template.has_resource_properties(
+        "AWS::Kinesis::Stream", {"StreamEncryption": {"EncryptionType": "KMS", "KeyId": OWN_KEY}}
+    )
+    template.resource_properties_count_is("AWS::Lambda::Function", {"KmsKeyArn": OWN_KEY}, 2)
+    template.resource_properties_count_is("AWS::Logs::LogGroup", {"KmsKeyId": OWN_KEY}, 2)
+    by_key = {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": OWN_KEY}
+    rule = {"BucketKeyEnabled": True, "ServerSideEncryptionByDefault": by_key}
+    encryption = {"BucketEncryption": {"ServerSideEncryptionConfiguration": [rule]}}
+    template.resource_properties_count_is("AWS::S3::Bucket", encryption, 2)
+
+
+def uses(service: str, **context: list[str]) -> dict[str, Any]:
+    """The condition that a key is used through a service, for what `context` names."""
+    only = {f"kms:EncryptionContext:aws:{service}:{name}": values for name, values in context.items()}
+    return {"StringLike": {"kms:ViaService": f"{service}.*", **only}}
+
+
+WITH_TABLE = (
+    "kms:Decrypt kms:Encrypt kms:GenerateDataKey kms:GenerateDataKeyWithoutPlaintext "
+    "kms:ReEncryptFrom kms:ReEncryptTo",
+    OWN_KEY,
+    uses("dynamodb", tableName=["StorageTable"]),
+)
+DESCRIBE = ("kms:DescribeKey", OWN_KEY, uses("dynamodb"))
+READ_IMAGES = ("kms:Decrypt", OWN_KEY, uses("s3", arn=["StorageImages.Arn", "StorageImages.Arn/*"]))
+SEND_JOBS = ("kms:GenerateDataKey", OWN_KEY, uses("kinesis", arn=["JobsStream.Arn"]))
+RECEIVE_JOBS = ("kms:Decrypt", OWN_KEY, uses("kinesis", arn=["JobsStream.Arn"]))
+GIVE_UP = ("kms:GenerateDataKey", OWN_KEY, uses("s3", arn=["JobsFailures.Arn"]))
+
+
+@pytest.mark.parametrize(
+    ("role", "statements"),
+    [
+        ("JobCreatorRole", [WITH_TABLE, DESCRIBE, READ_IMAGES, SEND_JOBS]),
+        ("ClassifierRole", [WITH_TABLE, DESCRIBE, READ_IMAGES, RECEIVE_JOBS, GIVE_UP]),
+    ],
+)
+def test_the_key_of_ones_own_is_used_for_this_stack_alone(
+    synth: Synth, role: str, statements: list[tuple[str, str, dict[str, Any]]]
+) -> None:
+    def with_key(*settings: str) -> list[tuple[str, str, dict[str, Any]]]:
+        return [s for s in allowed(synth(*settings).template, role) if s[0].startswith("kms:")]
+
+    assert with_key() == []
+    assert with_key(f"kmsKey={OWN_KEY}") == statements
+    # Images that are somebody else's keep their own key.
+    assert with_key(f"kmsKey={OWN_KEY}", *EXISTING_BUCKET) == [
+        ("kms:Decrypt", KEY, uses("s3", arn=[HOSPITAL, f"{HOSPITAL}/*"])),
+        *(statement for statement in statements if statement != READ_IMAGES),
+    ]
+
+
 def test_roles_have_no_other_policies(template: Template) -> None:
     for role in template.find_resources("AWS::IAM::Role").values():
         assert role["Properties"].keys() == {"AssumeRolePolicyDocument"}
@@ -316,20 +463,22 @@ def test_roles_have_no_other_policies(template: Template) -> None:
 @pytest.mark.parametrize("role", ["JobCreatorRole", "ClassifierRole"])
 def test_existing_bucket_is_read_under_its_prefix_alone(synth: Synth, role: str) -> None:
     template = synth(*EXISTING_BUCKET).template
-    template.resource_count_is("AWS::S3::Bucket", 1)
-    template.resource_count_is("AWS::S3::BucketPolicy", 1)
-    bucket = "arn:AWS::Partition:s3:::hospital"
-    on_bucket = [statement for statement in allowed(template, role) if statement[1].startswith((bucket, KEY))]
+    template.resource_count_is("AWS::S3::Bucket", 2)
+    template.resource_count_is("AWS::S3::BucketPolicy", 2)
+    on_bucket = [
+        statement for statement in allowed(template, role) if statement[1].startswith((HOSPITAL, KEY))
+    ]
     assert on_bucket == [
-        ("s3:GetObject", f"{bucket}/chest/*", {}),
-        ("s3:ListBucket", bucket, {"StringLike": {"s3:prefix": "chest/*"}}),
-        ("kms:Decrypt", KEY, {"StringLike": {"kms:ViaService": "s3.*"}}),
+        ("s3:GetObject", f"{HOSPITAL}/chest/*", {}),
+        ("s3:ListBucket", HOSPITAL, {"StringLike": {"s3:prefix": "chest/*"}}),
+        ("kms:Decrypt", KEY, uses("s3", arn=[HOSPITAL, f"{HOSPITAL}/*"])),
     ]
     assert template.find_outputs("ImagesBucketName")["ImagesBucketName"]["Value"] == "hospital"
 
 
 def test_every_setting_is_looked_for() -> None:
-    elsewhere = {"imagesBucket", "imagesKmsKey", "data"}  # test_existing_bucket_..., test_data_is_kept_...
+    # test_existing_bucket_..., test_image_is_built_..., test_data_is_kept_...
+    elsewhere = {"imagesBucket", "imagesKmsKey", "baseImage", "data"}
     assert len(SETTINGS) + len(elsewhere) == len(Config.__dataclass_fields__)
 
 
@@ -345,6 +494,14 @@ def test_image_is_built_for_the_architecture(synth: Synth, settings: tuple[str, 
     assert [image["source"]["platform"] for image in assets["dockerImages"].values()] == [platform]
 
 
+def test_image_is_built_on_the_base_that_is_given(synth: Synth) -> None:
+    base = f"public.ecr.aws/lambda/python:3.13@sha256:{'0' * 64}"
+    (image,) = json.loads((synth(f"baseImage={base}").folder / "ChestXray.assets.json").read_text())[
+        "dockerImages"
+    ].values()
+    assert image["source"]["dockerBuildArgs"] == {"BASE_IMAGE": base}
+
+
 def test_zip_holds_the_job_creator_alone(synth: Synth) -> None:
     (handler,) = synth().folder.glob("asset.*/handler.py")
     sources = {path.name for path in (ROOT / "lambdas" / "job_creator").glob("*.py")}
@@ -356,7 +513,7 @@ def test_data_is_kept_unless_told_otherwise(synth: Synth, settings: tuple[str, .
     template = synth(*settings).template
     for resource_type in ("AWS::S3::Bucket", "AWS::S3::BucketPolicy", "AWS::DynamoDB::Table"):
         template.all_resources(resource_type, {"DeletionPolicy": policy, "UpdateReplacePolicy": policy})
-    template.resource_count_is("Custom::S3AutoDeleteObjects", 2 if policy == "Delete" else 0)
+    template.resource_count_is("Custom::S3AutoDeleteObjects", 3 if policy == "Delete" else 0)
     template.has_resource("AWS::Kinesis::Stream", {"DeletionPolicy": "Delete"})
 
 
@@ -373,15 +530,86 @@ def test_outputs(template: Template) -> None:
         "MappingId": "ClassifierMapping",
         "TableName": "StorageTable",
         "FailureBucketName": "JobsFailures",
+        "AccessLogsBucketName": "StorageAccessLogs",
+        "OnDelete": "Deleting the stack keeps its buckets and its table. To delete them: "
+        "aws dynamodb delete-table --table-name StorageTable; aws s3 rb --force s3://JobsFailures; "
+        "aws s3 rb --force s3://StorageAccessLogs; aws s3 rb --force s3://StorageImages",
     }
     assert all(output["Description"] for output in outputs.values())
 
 
-@pytest.mark.parametrize("settings", [(), EXISTING_BUCKET])
+def test_deleting_the_stack_says_what_it_leaves(synth: Synth) -> None:
+    def on_delete(*settings: str) -> str:
+        return str(readable(synth(*settings).template.find_outputs("OnDelete"))["OnDelete"]["Value"])
+
+    assert on_delete(*CHANGED) == (
+        "Deleting the stack deletes its buckets and its table with all that is in them."
+    )
+    assert "s3://JobsFailures" in on_delete(*EXISTING_BUCKET)
+    assert "hospital" not in on_delete(*EXISTING_BUCKET)  # nobody is told how to delete that
+
+
+@pytest.mark.parametrize("settings", [(), EXISTING_BUCKET, CHANGED, (f"kmsKey={OWN_KEY}", "data=destroy")])
 def test_cfn_lint_finds_nothing(synth: Synth, settings: tuple[str, ...]) -> None:
     # W3005: the CDK writes out dependencies that a reference implies.
     text = (synth(*settings).folder / "ChestXray.template.json").read_text()
     assert lint(text, config=ManualArgs(ignore_checks=["W3005"])) == []
+
+
+def irreplaceable(template: Template) -> dict[str, dict[str, Any]]:
+    """What holds data, by logical id: its type, and its properties that cannot be changed in place."""
+    resources = template.to_json()["Resources"].items()
+    return {
+        name: {"Type": resource["Type"]}
+        | {
+            key: resource["Properties"][key]
+            for key in fixed(resource["Type"])
+            if key in resource["Properties"]
+        }
+        for name, resource in resources
+        if resource["Type"] in ("AWS::S3::Bucket", "AWS::DynamoDB::Table", "AWS::Kinesis::Stream")
+    }
+
+
+def fixed(resource_type: str) -> set[str]:
+    """The properties of a type that CloudFormation cannot change in place, by its own schema."""
+    schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", resource_type).schema
+    pointers = schema["createOnlyProperties"] + schema.get("conditionalCreateOnlyProperties", [])
+    # The schema is silent about a key's type, which replaces the table as its name does.
+    types = {"AttributeDefinitions"} if resource_type == "AWS::DynamoDB::Table" else set()
+    return types | {pointer.split("/")[2] for pointer in pointers}
+
+
+@pytest.mark.parametrize("settings", [(), CHANGED])
+def test_no_setting_replaces_what_holds_data(synth: Synth, settings: tuple[str, ...]) -> None:
+    assert irreplaceable(synth(*settings).template) == IRREPLACEABLE
+
+
+def test_an_existing_bucket_replaces_only_the_images(synth: Synth) -> None:
+    others = {name: value for name, value in IRREPLACEABLE.items() if name != "StorageImagesCFC0E004"}
+    assert irreplaceable(synth(*EXISTING_BUCKET).template) == others
+
+
+@pytest.mark.parametrize(
+    ("module", "construct", "change"),
+    [
+        (inference_stack, Storage, {}),
+        (inference_stack, JobStream, {}),
+        (storage, PrivateBucket, {}),
+        (storage, Table, {"partition_key": Attribute(name="run", type=AttributeType.STRING)}),
+        (storage, Table, {"sort_key": Attribute(name="sk", type=AttributeType.BINARY)}),
+        (storage, Table, {"table_name": "predictions"}),
+        (job_stream, Stream, {"stream_name": "jobs"}),
+    ],
+)
+def test_a_change_that_replaces_data_is_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: Any, construct: Any, change: dict[str, Any]
+) -> None:
+    def changed(scope: Construct, construct_id: str, **properties: Any) -> Any:
+        return construct(scope, construct_id if change else f"{construct_id}2", **properties | change)
+
+    monkeypatch.setattr(module, construct.__name__, changed)
+    assert irreplaceable(synthesize(tmp_path).template) != IRREPLACEABLE
 
 
 def bundle(folder: Path, **card: str) -> Path:

@@ -4,10 +4,13 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import os
 import random
 import re
 import time
+import uuid
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -31,6 +34,7 @@ SENDERS = 4  # PutRecords calls at once, each of up to 500 jobs
 PUT_ATTEMPTS = 12  # of one call's records: about a minute in all under throttling
 DEADLINE_MARGIN_MS = 10_000
 EVENT_SOURCE, EVENT_TYPE = "chest-xray-inference", "Run Complete"  # as the classifier's
+NAMESPACE = "chest-xray-inference"  # of the metrics, as the classifier's
 CHECK_SECONDS = 1  # from one look at whether the run is cancelled, or the time is up, to the next
 
 
@@ -42,9 +46,19 @@ class RunStopped(Exception):
     """Not every job was sent. The message says why and how to go on."""
 
 
+class AwsError(Exception):
+    """What AWS answered, without its message: that may be a URL, with a key or a prefix in it."""
+
+
 def handle(event: Any, context: Any) -> dict[str, Any]:
-    """Lambda's entry point; the event is that of `events/`."""
-    return setup()(event, context.get_remaining_time_in_millis)
+    """Lambda's entry point; the event is that of `events/`. Raises as JobCreator does, and AwsError."""
+    try:
+        return setup()(event, context.get_remaining_time_in_millis)
+    except ClientError as error:
+        reason, trace = f"{error.operation_name}: {error.response['Error']['Code']}", error.__traceback__
+    except BotoCoreError as error:
+        reason, trace = type(error).__name__, error.__traceback__
+    raise AwsError(reason).with_traceback(trace)
 
 
 @functools.cache
@@ -106,10 +120,10 @@ class JobCreator:
         if first is None:
             raise EventError(f"{request.kind}: no image there; expected at least one key of an image")
         continued = self._open(request)
-        image_count = job_count = 0
+        image_count = job_count = resent = 0
         check_at = time.monotonic()
         with ThreadPoolExecutor(SENDERS) as pool:
-            sending: set[Future[None]] = set()
+            sending: set[Future[int]] = set()
             for records, count in batches(
                 chain([first], keys),
                 run_id=request.run_id,
@@ -122,17 +136,18 @@ class JobCreator:
                     check_at = time.monotonic() + CHECK_SECONDS
                 if len(sending) == SENDERS:
                     done, sending = wait(sending, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
+                    resent += sum(future.result() for future in done)
                 sending.add(pool.submit(self._put, records))
                 image_count += count
                 job_count += len(records)
-            for future in sending:
-                future.result()
+            resent += sum(future.result() for future in sending)
         self._close(request.run_id, image_count)
-        answer = {"RunId": request.run_id, "ImageCount": image_count, "JobCount": job_count}
-        print(json.dumps({**answer, "continued": continued}))
-        return answer
+        _log(
+            {"ImagesSent": image_count, "JobsSent": job_count, "JobsResent": resent},
+            run=request.run_id,
+            continued=continued,
+        )
+        return {"RunId": request.run_id, "ImageCount": image_count, "JobCount": job_count}
 
     def _keys(self, request: Request) -> Iterator[str]:
         """The run's keys, each once, read as they are asked for. Raises EventError."""
@@ -171,15 +186,17 @@ class JobCreator:
             ) from None
         return io.TextIOWrapper(answer["Body"], encoding="utf-8-sig", newline=""), answer["ETag"]
 
-    def _put(self, records: list[Record]) -> None:
-        """Sends at most 500 records; what the stream refuses is sent again, and nothing else."""
+    def _put(self, records: list[Record]) -> int:
+        """Sends at most 500 records, and says how often it sent one again: what the stream refused."""
+        resent = 0
         for attempt in range(1, PUT_ATTEMPTS + 1):
             answer = self._kinesis.put_records(StreamName=self._stream, Records=records)  # type: ignore[arg-type]
             if not answer["FailedRecordCount"]:
-                return
+                return resent
             results = zip(records, answer["Records"], strict=True)
             records = [record for record, result in results if "ErrorCode" in result]
             if attempt < PUT_ATTEMPTS:
+                resent += len(records)
                 time.sleep(random.uniform(0, min(10, 0.1 * 2**attempt)))  # noqa: S311 - jitter, not a secret
         codes = {result["ErrorCode"] for result in answer["Records"] if "ErrorCode" in result}
         raise RunStopped(
@@ -211,9 +228,10 @@ class JobCreator:
             raise RunIdTaken(f"RunId {request.run_id} is being deleted; finish that, or choose another")
         for name, asked in run.items():
             if found.get(name) != asked:
+                there, here = (_named(value, self._prefix) for value in (found.get(name), asked))
                 raise RunIdTaken(
-                    f"RunId {request.run_id} is taken: that run has {name} {_named(found.get(name))}, "
-                    f"this event asks for {_named(asked)}; choose another RunId"
+                    f"RunId {request.run_id} is taken: that run has {name} {there}, "
+                    f"this event asks for {here}; choose another RunId"
                 )
         self._update(
             request.run_id,
@@ -249,31 +267,35 @@ class JobCreator:
         for item in counters["Items"]:
             counts.update({name: int(n["N"]) for name, n in item.items() if "N" in n})
         outcomes = sum(n for name, n in counts.items() if not name.startswith("WARNING#"))
-        if outcomes >= expected and self._update(
-            run_id,
-            "SET #state = :complete, completed_at = :now",
-            "#state = :scoring AND expected = :expected",
-            {":complete": "COMPLETE", ":scoring": "SCORING", ":expected": expected, ":now": _now()},
-        ):
-            self._announce(run_id, counts["SCORED"], outcomes - counts["SCORED"])
+        if outcomes >= expected:
+            self._complete(run_id, expected, counts["SCORED"], outcomes - counts["SCORED"])
 
-    def _announce(self, run_id: str, scored: int, failed: int) -> None:
-        """Says that the run is complete. Raises RunStopped, and the run then waits to be completed again."""
+    def _complete(self, run_id: str, expected: int, scored: int, failed: int) -> None:
+        """Completes the run and says so. Raises RunStopped, and the run then waits to be completed again."""
+        by = uuid.uuid4().hex  # where an answer is lost, the SDK's next try is known for the same call
+        values = {":complete": "COMPLETE", ":scoring": "SCORING", ":by": by}
         detail = {"RunId": run_id, "Scored": scored, "Failed": failed}
         entry: Any = {"Source": EVENT_SOURCE, "DetailType": EVENT_TYPE, "Detail": json.dumps(detail)}
         try:
-            refused = self._events().put_events(Entries=[entry])["FailedEntryCount"]
+            completed = self._update(
+                run_id,
+                "SET #state = :complete, completed_at = :now, completed_by = :by",
+                "expected = :expected AND (#state = :scoring OR #state = :complete AND completed_by = :by)",
+                {**values, ":expected": expected, ":now": _now()},
+            )
+            said = not completed or not self._events().put_events(Entries=[entry])["FailedEntryCount"]
         except (ClientError, BotoCoreError):
-            refused = 1
-        if refused:
+            said = False
+        if not said:
             self._update(
                 run_id,
-                "SET #state = :scoring REMOVE completed_at",
-                "#state = :complete",
-                {":complete": "COMPLETE", ":scoring": "SCORING"},
+                "SET #state = :scoring REMOVE completed_at, completed_by",
+                "#state = :complete AND completed_by = :by",
+                values,
             )
             raise RunStopped(
-                f"run {run_id} is complete, but EventBridge did not take the event; invoke again"
+                f"run {run_id} is complete, but its item could not be updated, or "
+                "EventBridge did not take the event; invoke again"
             )
 
     def _read(self, run_id: str) -> dict[str, Any]:
@@ -318,12 +340,42 @@ def _pack(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: TypeSerializer().serialize(value) for name, value in fields.items()}
 
 
-def _named(value: Any) -> str:
-    """A run's source, model or hash in a message: of an index, whose key may say something, only a hash."""
-    if isinstance(value, dict) and value.get("kind") == "IndexKey":
+def _named(value: Any, stack_prefix: str) -> str:
+    """A run's source, model or hash in a message: of a key, or of the start of one, only a hash."""
+    names_a_key = isinstance(value, dict) and value.get("kind") in ("Prefix", "IndexKey")
+    if names_a_key and value["value"] != stack_prefix:
         value = value | {"value": hashlib.sha256(value["value"].encode()).hexdigest()[:12]}
     return json.dumps(value, default=int)  # DynamoDB's numbers are Decimals
 
 
+def _log(metrics: dict[str, int], **fields: Any) -> None:
+    """Prints the invocation's one line: a record to search, and the metrics that CloudWatch takes from it.
+
+    The form is the embedded metric format (CloudWatch user guide,
+    CloudWatch_Embedded_Metric_Format_Specification).
+    """
+    now = datetime.now(UTC)
+    directive = {
+        "Namespace": NAMESPACE,
+        "Dimensions": [["FunctionName"]],
+        "Metrics": [{"Name": name, "Unit": "Count"} for name in metrics],
+    }
+    record = {
+        "timestamp": now.isoformat(timespec="milliseconds"),
+        "level": "INFO",
+        **fields,
+        "FunctionName": os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"),
+        **metrics,
+        "_aws": {"Timestamp": int(now.timestamp() * 1000), "CloudWatchMetrics": [directive]},
+    }
+    print(json.dumps(record))
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+if "AWS_LAMBDA_RUNTIME_API" in os.environ:
+    # What libraries would say names keys: urllib3 a URL, botocore a request.
+    logging.disable()
+    warnings.simplefilter("ignore")

@@ -2,11 +2,16 @@
 
 import functools
 import json
+import logging
 import os
+import time
+import uuid
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
 FETCHES = 16  # objects on their way at once: S3 takes some 50 ms for the first byte, an image less to score
 SCORES_AHEAD = 4  # images a vCPU scores while predictions are being written
 DEADLINE_MARGIN_MS = 10_000
+NAMESPACE = "chest-xray-inference"  # of the metrics, as the job creator's
 VCPU_MB = 1769  # of memory buy one vCPU (Lambda guide, configuration-memory)
 
 Result = TypeVar("Result")
@@ -112,6 +118,7 @@ class Classifier:
     def _stream(
         self, records: Iterable[Mapping[str, Any]], remaining_ms: Callable[[], int]
     ) -> dict[str, Any]:
+        started = time.monotonic()
         given: dict[str, Job] = {}  # sequence number -> job
         failures: dict[str, str] = {}  # sequence number -> why it has to come again
         for record in records:
@@ -132,36 +139,40 @@ class Classifier:
             except (ClientError, BotoCoreError, NotDone) as error:
                 # Delivered again, the jobs find their predictions there and come back to this check.
                 failures |= {number: _reason(error) for number, job in given.items() if job.run_id == run_id}
-        scored = sum(prediction.error is None for prediction in written)
-        print(
-            json.dumps(
-                {"jobs": len(given), "scored": scored, "failed": len(written) - scored, "failures": failures}
-            )
-        )
+        _log({job.run_id for job in given.values()}, written, started, len(given.keys() - failures), failures)
         return {"batchItemFailures": [{"itemIdentifier": number} for number in failures]}
 
     def _complete(self, run_id: str) -> None:
-        """Completes the run if all is there, and says so, once."""
-        counts = self._table.complete(run_id)
-        if counts is None:
-            return
-        entry: Any = announcement(run_id, counts)
+        """Completes the run if all is there, and says so, once.
+
+        Where the answer of PutEvents is lost, it is said again. Where this process ends between the two, or
+        cannot reopen the run, it is not said: nobody could tell that from a completion that was.
+        """
+        by = uuid.uuid4().hex
         try:
+            counts = self._table.complete(run_id, by)
+            if counts is None:
+                return
+            entry: Any = announcement(run_id, counts)
             answer = self._events().put_events(Entries=[entry])
             if answer["FailedEntryCount"]:
                 raise NotDone(f"PutEvents: {answer['Entries'][0]['ErrorCode']}")
         except (ClientError, BotoCoreError, NotDone):
-            self._table.reopen(run_id)
+            self._table.reopen(run_id, by)
             raise
 
     def _direct(self, given: list[Job], remaining_ms: Callable[[], int]) -> dict[str, Any]:
+        started = time.monotonic()
         for run_id in {job.run_id for job in given}:
             self._table.claim(run_id)
         answers = []
+        written: list[Prediction] = []
         for job, outcome in zip(given, self._outcomes(given, remaining_ms), strict=True):
             if isinstance(outcome, NotDone):
                 raise outcome
+            written += outcome
             answers += [_answer(job.run_id, prediction) for prediction in outcome]
+        _log({job.run_id for job in given}, written, started, len(given), {})
         return {"Predictions": answers}
 
     def _outcomes(
@@ -284,6 +295,48 @@ def _answer(run_id: str, prediction: Prediction) -> dict[str, Any]:
     }
 
 
+def _log(
+    runs: Collection[str],
+    written: Collection[Prediction],
+    started: float,
+    jobs_done: int,
+    failures: Mapping[str, str],
+) -> None:
+    """Prints the invocation's one line: a record to search, and the metrics that CloudWatch takes from it.
+
+    `started` is of the monotonic clock; `failures` are sequence number -> why it has to come again. The form
+    is the embedded metric format (CloudWatch user guide, CloudWatch_Embedded_Metric_Format_Specification). A
+    run is in the record but no dimension of a metric: each would be metrics of its own, to be paid for.
+    """
+    scored = sum(prediction.error is None for prediction in written)
+    metrics = {
+        "ImagesScored": scored,
+        "ImagesFailed": len(written) - scored,
+        "JobsDone": jobs_done,
+        "JobsReturned": len(failures),
+    }
+    units = dict.fromkeys(metrics, "Count")
+    if written:
+        metrics["MillisecondsPerImage"] = round((time.monotonic() - started) * 1000 / len(written))
+        units["MillisecondsPerImage"] = "Milliseconds"
+    now = datetime.now(UTC)
+    directive = {
+        "Namespace": NAMESPACE,
+        "Dimensions": [["FunctionName"]],
+        "Metrics": [{"Name": name, "Unit": unit} for name, unit in units.items()],
+    }
+    record = {
+        "timestamp": now.isoformat(timespec="milliseconds"),
+        "level": "INFO",
+        "runs": sorted(runs),
+        "failures": failures,
+        "FunctionName": os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"),
+        **metrics,
+        "_aws": {"Timestamp": int(now.timestamp() * 1000), "CloudWatchMetrics": [directive]},
+    }
+    print(json.dumps(record))
+
+
 def _reason(error: ClientError | BotoCoreError | NotDone) -> str:
     """What went wrong, without AWS's message: some of S3's name the object."""
     if isinstance(error, NotDone):
@@ -294,4 +347,7 @@ def _reason(error: ClientError | BotoCoreError | NotDone) -> str:
 
 
 if "AWS_LAMBDA_RUNTIME_API" in os.environ:
+    # What libraries would say names keys (urllib3 a URL, botocore a request) and quotes headers of files.
+    logging.disable()
+    warnings.simplefilter("ignore")
     setup()  # in Lambda's init phase, so that the first invocation finds the model loaded

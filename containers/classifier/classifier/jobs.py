@@ -37,7 +37,7 @@ def from_record(record: Mapping[str, Any]) -> Job:
     if not isinstance(body, dict):
         raise JobError("the record's data is not a JSON object")
     keys = body.get("Keys")
-    if not isinstance(keys, list) or not all(isinstance(key, str) and key for key in keys):
+    if not isinstance(keys, list) or not all(map(_is_text, keys)):
         raise JobError("Keys: expected a list of S3 keys")
     if not 1 <= len(set(keys)) <= MAX_KEYS:
         raise JobError(f"Keys: expected 1 to {MAX_KEYS} keys, found {len(set(keys))}")
@@ -69,6 +69,11 @@ def _run_id(fields: Mapping[str, Any]) -> str:
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name)
-    if not isinstance(value, str) or not value:
-        raise JobError(f"{name}: expected a non-empty string")
-    return value
+    if not _is_text(value):
+        raise JobError(f"{name}: expected a non-empty string in UTF-8")
+    return str(value)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether S3 may have it as a name: JSON can hold half a surrogate pair, UTF-8 cannot."""
+    return isinstance(value, str) and value != "" and value.encode(errors="replace").decode() == value

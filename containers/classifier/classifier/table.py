@@ -73,8 +73,12 @@ class Table:
             time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
             stored = self.stored(run_id, [prediction.key for prediction in done])
 
-    def complete(self, run_id: str) -> Counter[str] | None:
-        """Marks the run COMPLETE once its counts reach what is expected; one of all callers gets them."""
+    def complete(self, run_id: str, by: str) -> Counter[str] | None:
+        """Marks the run COMPLETE once its counts reach what is expected; one of all callers gets them.
+
+        `by` is the caller's own: where an answer is lost, the SDK's next try is known for the same call. If
+        this raises, the run may have been completed all the same: `reopen` it.
+        """
         run = self.run(run_id)
         if run.get("state") != "SCORING":
             return None
@@ -90,25 +94,26 @@ class Table:
             return None
         completed = self._update_run(
             run_id,
-            "SET #state = :complete, completed_at = :now",
-            "#state = :scoring AND expected = :expected",
+            "SET #state = :complete, completed_at = :now, completed_by = :by",
+            "expected = :expected AND (#state = :scoring OR #state = :complete AND completed_by = :by)",
             {
                 ":complete": "COMPLETE",
                 ":scoring": "SCORING",
                 ":expected": run["expected"],
+                ":by": by,
                 ":now": _now(),
             },
             {"#state": "state"},
         )
         return counts if completed else None
 
-    def reopen(self, run_id: str) -> None:
+    def reopen(self, run_id: str, by: str) -> None:
         """Undoes `complete`, for the next caller to do it."""
         self._update_run(
             run_id,
-            "SET #state = :scoring REMOVE completed_at",
-            "#state = :complete",
-            {":complete": "COMPLETE", ":scoring": "SCORING"},
+            "SET #state = :scoring REMOVE completed_at, completed_by",
+            "#state = :complete AND completed_by = :by",
+            {":complete": "COMPLETE", ":scoring": "SCORING", ":by": by},
             {"#state": "state"},
         )
 

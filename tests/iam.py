@@ -1,0 +1,158 @@
+"""IAM's answer to a request, from the policy elements that the stack's template uses.
+
+It never guesses: an element, an operator or a form that it does not know raises Unsupported. Rules are those
+of the IAM user guide; each names its page.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+Statement = Mapping[str, Any]  # of a policy document, its intrinsic functions resolved
+
+ELEMENTS = {"Sid", "Effect", "Principal", "Action", "Resource", "Condition"}
+
+
+class Unsupported(Exception):
+    """A policy says something whose meaning is not written down here."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing that a principal asks to do."""
+
+    action: str  # "s3:GetObject"
+    resource: str  # an ARN; "*" for an action that knows no resources
+    # Condition key -> its value, or the values of a key that can have several.
+    context: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict, hash=False)
+
+
+def allows(
+    request: Request,
+    policy: Iterable[Statement],
+    *,
+    resource_policy: Iterable[Statement] = (),
+    principal: str = "",
+) -> bool:
+    """Whether a principal (an ARN) with an identity policy may do it, its resource being in its own account.
+
+    A Deny anywhere decides; without one, either policy may allow (reference_policies_evaluation-logic).
+    Raises Unsupported.
+    """
+    effects = {statement["Effect"] for statement in policy if applies(statement, request)} | {
+        statement["Effect"]
+        for statement in resource_policy
+        if _names(statement["Principal"], principal) and applies(statement, request)
+    }
+    if not effects <= {"Allow", "Deny"}:
+        raise Unsupported(f"Effect {effects}")
+    return effects == {"Allow"}
+
+
+def applies(statement: Statement, request: Request) -> bool:
+    """Whether action, resource and every condition match. Raises Unsupported, also if another does not."""
+    if unknown := statement.keys() - ELEMENTS:
+        raise Unsupported(f"element {', '.join(sorted(unknown))}")
+    # Lists, so that everything is looked at. Of actions, of resources and of the values of a key one has to
+    # match, of conditions all (reference_policies_condition-logic-multiple-context-keys-or-values).
+    actions = [_action(pattern, request.action) for pattern in _list(statement["Action"])]
+    resources = [_resource(pattern, request.resource) for pattern in _list(statement["Resource"])]
+    conditions = [
+        _condition(operator, key, _list(values), request)
+        for operator, wanted in statement.get("Condition", {}).items()
+        for key, values in wanted.items()
+    ]
+    return any(actions) and any(resources) and all(conditions)
+
+
+def single(statement: Statement) -> Iterator[Statement]:
+    """The statement taken apart: one action, one resource, and one value for each condition key."""
+    conditions = [
+        (operator, key, _list(values))
+        for operator, wanted in statement.get("Condition", {}).items()
+        for key, values in wanted.items()
+    ]
+    values = product(*(values for _, _, values in conditions))
+    for action, resource, chosen in product(_list(statement["Action"]), _list(statement["Resource"]), values):
+        condition: dict[str, dict[str, str]] = {}
+        for (operator, key, _), value in zip(conditions, chosen, strict=True):
+            condition.setdefault(operator, {})[key] = value
+        yield {
+            "Effect": statement["Effect"],
+            "Action": action,
+            "Resource": resource,
+            **({"Condition": condition} if condition else {}),
+        }
+
+
+def _action(pattern: str, action: str) -> bool:
+    """Case does not count; `*` and `?` are wildcards (reference_policies_elements_action)."""
+    return _like(pattern.lower(), action.lower())
+
+
+def _resource(pattern: str, resource: str) -> bool:
+    """Case counts; `*` and `?` are wildcards in a segment of an ARN (reference_policies_elements_resource).
+
+    Our ARNs have them in the last segment only, where a `*` at the end may match colons, too.
+    """
+    if pattern != "*":
+        *head, name = pattern.split(":", maxsplit=5)
+        if re.search(r"[*?]", "".join(head)) or len(head) != 5 or "*" in name[:-1]:
+            raise Unsupported(f"resource {pattern}")
+    return _like(_plain(pattern), resource)
+
+
+def _condition(operator: str, key: str, values: list[str], request: Request) -> bool:
+    """Names of keys have no case. A key that the request lacks matches nothing, but all its values match.
+
+    (reference_policies_elements_condition, reference_policies_elements_condition_operators;
+    reference_policies_condition-single-vs-multi-valued-context-keys for ForAllValues)
+    """
+    *qualifier, name = operator.split(":")
+    if name not in OPERATORS or qualifier not in ([], ["ForAllValues"]):
+        raise Unsupported(f"condition operator {operator}")
+    wanted = [_plain(value) for value in values]
+    given = {name.lower(): value for name, value in request.context.items()}.get(key.lower())
+    if given is None:
+        return bool(qualifier)
+    if isinstance(given, str) == bool(qualifier):
+        raise Unsupported(f"condition operator {operator} for {key}, of which there may be one or several")
+    each = [given] if isinstance(given, str) else given
+    return all(any(OPERATORS[name](value, one) for value in wanted) for one in each)
+
+
+def _like(pattern: str, text: str) -> bool:
+    wildcards = {"*": ".*", "?": "."}
+    return bool(re.fullmatch("".join(wildcards.get(c, re.escape(c)) for c in pattern), text, re.DOTALL))
+
+
+OPERATORS: dict[str, Callable[[str, str], bool]] = {
+    "StringEquals": str.__eq__,
+    "StringLike": _like,
+    "Bool": lambda wanted, given: wanted.lower() == given.lower(),
+}
+
+
+def _names(principal: Any, arn: str) -> bool:
+    """Whether a resource policy speaks of the principal (reference_policies_elements_principal)."""
+    match principal:
+        case "*" | {"AWS": "*"}:
+            return True
+        case {"AWS": str(named)} if named.startswith("arn:") and not named.endswith(":root"):
+            return named == arn
+        case {"Service": str()}:
+            return False  # a service is not a role
+    raise Unsupported(f"Principal {principal}")
+
+
+def _plain(text: str) -> str:
+    """`${...}` is a variable (reference_policies_variables)."""
+    if not isinstance(text, str) or "$" in text:
+        raise Unsupported(f"value {text}")
+    return text
+
+
+def _list(value: Any) -> list[str]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,218 @@
+"""What the functions' roles allow, and what the handlers ask for: the two sides of test_permissions.py."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from iam import Request, Statement, allows
+from support import BUCKET, STREAM, TABLE
+
+ACCOUNT, REGION = "123456789012", "us-east-1"  # moto's
+JOB_CREATOR, CLASSIFIER = "JobCreator", "Classifier"
+
+# Resources of the template by their logical id, without its hash; others are called as that id.
+NAMES = {"StorageImages": BUCKET, "StorageTable": TABLE, "JobsStream": STREAM, "JobsFailures": "failures"}
+TABLES = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/"
+STREAMS = f"arn:aws:kinesis:{REGION}:{ACCOUNT}:stream/"
+BUSES = f"arn:aws:events:{REGION}:{ACCOUNT}:event-bus/"
+LOGS = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:"
+KEYS = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/"
+ROLES = f"arn:aws:iam::{ACCOUNT}:role/"
+BUCKETS = "arn:aws:s3:::"
+ARNS = {
+    "AWS::DynamoDB::Table": TABLES,
+    "AWS::IAM::Role": ROLES,
+    "AWS::Kinesis::Stream": STREAMS,
+    "AWS::KMS::Key": KEYS,
+    "AWS::Logs::LogGroup": LOGS,
+    "AWS::S3::Bucket": BUCKETS,
+}
+PSEUDO = {"AWS::AccountId": ACCOUNT, "AWS::Region": REGION, "AWS::Partition": "aws"}
+
+
+class Unmapped(Exception):
+    """A handler makes a call whose IAM action is not written down here."""
+
+
+class Call(NamedTuple):
+    """What a function asks IAM for."""
+
+    role: str  # JOB_CREATOR or CLASSIFIER
+    request: Request
+
+
+class Stack:
+    """A synthesized stack, as CloudFormation would make it in ACCOUNT and REGION.
+
+    Raises ValueError for an intrinsic function, and KeyError for a resource, that is not known here.
+    """
+
+    def __init__(self, template: Mapping[str, Any]) -> None:
+        self._resources: Mapping[str, Any] = template["Resources"]
+        self._policies = self._resolved(self._all("AWS::IAM::Policy"))
+        self._bucket_policies = self._resolved(self._all("AWS::S3::BucketPolicy"))
+
+    def policy(self, role: str) -> list[Statement]:
+        """The statements of a function's role."""
+        return [
+            statement
+            for policy in self._policies
+            if policy["Roles"] == [f"{role}Role"]
+            for statement in policy["PolicyDocument"]["Statement"]
+        ]
+
+    def bucket_policy(self, bucket: str) -> list[Statement]:
+        """The statements of the bucket's own policy, none for a bucket of somebody else's."""
+        return [
+            statement
+            for policy in self._bucket_policies
+            if policy["Bucket"] == bucket
+            for statement in policy["PolicyDocument"]["Statement"]
+        ]
+
+    def environment(self, role: str) -> dict[str, str]:
+        """A function's environment variables."""
+        return dict(self._resolved(self._function(role)["Environment"]["Variables"]))
+
+    def traced(self, role: str) -> bool:
+        """Whether Lambda sends traces of a function to X-Ray."""
+        return bool(self._function(role).get("TracingConfig", {}).get("Mode") == "Active")
+
+    def allows(self, call: Call) -> bool:
+        """Whether the role may do it, by its own policy and that of the bucket. Raises iam.Unsupported."""
+        bucket = re.fullmatch(r"arn:aws:s3:::([^/]+)(/.*)?", call.request.resource, re.DOTALL)
+        return allows(
+            call.request,
+            self.policy(call.role),
+            resource_policy=self.bucket_policy(bucket[1]) if bucket else (),
+            principal=role_arn(call.role),
+        )
+
+    def _function(self, role: str) -> Any:
+        """The properties of the function that has a role."""
+        functions = self._all("AWS::Lambda::Function")
+        (function,) = (f for f in functions if self._resolved(f["Role"]) == role_arn(role))
+        return function
+
+    def _all(self, resource_type: str) -> list[Any]:
+        """The properties of every resource of a type."""
+        return [r["Properties"] for r in self._resources.values() if r["Type"] == resource_type]
+
+    def _resolved(self, value: Any) -> Any:
+        """`value` without intrinsic functions."""
+        match value:
+            case {"Ref": str(name)}:
+                return PSEUDO[name] if "::" in name else _name(name)
+            case {"Fn::GetAtt": [str(name), "Arn"]}:
+                resource_type = self._resources[name]["Type"]
+                # The ARN of a log group ends so, and means the streams in it.
+                end = ":*" if resource_type == "AWS::Logs::LogGroup" else ""
+                return f"{ARNS[resource_type]}{_name(name)}{end}"
+            case {"Fn::Join": [str(separator), parts]}:
+                return separator.join(self._resolved(part) for part in parts)
+            case dict():
+                if any(name.startswith("Fn::") for name in value):
+                    raise ValueError(f"{value}: no such intrinsic function is known")
+                return {name: self._resolved(item) for name, item in value.items()}
+            case list():
+                return [self._resolved(item) for item in value]
+        return value
+
+
+def role_arn(role: str) -> str:
+    return f"{ROLES}{role}Role"
+
+
+@contextmanager
+def watched() -> Iterator[set[Call]]:
+    """What the handlers ask for with the clients that they are given from here on, each thing once."""
+    import handler
+    from classifier.handler import Classifier
+    from classifier.table import Table
+
+    calls: set[Call] = set()
+
+    def watch(made: type, role: str) -> Any:
+        """Patches a class, to watch every client that it is made with."""
+        make = made.__init__  # type: ignore[misc]
+
+        def watching(self: Any, *args: Any, **kwargs: Any) -> None:
+            for given in (*args, *kwargs.values()):
+                if hasattr(given, "meta"):
+                    _record(given, role, calls)
+            if "events" in kwargs:
+                kwargs["events"] = _recorded(kwargs["events"], role, calls)
+            make(self, *args, **kwargs)
+
+        return patch.object(made, "__init__", watching)
+
+    with watch(handler.JobCreator, JOB_CREATOR), watch(Classifier, CLASSIFIER), watch(Table, CLASSIFIER):
+        yield calls
+
+
+def _recorded(make_client: Callable[[], Any], role: str, calls: set[Call]) -> Callable[[], Any]:
+    def make() -> Any:
+        client = make_client()
+        _record(client, role, calls)
+        return client
+
+    return make
+
+
+def _record(client: Any, role: str, calls: set[Call]) -> None:
+    """Has a boto3 client note what each of its calls asks for. Raises Unmapped out of the call."""
+    endpoint: str = client.meta.endpoint_url
+    if not endpoint.endswith(".amazonaws.com"):
+        return  # led elsewhere by a test, where no IAM is
+    transport = {"aws:SecureTransport": str(endpoint.startswith("https:")).lower()}
+
+    def note(params: dict[str, Any], model: Any, **_: Any) -> None:
+        for action, resource, context in asked(model.name, params):
+            calls.add(Call(role, Request(action, resource, transport | context)))
+
+    client.meta.events.register("provide-client-params", note)
+
+
+# (action, resource, context keys)
+Asked = Iterator[tuple[str, str, dict[str, Any]]]
+
+
+def asked(operation: str, params: Mapping[str, Any]) -> Asked:
+    """What IAM is asked for one call of the SDK, as the service authorization reference has it.
+
+    Raises Unmapped for a call that is not made yet, or with a parameter that asks for another action.
+    """
+    if {"VersionId", "IndexName"} & params.keys():
+        raise Unmapped(f"{operation} with {', '.join(params)}")
+    own = {"s3:ResourceAccount": ACCOUNT}
+    match operation, params:
+        case "GetObject" | "HeadObject", {"Bucket": bucket, "Key": key}:
+            yield "s3:GetObject", f"{BUCKETS}{bucket}/{key}", own
+        case "ListObjectsV2", {"Bucket": bucket}:
+            prefix = {"s3:prefix": params["Prefix"]} if "Prefix" in params else {}
+            yield "s3:ListBucket", f"{BUCKETS}{bucket}", own | prefix
+        case "PutRecords", {"StreamName": stream}:
+            yield "kinesis:PutRecords", f"{STREAMS}{stream}", {}
+        case "GetItem" | "PutItem" | "UpdateItem" | "Query", {"TableName": table}:
+            yield f"dynamodb:{operation}", f"{TABLES}{table}", {}
+        case "BatchGetItem", {"RequestItems": tables}:
+            for table in tables:
+                yield "dynamodb:BatchGetItem", f"{TABLES}{table}", {}
+        case "TransactWriteItems", {"TransactItems": items}:
+            # DynamoDB guide, transaction-apis-iam: a transaction needs what its parts need.
+            for item in items:
+                ((part, fields),) = item.items()  # Put, Update, Delete or ConditionCheck
+                yield f"dynamodb:{part}Item", f"{TABLES}{fields['TableName']}", {}
+        case "PutEvents", {"Entries": entries}:
+            for entry in entries:
+                of = {"events:source": (entry["Source"],), "events:detail-type": (entry["DetailType"],)}
+                yield "events:PutEvents", f"{BUSES}{entry.get('EventBusName', 'default')}", of
+        case _:
+            raise Unmapped(operation)
+
+
+def _name(logical_id: str) -> str:
+    readable = re.sub("[0-9A-F]{8}$", "", logical_id)
+    return NAMES.get(readable, readable)

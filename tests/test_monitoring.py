@@ -1,0 +1,261 @@
+"""What is watched: lines that CloudWatch takes metrics from, alarms with their runbook, one dashboard."""
+
+import json
+import re
+from functools import cache
+from typing import Any
+
+import pytest
+import test_classifier
+import test_job_creator
+from aws_cdk import App
+from aws_cdk.assertions import Template
+from support import PREFIX, ROOT, image_bytes
+from test_classifier import Brightness, event, job, key, plenty
+
+from cxr import capacity
+from stacks.config import Config
+from stacks.inference_stack import InferenceStack
+
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
+TOPIC = "arn:aws:sns:us-east-1:111122223333:ops"
+# The units of the specification that are used here; CloudWatch refuses others.
+UNITS = {"Count", "Milliseconds"}
+BY_CLASSIFIER = {"ImagesScored", "ImagesFailed", "JobsDone", "JobsReturned", "MillisecondsPerImage"}
+BY_JOB_CREATOR = {"ImagesSent", "JobsSent", "JobsResent"}
+
+
+@cache
+def template(*settings: str) -> Template:
+    flags = json.loads((ROOT / "cdk.json").read_text())["context"]
+    flags["@aws-cdk/core:validateAgainstDefaultRules"] = False
+    config = Config.from_context(dict(setting.split("=", 1) for setting in settings))
+    return Template.from_stack(InferenceStack(App(context=flags), "ChestXray", config=config))
+
+
+def alarms(*settings: str) -> dict[str, dict[str, Any]]:
+    """Name -> properties of every alarm."""
+    return {
+        re.sub("^Monitoring|[0-9A-F]{8}$", "", logical_id): resource["Properties"]
+        for logical_id, resource in template(*settings).find_resources("AWS::CloudWatch::Alarm").items()
+    }
+
+
+def dashboard() -> list[dict[str, Any]]:
+    """The widgets, with intrinsic functions as text."""
+    (resource,) = template().find_resources("AWS::CloudWatch::Dashboard").values()
+    parts = resource["Properties"]["DashboardBody"]["Fn::Join"][1]
+    return list(
+        json.loads("".join(part if isinstance(part, str) else _named(part) for part in parts))["widgets"]
+    )
+
+
+def _named(reference: dict[str, Any]) -> str:
+    (value,) = reference.values()
+    return value if isinstance(value, str) else ".".join(value)
+
+
+def metrics(line: str) -> dict[str, float]:
+    """The metrics that CloudWatch takes from a line of a log: name -> value.
+
+    By the rules of CloudWatch_Embedded_Metric_Format_Specification, of what it would pass over in silence.
+    """
+    record = json.loads(line)
+    assert set(record["_aws"]) == {"Timestamp", "CloudWatchMetrics"}
+    assert isinstance(record["_aws"]["Timestamp"], int)
+    assert record["_aws"]["Timestamp"] > 1_700_000_000_000  # milliseconds
+    (directive,) = record["_aws"]["CloudWatchMetrics"]
+    assert set(directive) == {"Namespace", "Dimensions", "Metrics"}
+    assert directive["Namespace"] == "chest-xray-inference"
+    assert directive["Dimensions"] == [["FunctionName"]]
+    assert isinstance(record["FunctionName"], str)
+    assert 1 <= len(directive["Metrics"]) <= 100
+    for metric in directive["Metrics"]:
+        assert set(metric) == {"Name", "Unit"}
+        assert metric["Unit"] in UNITS
+        assert isinstance(record[metric["Name"]], int | float)
+    return {metric["Name"]: record[metric["Name"]] for metric in directive["Metrics"]}
+
+
+class TestLines:
+    @pytest.mark.usefixtures("aws")
+    def test_a_batch_of_the_classifier(self, capsys: pytest.CaptureFixture[str]) -> None:
+        classifier = test_classifier.make(Brightness())
+        test_classifier.start("r")
+        test_classifier.start("elsewhere", sha256="ee" * 32)
+        good, empty = test_classifier.put(a=image_bytes(), b=b"")
+        classifier(event(job(good, empty), job(good, run_id="elsewhere"), b"no job"), plenty)
+        line = capsys.readouterr().out
+        found = metrics(line)
+        assert found.keys() == BY_CLASSIFIER
+        assert found.pop("MillisecondsPerImage") >= 0
+        assert found == {"ImagesScored": 1, "ImagesFailed": 1, "JobsDone": 1, "JobsReturned": 2}
+        record = json.loads(line)
+        assert (record["level"], record["runs"]) == ("INFO", ["elsewhere", "r"])
+        assert list(record["failures"]) == ["2", "1"]
+
+    @pytest.mark.usefixtures("aws")
+    def test_nothing_done_has_no_time_for_an_image(self, capsys: pytest.CaptureFixture[str]) -> None:
+        test_classifier.start("r", state="CANCELLED")
+        test_classifier.make(Brightness())(event(job(key("a"))), plenty)
+        assert metrics(capsys.readouterr().out) == {
+            "ImagesScored": 0,
+            "ImagesFailed": 0,
+            "JobsDone": 1,
+            "JobsReturned": 0,
+        }
+
+    @pytest.mark.usefixtures("aws")
+    def test_direct_jobs(self, capsys: pytest.CaptureFixture[str]) -> None:
+        test_classifier.put(a=image_bytes())
+        test_classifier.make(Brightness())({"Jobs": [{"RunId": "d", "Key": key("a")}]}, plenty)
+        assert metrics(capsys.readouterr().out)["ImagesScored"] == 1
+
+    @pytest.mark.usefixtures("aws")
+    def test_the_job_creator(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refused = test_job_creator.throttle(monkeypatch, every=3)
+        test_job_creator.put_index(*(f"{number}.png" for number in range(100)))
+        index = f"{PREFIX}index.csv"
+        test_job_creator.create({"RunId": "r", "IndexKey": index}, images_per_job=2)
+        line = capsys.readouterr().out
+        assert metrics(line) == {"ImagesSent": 100, "JobsSent": 50, "JobsResent": len(refused)}
+        assert metrics(line).keys() == BY_JOB_CREATOR
+        assert (json.loads(line)["run"], json.loads(line)["continued"]) == ("r", False)
+
+    def test_what_is_watched_is_what_is_printed(self) -> None:
+        """A metric's name that is wrong has no data, and its alarm rings never."""
+        watched = set(
+            re.findall(r'"chest-xray-inference","(\w+)"', json.dumps(dashboard(), separators=(",", ":")))
+        )
+        watched |= {a["MetricName"] for a in alarms().values() if a["Namespace"] == "chest-xray-inference"}
+        assert watched == (BY_CLASSIFIER | BY_JOB_CREATOR) - {"ImagesSent"}
+
+
+class TestAlarms:
+    def test_each_has_its_place_in_the_runbook_and_names_it(self) -> None:
+        for name, alarm in alarms().items():
+            assert alarm["AlarmDescription"].endswith(f". What to do: docs/runbook.md, {name}.")
+            section = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", RUNBOOK, re.MULTILINE | re.DOTALL)
+            assert section, f"docs/runbook.md has no heading ### {name}"
+            for part in ("**Means**", "**Look**", "**Do**"):
+                assert part in section[1], f"{name}: {part}"
+
+    def test_the_runbook_has_no_alarm_that_is_gone(self) -> None:
+        (chapter,) = re.findall(r"^## Alarms\n(.*?)(?=^## |\Z)", RUNBOOK, re.MULTILINE | re.DOTALL)
+        assert set(re.findall(r"^### (\w+)$", chapter, re.MULTILINE)) == set(alarms())
+
+    def test_nothing_rings_while_nothing_runs(self) -> None:
+        """Without a run there is no data, but for Lambda's looking into the stream."""
+        missing = {name: alarm["TreatMissingData"] for name, alarm in alarms().items()}
+        assert missing.pop("JobsNotRead") == "breaching"
+        assert set(missing.values()) == {"notBreaching"}
+
+    def test_of_what_and_when(self) -> None:
+        rings = {
+            name: (
+                f"{alarm['Namespace']} {alarm['MetricName']} {alarm['Statistic']}",
+                f"{'<' if alarm['ComparisonOperator'] == 'LessThanThreshold' else '>='} {alarm['Threshold']}",
+                alarm["Period"] * alarm["EvaluationPeriods"] // 60,
+            )
+            for name, alarm in alarms().items()
+        }
+        assert rings == {
+            "JobsWaitTooLong": ("AWS/Lambda IteratorAge Maximum", f">= {6 * 3_600_000}", 5),
+            "RunStalls": ("chest-xray-inference JobsDone Sum", "< 1", 15),
+            "JobsNotRead": ("AWS/Kinesis GetRecords.Success Sum", "< 1", 15),
+            "JobsGivenUp": ("AWS/Lambda OnFailureDestinationDeliveredEventCount Sum", ">= 1", 5),
+            "JobsDropped": ("AWS/Lambda DroppedEventCount Sum", ">= 1", 5),
+            "FailureBucketNotEmpty": ("AWS/S3 NumberOfObjects Maximum", ">= 1", 24 * 60),
+            "ClassifierErrors": ("AWS/Lambda Errors Sum", ">= 1", 5),
+            "ClassifierTimeouts": ("AWS/Lambda Duration Maximum", ">= 119000", 5),
+            "ClassifierThrottles": ("AWS/Lambda Throttles Sum", ">= 1", 15),
+            "JobCreatorErrors": ("AWS/Lambda Errors Sum", ">= 1", 5),
+            "JobCreatorThrottles": ("AWS/Lambda Throttles Sum", ">= 1", 5),
+        }
+
+    def test_bounds_follow_the_settings(self) -> None:
+        found = alarms("recordAge=2", "timeout=60", "batchSize=2")
+        assert found["JobsWaitTooLong"]["Threshold"] == 3_600_000
+        assert found["ClassifierTimeouts"]["Threshold"] == 59_000
+
+    def test_each_looks_at_its_own(self) -> None:
+        for name, alarm in alarms().items():
+            (dimension, *_) = alarm["Dimensions"]
+            owner = {"ClassifierMapping": "JobsGivenUp JobsDropped", "JobsStream": "JobsNotRead"}
+            owner |= {
+                "JobsFailures": "FailureBucketNotEmpty",
+                "JobCreator": "JobCreatorErrors JobCreatorThrottles",
+            }
+            (expected,) = [o for o, names in owner.items() if name in names.split()] or ["ClassifierFunction"]
+            assert str(dimension["Value"]["Ref"]).startswith(expected), name
+
+    def test_the_mapping_says_what_it_gave_up(self) -> None:
+        template().has_resource_properties(
+            "AWS::Lambda::EventSourceMapping", {"MetricsConfig": {"Metrics": ["EventCount"]}}
+        )
+
+    def test_a_topic_is_told_of_all(self) -> None:
+        assert all("AlarmActions" not in alarm for alarm in alarms().values())
+        for alarm in alarms(f"alarmTopic={TOPIC}").values():
+            assert (alarm["AlarmActions"], alarm["OKActions"]) == ([TOPIC], [TOPIC])
+
+
+class TestCost:
+    """`cxr plan` counts what is deployed and printed, without the CDK."""
+
+    def test_alarms_and_their_dashboard(self) -> None:
+        assert len(alarms()) == capacity.ALARMS
+        template().resource_count_is("AWS::CloudWatch::Dashboard", 1)
+
+    def test_metrics(self) -> None:
+        assert len(BY_CLASSIFIER | BY_JOB_CREATOR) == capacity.METRICS
+
+
+class TestFunctions:
+    @pytest.mark.parametrize("function", ["Classifier", "JobCreator"])
+    def test_logs_are_json_at_info_and_traces_are_on(self, function: str) -> None:
+        (properties,) = [
+            resource["Properties"]
+            for name, resource in template().find_resources("AWS::Lambda::Function").items()
+            if name.startswith(f"{function}Function")
+        ]
+        logging = {name: value for name, value in properties["LoggingConfig"].items() if name != "LogGroup"}
+        # WARN would drop the line with the metrics, which Lambda takes for INFO.
+        assert logging == {"LogFormat": "JSON", "ApplicationLogLevel": "INFO", "SystemLogLevel": "INFO"}
+        assert properties["TracingConfig"] == {"Mode": "Active"}
+
+
+class TestDashboard:
+    def test_the_alarms_come_first_and_all(self) -> None:
+        text, status = dashboard()[:2]
+        assert (text["type"], status["type"]) == ("text", "alarm")
+        assert "docs/runbook.md" in text["properties"]["markdown"]
+        assert len(status["properties"]["alarms"]) == len(alarms())
+
+    def test_graphs(self) -> None:
+        titles = [widget["properties"]["title"] for widget in dashboard()[2:]]
+        assert titles == [
+            "Images a second",
+            "Jobs",
+            "Oldest job, milliseconds",
+            "Classifiers at once",
+            "Errors",
+            "Throttles",
+            "An invocation, milliseconds",
+            "An image, milliseconds",
+            "Jobs given up, objects in the failure bucket",
+            "Table, write units a second",
+            "Table, throttled requests",
+            "Stream, refused writes and reads",
+        ]
+
+    def test_lines_follow_the_settings(self) -> None:
+        lines = {
+            line["label"]: line["value"]
+            for widget in dashboard()
+            for line in widget["properties"].get("annotations", {}).get("horizontal", [])
+        }
+        hour = 3_600_000
+        assert lines == {"alarm": 6 * hour, "given up": 12 * hour, "lanes": 50, "timeout": 120_000}

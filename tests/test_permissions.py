@@ -1,0 +1,549 @@
+"""Each role may do what its function does, and nothing else.
+
+What the handlers ask for is recorded while they work on moto; what Lambda and KMS ask for in the role's name
+is written down here, with AWS's page. Both are held against the synthesized policies by tests/iam.py.
+"""
+
+import base64
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import cache
+from typing import Any, NamedTuple
+
+import boto3
+import handler
+import pytest
+from aws_cdk import App
+from aws_cdk.assertions import Template
+from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
+from classifier.handler import Classifier
+from classifier.handler import setup as set_up_classifier
+from classifier.table import Table
+from iam import Request, Statement, allows, applies, single
+from moto import mock_aws
+from permissions import (
+    ACCOUNT,
+    BUCKETS,
+    BUSES,
+    CLASSIFIER,
+    JOB_CREATOR,
+    KEYS,
+    LOGS,
+    REGION,
+    ROLES,
+    STREAMS,
+    TABLES,
+    Call,
+    Stack,
+    Unmapped,
+    asked,
+    watched,
+)
+from support import BUCKET, ROOT, STREAM, TABLE, create_table, image_bytes
+
+from stacks.config import Config
+from stacks.inference_stack import InferenceStack
+
+FUNCTIONS = (JOB_CREATOR, CLASSIFIER)
+THEIRS = f"{KEYS}1234abcd-12ab-34cd-56ef-1234567890ab"
+OWN = f"{KEYS}0987dcba-09fe-87dc-65ba-ab0987654321"
+
+
+STRANGER = "999999999999"  # another account
+
+READ_STREAM = "kinesis:DescribeStream DescribeStreamSummary GetRecords GetShardIterator ListShards"
+USE_KEY = "kms:Encrypt Decrypt ReEncryptFrom ReEncryptTo GenerateDataKey GenerateDataKeyWithoutPlaintext"
+
+# What S3 knows of each of our requests to a bucket of ours.
+OURS = {"s3:ResourceAccount": ACCOUNT, "aws:SecureTransport": "true"}
+
+
+class Case(NamedTuple):
+    """The stack of some settings, and where they put the images."""
+
+    settings: tuple[str, ...]
+    bucket: str = BUCKET
+    prefix: str = "cxr-nih/"
+
+
+CASES = {
+    "default": Case(()),
+    "existing bucket": Case(
+        ("imagesBucket=hospital", f"imagesKmsKey={THEIRS}", "prefix=chest/"), "hospital", "chest/"
+    ),
+    "own key": Case((f"kmsKey={OWN}",)),
+    "data=destroy": Case(("data=destroy",)),
+    "both keys": Case(("imagesBucket=hospital", f"imagesKmsKey={THEIRS}", f"kmsKey={OWN}"), "hospital"),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@cache
+def template(case: Case) -> dict[str, Any]:
+    """Its synthesized template."""
+    flags = json.loads((ROOT / "cdk.json").read_text())["context"]
+    # The CDK's own rules take five seconds, and judge no permissions.
+    flags["@aws-cdk/core:validateAgainstDefaultRules"] = False
+    config = Config.from_context(dict(setting.split("=") for setting in case.settings))
+    with tempfile.TemporaryDirectory() as folder:
+        app = App(context=flags, outdir=folder)
+        return dict(Template.from_stack(InferenceStack(app, "ChestXray", config=config)).to_json())
+
+
+@cache
+def stack(case: Case) -> Stack:
+    return Stack(template(case))
+
+
+@cache
+def asked_by_handlers(case: Case) -> frozenset[Call]:
+    """What both handlers ask for in runs that take every way through them."""
+    environment = {**stack(case).environment(JOB_CREATOR), **stack(case).environment(CLASSIFIER)}
+    with pytest.MonkeyPatch.context() as patch, mock_aws(), watched() as calls:
+        for name, value in environment.items() | {("AWS_DEFAULT_REGION", REGION)}:
+            patch.setenv(name, value)
+        patch.delenv("AWS_ENDPOINT_URL", raising=False)
+        boto3.client("s3").create_bucket(Bucket=case.bucket)
+        boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=1)
+        create_table()
+        _drive(case)
+    return frozenset(calls)
+
+
+def _drive(case: Case) -> None:
+    """Invokes the real handlers, with the clients and the model that they set up for themselves."""
+    creator, scorer = handler.setup.__wrapped__(), set_up_classifier.__wrapped__()
+    s3, table = boto3.client("s3"), boto3.resource("dynamodb").Table(TABLE)
+    good, bad, gone = (f"{case.prefix}{name}.png" for name in ("good", "bad", "gone"))
+    index = f"{case.prefix}index.csv"
+    for key, body in {good: image_bytes(), bad: b"text", index: f"Key\n{good}\n".encode()}.items():
+        s3.put_object(Bucket=case.bucket, Key=key, Body=body)
+
+    def create(**event: Any) -> None:
+        creator(event, lambda: 900_000)
+
+    def state(run_id: str) -> Any:
+        return table.get_item(Key={"pk": "RUN", "sk": run_id})["Item"]["state"]
+
+    # A run from each source. The second event of one continues it, after it was cancelled, too.
+    create(RunId="prefix")
+    create(RunId="index", IndexKey=index)
+    create(RunId="keys", Keys=[good, bad, gone])
+    _score(scorer, "prefix", "index", "keys")
+    assert [state(run_id) for run_id in ("prefix", "index", "keys")] == ["COMPLETE"] * 3
+    _set_state("keys", "CANCELLED")
+    create(RunId="keys", Keys=[good, bad, gone])
+    assert state("keys") == "COMPLETE"  # by the job creator, and it has said so
+    s3.put_object(Bucket=case.bucket, Key=bad, Body=image_bytes())
+    _score(scorer, "keys")  # a FAILED one becomes SCORED
+
+    # S3 answers 403 for a key that is missing.
+    forbidden = AWSResponse("", 403, HTTPHeaders(), _Raw(b"<Error><Code>AccessDenied</Code></Error>"))
+    answered = "before-send.s3.GetObject"
+    hooks: Any = scorer._s3.meta.events
+    hooks.register_first(answered, lambda **_: forbidden, unique_id="forbidden")
+    create(RunId="forbidden", Keys=[gone])
+    _score(scorer, "forbidden")
+    hooks.unregister(answered, unique_id="forbidden")
+    assert state("forbidden") == "COMPLETE"
+
+    assert len(scorer({"Jobs": [{"RunId": "direct", "Key": good}]}, lambda: 100_000)["Predictions"]) == 1
+
+
+class _Raw:
+    """The body of an answer, as botocore reads it."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def stream(self, **_: Any) -> Iterator[bytes]:
+        yield self._body
+
+
+def _set_state(run_id: str, state: str) -> None:
+    boto3.resource("dynamodb").Table(TABLE).update_item(
+        Key={"pk": "RUN", "sk": run_id},
+        UpdateExpression="SET #state = :state",
+        ExpressionAttributeNames={"#state": "state"},
+        ExpressionAttributeValues={":state": state},
+    )
+
+
+def _score(scorer: Classifier, *run_ids: str) -> None:
+    """Delivers what is on the stream of these runs, also again."""
+    kinesis = boto3.client("kinesis")
+    (shard,) = kinesis.list_shards(StreamName=STREAM)["Shards"]
+    iterator = kinesis.get_shard_iterator(
+        StreamName=STREAM, ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
+    )
+    records = [
+        {
+            "kinesis": {
+                "sequenceNumber": record["SequenceNumber"],
+                "data": base64.b64encode(record["Data"]).decode(),
+            }
+        }
+        for record in kinesis.get_records(ShardIterator=iterator["ShardIterator"])["Records"]
+        if json.loads(record["Data"])["RunId"] in run_ids
+    ]
+    assert scorer({"Records": records}, lambda: 100_000) == {"batchItemFailures": []}
+
+
+@cache
+def asked_by_aws(case: Case) -> frozenset[Call]:
+    """What AWS's services ask for in a role's name, by their guides."""
+    calls: set[Call] = set()
+
+    def ask(role: str, actions: str, on: str, context: dict[str, Any] | None = None) -> None:
+        """Notes `actions`, as in "kms:Encrypt Decrypt"."""
+        service, names = actions.split(":")
+        calls.update(Call(role, Request(f"{service}:{name}", on, context or {})) for name in names.split())
+
+    for role in FUNCTIONS:
+        # Lambda guide, monitoring-cloudwatchlogs. The log group is made before the function.
+        ask(role, "logs:CreateLogStream PutLogEvents", f"{LOGS}{role}RoleLogs:log-stream:2026/11/24/[1]ab")
+        if stack(case).traced(role):  # Lambda guide, services-xray
+            ask(role, "xray:PutTraceSegments PutTelemetryRecords", "*")
+
+    # Lambda guide, services-kinesis-create; its SubscribeToShard is for enhanced fan-out.
+    ask(CLASSIFIER, READ_STREAM, f"{STREAMS}{STREAM}")
+    # Lambda guide, kinesis-on-failure-destination
+    ask(CLASSIFIER, "s3:PutObject", f"{BUCKETS}failures/aws/lambda/a", OURS)
+    ask(CLASSIFIER, "s3:ListBucket", f"{BUCKETS}failures", OURS)
+
+    given = dict(setting.split("=") for setting in case.settings)
+    images_key = given.get("imagesKmsKey") if "imagesBucket" in given else given.get("kmsKey")
+    if images_key:
+        # S3 guide, UsingKMSEncryption, bucket-key: the context is the object or, with such a key, the bucket.
+        for arn in (f"{BUCKETS}{case.bucket}", f"{BUCKETS}{case.bucket}/{case.prefix}a.png"):
+            for role in FUNCTIONS:
+                ask(role, "kms:Decrypt", images_key, via("s3", {"aws:s3:arn": arn}))
+    if "kmsKey" in given:
+        # DynamoDB guide, encryption.usagenotes: "at a minimum". The grant beside them is made with the table.
+        for role in FUNCTIONS:
+            ask(role, USE_KEY, OWN, via("dynamodb", {"aws:dynamodb:tableName": TABLE}))
+            ask(role, "kms:DescribeKey", OWN, via("dynamodb"))
+        # Kinesis guide, permissions-user-key-KMS
+        jobs = via("kinesis", {"aws:kinesis:arn": f"{STREAMS}{STREAM}"})
+        ask(JOB_CREATOR, "kms:GenerateDataKey", OWN, jobs)
+        ask(CLASSIFIER, "kms:Decrypt", OWN, jobs)
+        # S3 guide, bucket-key
+        ask(CLASSIFIER, "kms:GenerateDataKey", OWN, via("s3", {"aws:s3:arn": f"{BUCKETS}failures"}))
+    return frozenset(calls)
+
+
+def via(service: str, context: dict[str, str] | None = None) -> dict[str, str]:
+    """The condition keys of a request to KMS that a service makes, with its encryption context."""
+    encryption = {f"kms:EncryptionContext:{name}": value for name, value in (context or {}).items()}
+    return {"kms:ViaService": f"{service}.{REGION}.amazonaws.com", **encryption}
+
+
+@cache
+def foreign(case: Case) -> frozenset[Call]:
+    """What neither function has any business with, or only the other one."""
+    calls: set[Call] = set()
+
+    def ask(roles: tuple[str, ...], actions: str, on: str, context: dict[str, Any] | None = None) -> None:
+        for role in roles:
+            service, names = actions.split(":")
+            calls.update(Call(role, Request(f"{service}:{n}", on, context or {})) for n in names.split())
+
+    both, creator, scorer = FUNCTIONS, (JOB_CREATOR,), (CLASSIFIER,)
+    images, failures, logs = (f"{BUCKETS}{name}" for name in (case.bucket, "failures", "StorageAccessLogs"))
+    image, failure, log = f"{images}/{case.prefix}a.png", f"{failures}/aws/lambda/a", f"{logs}/Images/a"
+
+    # Objects: others, and anything but reading them.
+    for other in (
+        f"{images}/a.png",
+        f"{images}/elsewhere/{case.prefix}a.png",
+        f"{images}/{case.prefix.rstrip('/')}-2/a.png",
+        f"{images}/{case.prefix.upper()}a.png",
+        f"{images}-2/{case.prefix}a.png",
+        failure,
+        log,
+    ):
+        ask(both, "s3:GetObject", other, OURS)
+    ask(both, "s3:PutObject DeleteObject DeleteObjectVersion PutObjectAcl PutObjectTagging", image, OURS)
+    ask(both, "s3:GetObjectVersion GetObjectAcl RestoreObject", image, OURS)
+    ask(both, "s3:DeleteObject", failure, OURS)
+    ask(both, "s3:PutObject DeleteObject", log, OURS)
+    ask(creator, "s3:PutObject", failure, OURS)
+    ask(creator, "s3:ListBucket", failures, OURS)
+    ask(scorer, "s3:PutObject", f"{failures}-2/aws/lambda/a", OURS)
+    # A bucket of that name which is not ours: a name is free again when its bucket is deleted.
+    for account in ({}, {"s3:ResourceAccount": STRANGER}):
+        ask(scorer, "s3:PutObject", failure, account)
+        ask(scorer, "s3:ListBucket", failures, account)
+
+    # Buckets: listing without the prefix, and anything but listing.
+    for prefix in ("", "elsewhere/", case.prefix[:-1], f"elsewhere/{case.prefix}", case.prefix.upper()):
+        ask(both, "s3:ListBucket", images, OURS | {"s3:prefix": prefix})
+    ask(both, "s3:ListBucket", images, OURS)
+    ask(both, "s3:ListBucket", f"{images}-2", OURS | {"s3:prefix": case.prefix})
+    for bucket in (images, failures, logs):
+        ask(both, "s3:PutBucketPolicy DeleteBucketPolicy GetBucketPolicy DeleteBucket", bucket, OURS)
+        ask(both, "s3:PutLifecycleConfiguration PutBucketPublicAccessBlock ListBucketVersions", bucket, OURS)
+    ask(both, "s3:ListAllMyBuckets", "*")
+
+    # Without TLS; the policy of an existing bucket is its owner's.
+    insecure = OURS | {"aws:SecureTransport": "false"}
+    if case.bucket == BUCKET:
+        ask(both, "s3:GetObject", image, insecure)
+        ask(both, "s3:ListBucket", images, insecure | {"s3:prefix": case.prefix})
+    ask(scorer, "s3:PutObject", failure, insecure)
+    ask(scorer, "s3:ListBucket", failures, insecure)
+
+    table = f"{TABLES}{TABLE}"
+    ask(both, "dynamodb:Scan DeleteItem BatchWriteItem PartiQLSelect ExportTableToPointInTime", table)
+    ask(both, "dynamodb:DeleteTable UpdateTable UpdateTimeToLive UpdateContinuousBackups", table)
+    for other in (f"{table}-2", f"{table}/index/a", table.replace(ACCOUNT, STRANGER)):
+        ask(both, "dynamodb:GetItem BatchGetItem PutItem UpdateItem Query Scan", other)
+    ask(creator, "dynamodb:BatchGetItem", table)
+    ask(both, "dynamodb:ListTables", "*")
+
+    stream = f"{STREAMS}{STREAM}"
+    ask(both, "kinesis:PutRecord DeleteStream SplitShard MergeShards StopStreamEncryption", stream)
+    ask(both, "kinesis:RegisterStreamConsumer", stream)
+    ask(both, "kinesis:SubscribeToShard", f"{stream}/consumer/a:1")
+    for other in (f"{stream}-2", stream.replace(ACCOUNT, STRANGER)):
+        ask(both, f"{READ_STREAM} PutRecord PutRecords", other)
+    ask(creator, READ_STREAM, stream)
+    ask(scorer, "kinesis:PutRecords", stream)
+
+    # EventBridge itself refuses an event without source or type (PutEventsResultEntry).
+    ours = {"events:source": (handler.EVENT_SOURCE,), "events:detail-type": (handler.EVENT_TYPE,)}
+    ask(both, "events:PutEvents", f"{BUSES}default", ours | {"events:source": ("another",)})
+    ask(both, "events:PutEvents", f"{BUSES}default", ours | {"events:detail-type": ("Another",)})
+    ask(both, "events:PutEvents", f"{BUSES}another", ours)
+    ask(both, "events:DeleteEventBus", f"{BUSES}default")
+    ask(both, "events:PutPermission", "*")
+    ask(both, "events:PutRule DeleteRule PutTargets", f"arn:aws:events:{REGION}:{ACCOUNT}:rule/a")
+
+    for role, other_role in ((JOB_CREATOR, CLASSIFIER), (CLASSIFIER, JOB_CREATOR)):
+        own = f"{LOGS}{role}RoleLogs"
+        ask((role,), "logs:CreateLogGroup DeleteLogGroup FilterLogEvents", f"{own}:*")
+        ask((role,), "logs:GetLogEvents DeleteLogStream", f"{own}:log-stream:a")
+        for group in (f"{own}-2", f"{LOGS}{other_role}RoleLogs", f"{LOGS}a"):
+            ask((role,), "logs:CreateLogStream PutLogEvents", f"{group}:log-stream:a")
+
+    # Keys: directly, through another service, for something else, for more than is needed; another key.
+    ours_of = {
+        "s3": [{"aws:s3:arn": arn} for arn in (image, images, failures)],
+        "dynamodb": [{"aws:dynamodb:tableName": TABLE}],
+        "kinesis": [{"aws:kinesis:arn": stream}],
+    }
+    for service, contexts in ours_of.items():
+        for context in contexts:
+            through = via(service, context)
+            directly = {name: value for name, value in through.items() if name != "kms:ViaService"}
+            of_another = {
+                name: f"{value.removesuffix(image[len(images) :])}-2" for name, value in context.items()
+            }
+            ask(both, f"{USE_KEY} DescribeKey", f"{KEYS}another", through)
+            for key in (THEIRS, OWN):
+                ask(both, f"{USE_KEY} DescribeKey", key, directly)
+                ask(both, f"{USE_KEY} DescribeKey", key, via("secretsmanager", context))
+                ask(both, USE_KEY, key, via(service))
+                ask(both, USE_KEY, key, via(service, of_another))
+                ask(both, "kms:CreateGrant ScheduleKeyDeletion PutKeyPolicy DisableKey", key, through)
+    for key in (THEIRS, OWN):
+        ask(both, "kms:Encrypt GenerateDataKey ReEncryptFrom ReEncryptTo", key, via("s3", ours_of["s3"][0]))
+        ask(creator, "kms:Decrypt", key, via("kinesis", ours_of["kinesis"][0]))
+        ask(scorer, "kms:GenerateDataKey", key, via("kinesis", ours_of["kinesis"][0]))
+
+    for role in FUNCTIONS:
+        ask(both, "iam:PassRole PutRolePolicy AttachRolePolicy GetRole", f"{ROLES}{role}Role")
+        ask(both, "sts:AssumeRole", f"{ROLES}{role}Role")
+        function = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{role}Function"
+        ask(both, "lambda:InvokeFunction UpdateFunctionCode", function)
+    ask(both, "iam:CreateRole", f"{ROLES}a")
+    ask(both, "iam:CreateUser CreateAccessKey", f"arn:aws:iam::{ACCOUNT}:user/a")
+    ask(both, "xray:GetTraceSummaries BatchGetTraces PutEncryptionConfig", "*")
+    ask(both, "cloudwatch:PutMetricData", "*")
+    return frozenset(calls)
+
+
+def refused(calls: frozenset[Call], by: Stack) -> list[Call]:
+    return [call for call in calls if not by.allows(call)]
+
+
+def unused(calls: frozenset[Call], of: Stack) -> list[tuple[str, Statement]]:
+    """Every action, resource and condition value of a role without which all calls are still allowed."""
+    found = []
+    for role in FUNCTIONS:
+        policy = [part for statement in of.policy(role) for part in single(statement)]
+        for number, part in enumerate(policy):
+            others = policy[:number] + policy[number + 1 :]
+            using = [call.request for call in calls if call.role == role and applies(part, call.request)]
+            if all(allows(request, others) for request in using):
+                found.append((role, part))
+    return found
+
+
+def test_what_the_handlers_ask_for_is_allowed(case: Case) -> None:
+    assert refused(asked_by_handlers(case), stack(case)) == []
+
+
+def test_what_aws_asks_for_in_their_name_is_allowed(case: Case) -> None:
+    assert refused(asked_by_aws(case), stack(case)) == []
+
+
+def test_what_is_foreign_is_refused(case: Case) -> None:
+    assert [call for call in foreign(case) if stack(case).allows(call)] == []
+
+
+def test_nothing_is_allowed_that_nobody_asks_for(case: Case) -> None:
+    assert unused(asked_by_handlers(case) | asked_by_aws(case), stack(case)) == []
+
+
+def test_every_action_is_named(case: Case) -> None:
+    """A wildcard would be used if one of its actions is."""
+    actions = [part["Action"] for role in FUNCTIONS for s in stack(case).policy(role) for part in single(s)]
+    assert [action for action in actions if "*" in action or "?" in action] == []
+
+
+def test_what_handlers_asked_for_in_all_other_tests_is_allowed(suite_calls: dict[Call, str]) -> None:
+    """Comes last of all tests, see conftest.py. Their stack is the default one."""
+    if not suite_calls:
+        pytest.skip("no other test with handlers ran")
+    default = stack(CASES["default"])
+    calls = {call: test for call, test in suite_calls.items() if not default.allows(call)}
+    # Tests of a bucket that is not there; on AWS, another bucket than the stack's is not even looked for.
+    gone = re.compile(rf"{BUCKETS}gone(/|$)")
+    assert {call: test for call, test in calls.items() if not gone.match(call.request.resource)} == {}
+
+
+class TestTheseTestsBite:
+    """What each would say of a template that is wrong."""
+
+    def changed(self, change: Callable[[dict[str, Any]], None], role: str = CLASSIFIER) -> Stack:
+        """The default stack, each statement of a role changed."""
+        wrong = deepcopy(template(CASES["default"]))
+        for resource in wrong["Resources"].values():
+            if resource["Type"] == "AWS::IAM::Policy" and role in resource["Properties"]["PolicyName"]:
+                for statement in resource["Properties"]["PolicyDocument"]["Statement"]:
+                    change(statement)
+        return Stack(wrong)
+
+    def test_a_missing_action(self) -> None:
+        def change(statement: dict[str, Any]) -> None:
+            if "dynamodb:BatchGetItem" in statement["Action"]:
+                statement["Action"].remove("dynamodb:BatchGetItem")
+
+        (call,) = refused(asked_by_handlers(CASES["default"]), self.changed(change))
+        assert (call.role, call.request.action) == (CLASSIFIER, "dynamodb:BatchGetItem")
+
+    def test_an_action_too_many(self) -> None:
+        def change(statement: dict[str, Any]) -> None:
+            if "dynamodb:Query" in statement["Action"]:
+                statement["Action"].append("dynamodb:Scan")
+
+        wrong, case = self.changed(change), CASES["default"]
+        ((role, part),) = unused(asked_by_handlers(case) | asked_by_aws(case), wrong)
+        assert (role, part["Action"]) == (CLASSIFIER, "dynamodb:Scan")
+        assert {call.request.action for call in foreign(case) if wrong.allows(call)} == {"dynamodb:Scan"}
+
+    def test_a_resource_too_wide(self) -> None:
+        def change(statement: dict[str, Any]) -> None:
+            if statement["Action"] == "s3:GetObject":
+                statement["Resource"] = "*"
+
+        wrong = self.changed(change, JOB_CREATOR)
+        allowed = {call.request.resource for call in foreign(CASES["default"]) if wrong.allows(call)}
+        assert f"{BUCKETS}failures/aws/lambda/a" in allowed
+
+    def test_a_condition_that_is_gone(self) -> None:
+        def change(statement: dict[str, Any]) -> None:
+            if "s3:prefix" in str(statement.get("Condition")):
+                del statement["Condition"]
+
+        wrong = self.changed(change)
+        allowed = [call.request for call in foreign(CASES["default"]) if wrong.allows(call)]
+        assert Request("s3:ListBucket", f"{BUCKETS}{BUCKET}", OURS) in allowed
+
+    def test_a_bucket_that_answers_without_tls(self) -> None:
+        wrong = deepcopy(template(CASES["default"]))
+        resources = wrong["Resources"].items()
+        wrong["Resources"] = {name: r for name, r in resources if r["Type"] != "AWS::S3::BucketPolicy"}
+        allowed = [call.request for call in foreign(CASES["default"]) if Stack(wrong).allows(call)]
+        assert allowed
+        assert all(request.context["aws:SecureTransport"] == "false" for request in allowed)
+
+    def test_whatever_is_wider_lets_something_foreign_through(self, case: Case) -> None:
+        """Each resource as `*`, each condition left out, one at a time."""
+        strangers = [(call.role, call.request) for call in foreign(case)]
+        missed = [
+            (role, wider)
+            for role in FUNCTIONS
+            for statement in stack(case).policy(role)
+            for part in single(statement)
+            for wider in _wider(part)
+            if not any(who == role and applies(wider, request) for who, request in strangers)
+        ]
+        assert missed == []
+
+
+def _wider(part: Statement) -> Iterator[Statement]:
+    if part["Resource"] != "*":
+        yield {**part, "Resource": "*"}
+    for operator, keys in part.get("Condition", {}).items():
+        for key in keys:
+            others = {name: value for name, value in keys.items() if name != key}
+            yield {**part, "Condition": {**part["Condition"], operator: others}}
+
+
+class TestRecorder:
+    def test_only_the_handlers_clients_are_watched(self) -> None:
+        with mock_aws(), watched() as calls:
+            theirs, ours = (boto3.client("s3", region_name=REGION) for _ in range(2))
+            none: Any = None
+            Classifier(model=none, table=none, s3=theirs, events=none, bucket=BUCKET, vcpus=1)
+            ours.create_bucket(Bucket=BUCKET)
+            ours.list_objects_v2(Bucket=BUCKET)
+            assert calls == set()
+            theirs.list_objects_v2(Bucket=BUCKET, Prefix="a/")
+        ours_is = {**OURS, "s3:prefix": "a/"}
+        assert calls == {Call(CLASSIFIER, Request("s3:ListBucket", f"{BUCKETS}{BUCKET}", ours_is))}
+
+    def test_a_call_without_tls_is_seen_as_that(self) -> None:
+        with mock_aws(), watched() as calls:
+            client = boto3.client("dynamodb", region_name=REGION, use_ssl=False)
+            Table(TABLE, client, "", "")
+            with pytest.raises(client.exceptions.ResourceNotFoundException):
+                client.get_item(TableName=TABLE, Key={"pk": {"S": "a"}})
+        ((_, request),) = calls
+        assert request.context == {"aws:SecureTransport": "false"}
+
+    def test_a_transaction_asks_for_each_of_its_parts(self) -> None:
+        parts = [{kind: {"TableName": TABLE}} for kind in ("Put", "Update", "Delete", "ConditionCheck")]
+        assert {action for action, _, _ in asked("TransactWriteItems", {"TransactItems": parts})} == {
+            f"dynamodb:{name}Item" for name in ("Put", "Update", "Delete", "ConditionCheck")
+        }
+
+    def test_an_event_asks_of_the_bus_it_goes_to(self) -> None:
+        entry = {"Source": "a", "DetailType": "b", "EventBusName": "c"}
+        assert list(asked("PutEvents", {"Entries": [entry]})) == [
+            ("events:PutEvents", f"{BUSES}c", {"events:source": ("a",), "events:detail-type": ("b",)})
+        ]
+
+    @pytest.mark.parametrize(
+        ("operation", "params"),
+        [
+            ("DeleteObject", {"Bucket": BUCKET, "Key": "a"}),
+            ("GetObject", {"Bucket": BUCKET, "Key": "a", "VersionId": "1"}),
+            ("Query", {"TableName": TABLE, "IndexName": "a"}),
+        ],
+    )
+    def test_a_call_that_is_not_known_is_not_passed_over(
+        self, operation: str, params: dict[str, Any]
+    ) -> None:
+        with pytest.raises(Unmapped, match=operation):
+            list(asked(operation, params))

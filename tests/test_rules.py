@@ -1,0 +1,189 @@
+"""cdk-nag's packs: AwsSolutions stops every synth, HIPAA's findings are those that docs/hipaa.md accepts."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aws_cdk import App
+from aws_cdk.aws_s3 import Bucket
+from cdk_nag import AwsSolutionsChecks
+from support import ROOT
+
+from stacks import audit
+from stacks.config import Config
+from stacks.inference_stack import InferenceStack
+
+KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+EXISTING_BUCKET = {"imagesBucket": "hospital", "imagesKmsKey": KEY, "prefix": "chest/"}
+
+# Whatever becomes of a deployment here, it has neither credentials nor anything to talk to.
+NO_AWS = {
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "PYTHONPATH": str(ROOT),
+}
+
+# Runs app.py with one bucket more, which has none of what the others have.
+CARELESS = """
+import runpy
+from aws_cdk.aws_s3 import Bucket
+from stacks import inference_stack
+
+class Careless(inference_stack.InferenceStack):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        Bucket(self, "Careless")
+
+inference_stack.InferenceStack = Careless
+runpy.run_path("app.py")
+"""
+
+
+def stack(folder: Path, **settings: str) -> InferenceStack:
+    flags = json.loads((ROOT / "cdk.json").read_text())["context"]
+    app = App(context=flags, outdir=str(folder))
+    return InferenceStack(app, "ChestXray", config=Config.from_context(settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        EXISTING_BUCKET,
+        {"kmsKey": KEY, "prefix": "a/b/"},
+        EXISTING_BUCKET | {"kmsKey": KEY},
+        {"data": "destroy"},
+        {"alarmTopic": "arn:aws:sns:eu-west-1:111122223333:on-call"},
+    ],
+    ids=lambda settings: " ".join(settings),
+)
+def test_aws_solutions_finds_nothing(tmp_path: Path, settings: dict[str, str]) -> None:
+    violations = AwsSolutionsChecks().validate_scope(stack(tmp_path, **settings)).violations
+    assert [violation.rule_name for violation in violations] == []
+
+
+@pytest.mark.parametrize("command", ["synth", "deploy"])
+def test_a_finding_stops_the_cdk(tmp_path: Path, command: str) -> None:
+    npx = shutil.which("npx")
+    if not npx or not (ROOT / "node_modules").exists():
+        pytest.skip("needs Node.js and `npm ci`")
+    app = tmp_path / "careless.py"
+    app.write_text(CARELESS)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | NO_AWS
+    cdk = subprocess.run(
+        [npx, "cdk", command, "--app", f"{sys.executable} {app}", "--output", str(tmp_path / "cdk.out")],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert cdk.returncode == 1
+    finding = next(part for part in cdk.stderr.split("\n\n") if "AwsSolutions-S1'" in part)
+    assert "The S3 Bucket has server access logs disabled." in finding
+    assert "ChestXray/Careless/Resource" in finding
+    assert "Traceback" not in cdk.stderr
+
+
+def test_the_audit_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit.rules() == []
+    rows = len(audit.accepted(audit.ACCEPTED.read_text()))
+    assert capsys.readouterr().out == (
+        f"Rules of the HIPAA pack evaluated: {rows} findings, all accepted in docs/hipaa.md\n"
+    )
+
+
+def test_the_audit_fails_without_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = audit.ACCEPTED.read_text().splitlines(keepends=True)
+    (dlq,) = (line for line in page if "LambdaDLQ" in line and "Classifier" in line)
+    page.remove(dlq)
+    shorter = tmp_path / "hipaa.md"
+    shorter.write_text("".join(page))
+    monkeypatch.setattr(audit, "ACCEPTED", shorter)
+    assert audit.rules() == [
+        "docs/hipaa.md: HIPAA.Security-LambdaDLQ at ChestXray/Classifier/Function/Resource: "
+        "mend it, or add its row with the reason"
+    ]
+
+
+OLD_PILLOW = {"id": "PYSEC-2023-175", "fix_versions": ["10.0.1"], "aliases": [], "description": ""}
+UNKNOWN = {"name": "pillow", "skip_reason": "Dependency not found on PyPI and could not be audited"}
+
+
+@pytest.mark.parametrize(
+    ("pip", "npm", "status", "said"),
+    [
+        ({"dependencies": []}, {"vulnerabilities": {}}, 0, "requirements.txt: no known vulnerability"),
+        ({"dependencies": [UNKNOWN]}, {"error": {}}, 0, "package-lock.json: NOT CHECKED"),
+        (None, None, 0, "requirements.txt: NOT CHECKED"),
+        (
+            {"dependencies": [{"name": "pillow", "version": "9.0.0", "vulns": [OLD_PILLOW]}]},
+            {"vulnerabilities": {}},
+            1,
+            "training/requirements.txt: pillow 9.0.0: PYSEC-2023-175, mended in ['10.0.1']",
+        ),
+        (
+            {"dependencies": []},
+            {"vulnerabilities": {"d3": {"range": "<7", "severity": "high"}}},
+            1,
+            "package-lock.json: d3 <7: high",
+        ),
+    ],
+)
+def test_known_vulnerabilities_fail_the_audit_and_no_answer_is_said(
+    pip: Any, npm: Any, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """By the answers of pip-audit and npm as they are documented: what they ask is on the internet."""
+
+    def answered(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        answer = npm if command[0] == "npm" else pip
+        return subprocess.CompletedProcess(command, 1, "" if answer is None else json.dumps(answer))
+
+    monkeypatch.setattr(subprocess, "run", answered)
+    monkeypatch.setattr(audit, "rules", list)
+    assert audit.main() == status
+    printed = capsys.readouterr()
+    assert said in printed.out + printed.err
+
+
+def test_every_difference_is_said() -> None:
+    new, kept, mended = ("rule", "new"), ("rule", "kept"), ("rule", "mended")
+    assert audit.complaints({new, kept}, [kept, mended, kept]) == [
+        "rule at new: mend it, or add its row with the reason",
+        "rule at mended: found no more, remove its row",
+        "rule at kept: 2 rows, keep one",
+    ]
+    assert audit.complaints({kept}, [kept]) == []
+
+
+def test_a_row_without_a_reason_accepts_nothing() -> None:
+    row = "| `HIPAA.Security-LambdaDLQ` | `ChestXray/A` | {} |"
+    assert audit.accepted(row.format("It is so.")) == [("HIPAA.Security-LambdaDLQ", "ChestXray/A")]
+    assert audit.accepted(row.format(" ")) == []
+
+
+def test_a_careless_bucket_is_found(tmp_path: Path) -> None:
+    careless = stack(tmp_path)
+    before = audit.findings(careless)
+    Bucket(careless, "Careless")
+    new = audit.findings(careless) - before
+    assert ("HIPAA.Security-S3BucketLoggingEnabled", "ChestXray/Careless/Resource") in new
+    assert {resource for _rule, resource in new} == {"ChestXray/Careless/Resource"}
+
+
+def test_a_key_of_ones_own_mends_encryption(tmp_path: Path) -> None:
+    without = audit.findings(stack(tmp_path / "without"))
+    with_key = audit.findings(stack(tmp_path / "with", kmsKey=KEY))
+    assert with_key < without
+    assert without - with_key == {
+        ("HIPAA.Security-CloudWatchLogGroupEncrypted", "ChestXray/Classifier/Role/Logs/Resource"),
+        ("HIPAA.Security-CloudWatchLogGroupEncrypted", "ChestXray/JobCreator/Role/Logs/Resource"),
+        ("HIPAA.Security-S3DefaultEncryptionKMS", "ChestXray/Jobs/Failures/Resource"),
+        ("HIPAA.Security-S3DefaultEncryptionKMS", "ChestXray/Storage/Images/Resource"),
+    }
