@@ -35,7 +35,8 @@ FAILURES = {
     "IMAGE_MISSING": "is not in the bucket",
     "IMAGE_EMPTY": "holds no bytes",
     "NOT_AN_IMAGE": "is neither PNG, JPEG nor DICOM",
-    "IMAGE_CORRUPT": "is cut short or damaged",
+    "IMAGE_CORRUPT": "is cut short, damaged or contradicts itself, or would take a decoder minutes or "
+    "gigabytes",
     "IMAGE_TOO_SMALL": "has a side under 64 pixels",
     "IMAGE_TOO_LARGE": "has over 50 megapixels, or 64 MiB",
     "IMAGE_TOO_NARROW": "has sides beyond 4:1",

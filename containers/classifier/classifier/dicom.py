@@ -3,12 +3,13 @@
 import io
 import logging
 import struct
-import warnings
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pydicom import Dataset, dcmread
+from pydicom.encaps import get_frame
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.pixels.processing import apply_rescale, apply_voi, apply_windowing
@@ -22,7 +23,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from classifier.images import ImageError, check_size
+from classifier.images import BoundedFile, ImageError, check_size
 
 # What pydicom and Pillow decode. Not deflated files: a small one may inflate to any size. Not JPEG Lossless
 # and JPEG-LS: their open decoder (GDCM) ends the whole process on damaged files.
@@ -43,6 +44,7 @@ _DAMAGED = (
     AssertionError,
     AttributeError,
     EOFError,
+    Image.DecompressionBombError,
     LookupError,
     MemoryError,
     NotImplementedError,
@@ -53,25 +55,31 @@ _DAMAGED = (
     struct.error,
 )
 
-logging.getLogger("pydicom").disabled = True  # it quotes header values
+# Largest table of grey values for modality or window; one has 128 KiB. pydicom reads all that there are.
+_MAX_TABLES = 2**20
+_MAX_RUNS = 10_000_000  # of a run-length encoded segment, which take pydicom two seconds
+
+logging.getLogger("pydicom").propagate = False  # it quotes header values, as do the loggers below it
 
 
 def decode(data: bytes) -> Image.Image:
     """The one frame of the file, windowed as it asks to be shown, as an "L" image. Raises ImageError."""
+    file = BoundedFile(data)
     try:
-        with warnings.catch_warnings(action="ignore"):  # they quote header values
-            # Before pydicom sees the whole: it would inflate a deflated file at once.
-            if _transfer_syntax(data) not in _TRANSFER_SYNTAXES:
-                raise ImageError("DICOM_TRANSFER_SYNTAX")
-            return _frame(dcmread(io.BytesIO(data)))
+        # Before pydicom sees the whole: it would inflate a deflated file at once.
+        if _transfer_syntax(file) not in _TRANSFER_SYNTAXES:
+            raise ImageError("DICOM_TRANSFER_SYNTAX")
+        file.seek(0)
+        return _frame(dcmread(file))
     except _DAMAGED as error:
         raise ImageError("IMAGE_CORRUPT") from error
 
 
-def _transfer_syntax(data: bytes) -> str:
+def _transfer_syntax(file: io.BytesIO) -> str:
     """(0002,0010) of the file meta information, as pydicom itself reads it (PS3.10, section 7.1)."""
+    file.seek(132)
     meta = read_dataset(
-        io.BytesIO(data[132:]),
+        file,
         is_implicit_VR=False,
         is_little_endian=True,
         stop_when=lambda tag, _vr, _length: tag.group != 2,
@@ -88,13 +96,62 @@ def _frame(dataset: Dataset) -> Image.Image:
         raise ImageError("DICOM_PHOTOMETRIC")
     check_size((int(dataset.Columns), int(dataset.Rows)))
     bits, signed = int(dataset.BitsStored), dataset.PixelRepresentation == 1
-    if not 1 <= bits <= dataset.BitsAllocated:
+    if not 1 <= bits <= dataset.BitsAllocated or dataset.SamplesPerPixel != 1:
         raise ImageError("IMAGE_CORRUPT")
+    _check_compressed(dataset)
     first = -(2 ** (bits - 1)) if signed else 0
     stored = np.arange(first, first + 2**bits, dtype=np.int32)
     # At most 65,536 values take the way through rescale and window, however many pixels there are.
     shown = _shown(dataset, stored)
     return Image.fromarray(shown[dataset.pixel_array.clip(stored[0], stored[-1]).astype(np.int32) - first])
+
+
+def _check_compressed(dataset: Dataset) -> None:
+    """Raises ImageError if decoding would make other or more than the pixels of the header."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return
+    if not dataset["PixelData"].is_undefined_length:  # no fragments (PS3.5, annex A.4)
+        raise ImageError("IMAGE_CORRUPT")
+    for table in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        dataset.pop(table, None)  # so that pydicom comes to this frame, too
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if syntax == RLELossless:
+        segments, *starts = struct.unpack_from("<16L", frame)
+        edges = [*starts[:segments], len(frame)]
+        for start, end in pairwise(edges):
+            _check_runs(frame[start:end], dataset.Rows * dataset.Columns)
+        return
+    # pydicom looks for the code in the boxes of a JP2 file, and never ends at one that says it has no length.
+    place = 12 if frame.startswith(b"\0\0\0\x0cjP  ") else len(frame)
+    while place < len(frame) and frame[place + 4 : place + 8] != b"jp2c":
+        length = int.from_bytes(frame[place : place + 4], "big")
+        if length < 8:
+            raise ImageError("IMAGE_CORRUPT")
+        place += length
+    image = Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000"))
+    if image.size != (dataset.Columns, dataset.Rows) or len(image.getbands()) != 1:
+        raise ImageError("IMAGE_CORRUPT")
+
+
+def _check_runs(segment: bytes, pixels: int) -> None:
+    """Raises ImageError for a run-length encoded segment of far more than the pixels, or of too many runs.
+
+    PS3.5, annex G.3.1: a byte n stands before n + 1 literal bytes, or before one that comes 257 - n times;
+    128 stands for nothing.
+    """
+    place = length = runs = 0
+    while place < len(segment):
+        n = segment[place]
+        if n < 128:
+            place += n + 2
+            length += n + 1
+        else:
+            place += 2 if n > 128 else 1
+            length += 257 - n if n > 128 else 0
+        runs += 1
+        if length > 2 * pixels or runs > _MAX_RUNS:
+            raise ImageError("IMAGE_CORRUPT")
 
 
 def _shown(dataset: Dataset, stored: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
@@ -103,6 +160,14 @@ def _shown(dataset: Dataset, stored: npt.NDArray[np.int32]) -> npt.NDArray[np.ui
     DICOM PS3.3: C.11.1 (modality LUT, rescale), C.11.2 (VOI LUT, window), C.7.6.3.1.2 (polarity). Without a
     window, what the stored bits can hold is spread over 0 to 255, so that 8-bit files stay as they are.
     """
+    for name in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"):
+        value = dataset.get(name)
+        if value is not None and not np.isfinite(np.array(value, dtype=np.float64)).all():
+            raise ImageError("IMAGE_CORRUPT")
+    for name in ("ModalityLUTSequence", "VOILUTSequence"):
+        table = dataset.get_item(name) if name in dataset else None
+        if table is not None and isinstance(table.value, bytes) and len(table.value) > _MAX_TABLES:
+            raise ImageError("IMAGE_CORRUPT")
     values = apply_rescale(stored, dataset)
     low, high = values[0], values[-1]  # the other way round for a negative slope, as apply_windowing has it
     if dataset.get("ModalityLUTSequence"):
@@ -114,7 +179,7 @@ def _shown(dataset: Dataset, stored: npt.NDArray[np.int32]) -> npt.NDArray[np.ui
         values = apply_windowing(values, dataset)
     else:
         low, high = min(low, high), max(low, high)
-    if high == low:
+    if high == low or not np.isfinite(values).all():
         raise ImageError("IMAGE_CORRUPT")
     grey: npt.NDArray[np.uint8] = (
         ((values.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)

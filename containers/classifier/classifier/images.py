@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ ErrorCode = Literal[
     "IMAGE_MISSING",  # there is no such object
     "IMAGE_EMPTY",  # the object holds no bytes
     "NOT_AN_IMAGE",  # neither PNG nor JPEG nor DICOM
-    "IMAGE_CORRUPT",  # cut short or damaged
+    "IMAGE_CORRUPT",  # cut short, damaged or contradicts itself, or too much for a decoder
     "IMAGE_TOO_SMALL",  # shorter side under 64 pixels
     "IMAGE_TOO_LARGE",  # over 50 megapixels, or over 64 MiB as a file
     "IMAGE_TOO_NARROW",  # sides beyond 4:1
@@ -34,6 +35,9 @@ MIN_SIDE = 64
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 4
 MAX_BYTES = 64 * 2**20
+# Of what no camera or viewer writes, and what takes a decoder minutes, or gigabytes, in a file of 64 MiB.
+MAX_READS = 200_000  # of a header's parts: chunks, segments, elements; each takes one to four
+MAX_SCANS, MAX_EXIF = 100, 64  # of a JPEG; some 10 and 1 are usual
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 # Chunks of a plain PNG: none of them changes a pixel, as a palette, a transparent colour, EXIF, or frames do.
@@ -41,6 +45,9 @@ _PLAIN = {b"IHDR", b"IDAT", b"IEND", b"tIME", b"pHYs", b"sRGB", b"gAMA", b"cHRM"
 _MODES = {0: "mono", 2: "rgb", 6: "rgba"}  # a PNG's colour type, and what kornia-rs calls it
 # What Pillow's PNG and JPEG readers raise on damaged files, beside OSError.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+# They quote header values. Here and not around each decoding: threads share the list of filters.
+warnings.filterwarnings("ignore", module=r"(PIL|pydicom|classifier)\.")
 
 
 class ImageError(Exception):
@@ -136,13 +143,19 @@ def decode(data: bytes, bit_depth: int = 16) -> Image.Image:
         return dicom.decode(data)
     if not data.startswith((_PNG, _JPEG)):
         raise ImageError("NOT_AN_IMAGE")
+    # Pillow goes over all pixels in every scan, and over all EXIF so far in every part of it.
+    if data.startswith(_JPEG) and (data.count(b"\xff\xda") > MAX_SCANS or data.count(b"Exif\0\0") > MAX_EXIF):
+        raise ImageError("IMAGE_CORRUPT")
     try:
         image = _decode_plain_png(data) if data.startswith(_PNG) else None
         if image is None:
             check_size(_open(data).size)
             # Decoding alone passes over the checksums of a PNG, and so over a flipped bit.
             _open(data).verify()
-            image = ImageOps.exif_transpose(_open(data))
+            image = _open(data)
+            if image.mode == "P" and image.palette is None:
+                raise ImageError("IMAGE_CORRUPT")  # Pillow makes it black
+            ImageOps.exif_transpose(image, in_place=True)
         return _eight_bits(image, bit_depth) if image.mode.startswith("I") else _colour_if_any(image)
     except Image.DecompressionBombError:
         raise ImageError("IMAGE_TOO_LARGE") from None
@@ -166,6 +179,8 @@ def _decode_plain_png(data: bytes) -> Image.Image | None:
                 return None  # those of the pixels kornia-rs looks at
             chunks.append(chunk)
             place = end + 4
+            if len(chunks) > MAX_READS:
+                return None
         width, height, depth, colour, *_, interlaced = struct.unpack_from(">IIBBBBB", data, len(_PNG) + 8)
         check_size((width, height))
     except (struct.error, ImageError):
@@ -186,8 +201,23 @@ def _decode_plain_png(data: bytes) -> Image.Image | None:
     return Image.fromarray(pixels[..., 0] if colour == 0 else pixels)
 
 
+class BoundedFile(io.BytesIO):
+    """A file in memory that is read at most so often as a file of a sane number of parts has to be.
+
+    Raises ImageError.
+    """
+
+    _reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise ImageError("IMAGE_CORRUPT")
+        return super().read(size)
+
+
 def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+    return Image.open(BoundedFile(data), formats=("PNG", "JPEG"))
 
 
 def check_size(size: tuple[int, int]) -> None:
