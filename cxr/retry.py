@@ -40,7 +40,7 @@ class Retried:
     given_up: int = 0  # images sent that were in the failure bucket without a prediction
     failed: int = 0  # FAILED images sent
     objects_deleted: int = 0  # of the failure bucket: every image in them has a prediction
-    objects_left: int = 0  # whose jobs of the run were sent, and are not done yet
+    objects_left: int = 0  # with images of the run that have none yet
 
 
 def retry_run(stack: Stack, run: str, *, codes: Collection[str] = ()) -> Retried:
@@ -115,7 +115,6 @@ def _retry_object(s3: S3Client, kinesis: KinesisClient, stack: Stack, key: str, 
     if missing.only_completion:
         # The classifier looks after every job whether its run is complete, also after one with nothing to do.
         _send(kinesis, stack.stream, [job for job in jobs if job.run_id == missing.run][:1])
-        return Retried(objects_left=1)
     if any(missing.of(job) for job in jobs if job.run_id != missing.run):
         return Retried()
     s3.delete_object(Bucket=stack.failure_bucket, Key=key)

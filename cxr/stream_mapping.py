@@ -4,6 +4,10 @@ Local AWS lacks them (it takes any answer for full success and repeats an error 
 and the tests deliver by these. Nothing here talks to anything: `invoke` runs the function, `put_failure`
 writes to the failure bucket, and time comes from `now` and `sleep`. DG is the AWS Lambda developer guide,
 https://docs.aws.amazon.com/lambda/latest/dg/<page>.html. Where the guide is silent, a comment says so.
+
+DG invocation-eventsourcemapping: each record is delivered at least once, and may come again though it
+succeeded, as when a poller dies with the answer in hand. These rules deliver it once where nothing fails;
+whoever wants duplicates has them by an `invoke` that runs the function twice.
 """
 
 from __future__ import annotations
@@ -29,7 +33,11 @@ FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS = 0.1, 2.0
 
 
 class FunctionError(Exception):
-    """The function was invoked and failed: it raised, timed out, or its process died."""
+    """The function was invoked and failed: it raised, timed out, was killed, or answered over 6 MB.
+
+    DG invocation-retries: its code may have run whole, in part or not at all, and a stream's batch is
+    retried whole. What it wrote stays written.
+    """
 
     def __init__(self, payload: Mapping[str, Any]) -> None:
         """`payload` is Lambda's error document: `errorType`, `errorMessage`."""

@@ -91,8 +91,8 @@ def test_images_without_a_prediction_are_sent_as_of_a_run_that_goes_on() -> None
 
 
 def test_an_object_goes_once_every_image_of_every_run_in_it_has_a_prediction() -> None:
-    for run in ("first", "second"):
-        put_run(run, state="SCORING", expected=1)
+    put_run("first", state="COMPLETE", expected=1)
+    put_run("second", state="SCORING", expected=1)
     give_up(("first", "a"), ("second", "b"))
     put_predictions("first", *scored("a"))
     assert retry_run(STACK, "first") == Retried()  # the second's image keeps the object

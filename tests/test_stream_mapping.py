@@ -194,6 +194,24 @@ def test_a_function_error_fails_the_whole_batch() -> None:
     assert Harness(in_turn(RAISED)).deliver(*records(2)).batches == [["1", "2"], ["1", "2"]]
 
 
+@pytest.mark.parametrize("kind", ["Sandbox.Timedout", "Runtime.ExitError", "Function.ResponseSizeTooLarge"])
+def test_a_function_that_ended_after_its_writes_gets_the_whole_batch_again(kind: str) -> None:
+    written: list[str] = []
+
+    def write_and_end(batch: list[str]) -> Outcome:
+        written.extend(batch)
+        return FunctionError({"errorType": kind}) if len(written) == len(batch) else None
+
+    harness = Harness(write_and_end, maximum_retry_attempts=1).deliver(*records(2))
+    assert written == ["1", "2", "1", "2"]
+    assert not harness.discarded
+
+
+def test_records_that_come_again_after_success_are_delivered_again() -> None:
+    harness = Harness(in_turn()).deliver(*records(2))
+    assert harness.deliver(*records(2)).batches == [["1", "2"], ["1", "2"]]
+
+
 def test_without_a_limit_a_batch_is_retried_until_it_succeeds() -> None:
     harness = Harness(in_turn(*[RAISED] * 30)).deliver(record(1))
     assert len(harness.batches) == 31
