@@ -7,7 +7,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--custom-compile-command 'make lock' $(UPGRADE)
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help install demo test test-training bench soak image lint format lock audit synth deploy destroy clean
+.PHONY: help install demo test test-training bench soak wire image lint format lock audit synth deploy destroy clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ bench: $(DEV) .venv-training/.bench  ## Measure it all beside the original's way
 
 soak: $(DEV)  ## Random faults and damaged images for a long time: make soak [SECONDS=2400]
 	$(BIN)/python -m reliability $(SECONDS)
+
+wire: $(DEV)  ## Score 2,000 images on local AWS with faults on the wire: make wire [IMAGES=DIR]
+	$(BIN)/python -m reliability.wire $(if $(IMAGES),--images-from "$(IMAGES)") --write docs/reliability.md
 
 image: install  ## Build the classifier's image, see it score an X-ray, print its layers: make image [XRAY=FILE]
 	$(BIN)/python -m containers.build_image $(if $(XRAY),--xray "$(XRAY)")

@@ -4,7 +4,8 @@ import base64
 import io
 import json
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -12,6 +13,7 @@ import boto3
 import botocore.client
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
+from botocore.response import StreamingBody
 from classifier.handler import Classifier, NotDone
 from classifier.images import Pixels, Preprocessing, decode
 from classifier.jobs import JobError
@@ -213,6 +215,39 @@ class TestPredictions:
         classifier(event(job(*put(a=image_bytes()))), plenty)
         assert prediction("a")["error"] == "IMAGE_TOO_LARGE"
 
+    def test_large_objects_are_not_held_before_their_turn(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("classifier.handler.AHEAD_BYTES", 100_000)
+        large = image_bytes() + bytes(100_000)
+        held, most = 0, 0
+        lock = threading.Lock()
+        read, prepare = StreamingBody.read, classifier._model.prepare
+
+        def hold(size: int) -> None:
+            nonlocal held, most
+            with lock:
+                held += size
+                most = max(most, held)
+
+        def counted_read(self: StreamingBody, *args: Any, **kwargs: Any) -> bytes:
+            data = read(self, *args, **kwargs)
+            hold(len(data))
+            return data
+
+        def counted_prepare(data: bytes) -> Any:
+            time.sleep(0.01)  # so that fetching is ahead
+            hold(-len(data))
+            return prepare(data)
+
+        monkeypatch.setattr(StreamingBody, "read", counted_read)
+        monkeypatch.setattr(classifier._model, "prepare", counted_prepare)
+        start("r", expected=24)
+        keys = put(**{f"i{n:02}": large for n in range(24)})
+        assert failed(classifier(event(job(*keys)), plenty)) == []
+        assert agreed() == {"SCORED": 24}
+        assert most == len(large)
+
     def test_warnings_are_stored_and_counted_beside_the_images(self, classifier: Classifier) -> None:
         start("r", expected=3)
         keys = put(a=image_bytes(mode="RGB"), b=image_bytes(), c=b"text")
@@ -284,9 +319,9 @@ class TestRedelivery:
         fetched: list[str] = []
         fetch = Classifier._fetch
 
-        def noted(self: Classifier, bucket: str, wanted: str, remaining_ms: Callable[[], int]) -> bytes:
+        def noted(self: Classifier, bucket: str, wanted: str, *args: Any) -> bytes:
             fetched.append(wanted)
-            return fetch(self, bucket, wanted, remaining_ms)
+            return fetch(self, bucket, wanted, *args)
 
         monkeypatch.setattr(Classifier, "_fetch", noted)
         classifier(event(job(*keys, Continued=True)), plenty)
@@ -347,10 +382,10 @@ class TestRetried:
         keys = put(a=image_bytes(), b=image_bytes(seed=1), c=image_bytes(seed=2))
         fetch = Classifier._fetch
 
-        def once(self: Classifier, bucket: str, wanted: str, remaining_ms: Callable[[], int]) -> bytes:
+        def once(self: Classifier, bucket: str, wanted: str, *args: Any) -> bytes:
             if wanted == key("b"):
                 raise error
-            return fetch(self, bucket, wanted, remaining_ms)
+            return fetch(self, bucket, wanted, *args)
 
         with monkeypatch.context() as patch:
             patch.setattr(Classifier, "_fetch", once)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 FETCHES = 16  # objects on their way at once: S3 takes some 50 ms for the first byte, an image less to score
+AHEAD_BYTES = 16 * 2**20  # at most, of an object fetched before its turn: they must fit into memory together
 SCORES_AHEAD = 4  # images a vCPU scores while predictions are being written
 DEADLINE_MARGIN_MS = 10_000
 NAMESPACE = "chest-xray-inference"  # of the metrics, as the job creator's
@@ -42,6 +43,10 @@ Result = TypeVar("Result")
 
 class NotDone(Exception):
     """A job that was not finished, but may be when it is delivered again. The message names no key."""
+
+
+class _TooLargeAhead(Exception):
+    """An object that is to be fetched when its turn has come."""
 
 
 @dataclass(frozen=True)
@@ -186,12 +191,13 @@ class Classifier:
         read_run = functools.cache(self._read_run)
         tasks = [self._task(job, read_run(job.run_id)) for job in given]
         wanted = [(task.job.bucket, key) for task in tasks if isinstance(task, Task) for key in task.keys]
-        fetched = _ahead(FETCHES, self._fetchers, self._fetch, ((*place, remaining_ms) for place in wanted))
+        ahead = ((*place, remaining_ms, AHEAD_BYTES) for place in wanted)
+        fetched = _ahead(FETCHES, self._fetchers, self._fetch, ahead)
         scored = _ahead(
             self._scores_ahead,
             self._scorers,
             self._predict,
-            ((key, fetching, remaining_ms) for (_, key), fetching in zip(wanted, fetched, strict=True)),
+            ((*place, fetching, remaining_ms) for place, fetching in zip(wanted, fetched, strict=True)),
         )
         for task in tasks:
             yield task if isinstance(task, NotDone) else self._write(task, scored)
@@ -220,13 +226,14 @@ class Classifier:
             return NotDone(_reason(error))
         return Task(job, tuple(key for key in job.keys if stored.get(key) != SCORED), stored)
 
-    def _fetch(self, bucket: str, key: str, remaining_ms: Callable[[], int]) -> bytes:
+    def _fetch(self, bucket: str, key: str, remaining_ms: Callable[[], int], most: int) -> bytes:
         _check_time(remaining_ms)
         try:
             found = self._s3.get_object(Bucket=bucket, Key=key)
-            if found["ContentLength"] > MAX_BYTES:
+            size = found["ContentLength"]
+            if size > min(most, MAX_BYTES):
                 found["Body"].close()
-                raise ImageError("IMAGE_TOO_LARGE")
+                raise ImageError("IMAGE_TOO_LARGE") if size > MAX_BYTES else _TooLargeAhead
             return found["Body"].read()
         except ClientError as error:
             code = error.response["Error"]["Code"]
@@ -239,9 +246,14 @@ class Classifier:
         listed = self._s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
         return any(entry["Key"] == key for entry in listed.get("Contents", []))
 
-    def _predict(self, key: str, fetching: Future[bytes], remaining_ms: Callable[[], int]) -> Prediction:
+    def _predict(
+        self, bucket: str, key: str, fetching: Future[bytes], remaining_ms: Callable[[], int]
+    ) -> Prediction:
         try:
-            data = fetching.result()
+            try:
+                data = fetching.result()
+            except _TooLargeAhead:
+                data = self._fetch(bucket, key, remaining_ms, MAX_BYTES)
             _check_time(remaining_ms)
             pixels, warnings = self._model.prepare(data)
         except ImageError as error:

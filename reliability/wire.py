@@ -1,0 +1,654 @@
+"""Faults on the wire: the deployed stack on local AWS, with a faulty network between boto3 and the endpoint.
+
+    python -m reliability.wire [--images 2000] [--seed 0] [--images-from DIR] [--write docs/reliability.md]
+
+`FaultyEndpoint` is what the classifier's processes, the job creator and `cxr retry` take for AWS. It passes
+requests on to MiniStack and spoils some of them; meanwhile `Killer` ends classifiers by SIGKILL. A run must
+come through: each expected image ends with exactly one prediction, or its job is in the failure bucket, from
+where `cxr retry` brings the rest. Faults are drawn by the seed, but the order of requests is not: a run with
+the same seed is alike, not the same. See docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import json
+import os
+import random
+import re
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import date
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import psutil
+from botocore.exceptions import BotoCoreError, ClientError
+from classifier.model import Model
+from PIL import Image
+from rich.table import Table
+
+from cxr.errors import Failed
+from cxr.execution_environment import Function
+from cxr.failure_bucket import jobs_in, objects
+from cxr.files import whole_file
+from cxr.local import PROJECT, LocalAws
+from cxr.operations import start_run
+from cxr.phantoms import draw_phantom
+from cxr.retry import retry_run
+from cxr.runs import Outcome, outcomes, run_status
+from cxr.stack import Stack, client
+from cxr.terminal import console, counted, notes
+
+# Few retries and little to bisect: some jobs end in the failure bucket. One batch of two jobs a shard at a
+# time: one that is done comes again with one that is not.
+SETTINGS = ("shards=3", "parallelizationFactor=1", "imagesPerJob=8", "batchSize=2", "retries=1")
+# Of a service's requests that are spoilt. A run asks Kinesis and EventBridge only a few times.
+RATES = {"S3": 0.15, "DynamoDB": 0.2, "Kinesis": 0.7, "AWSEvents": 0.5}
+LATE_SECONDS = 1.0  # at most
+KILL_SECONDS = 6.0  # from one SIGKILL to the next, on average; at most twice that
+# Without a delivery, until all is delivered: MiniStack looks into the stream every second, if it has the CPU.
+QUIET_SECONDS, QUIET_SECONDS_COMPLETE = 6.0, 2.0
+FAULTY_RETRIES = 2  # calls of `cxr retry` while the faults go on
+ATTEMPTS = 20  # of a person to start a run or to retry it, while the network is bad
+DRAWINGS, SIZE = 64, 256  # phantoms where no images are given, and their pixels a side
+MOST_DISTINCT = 200  # files that are taken from a folder; every image of the run is a copy of one
+MARKERS = "<!-- wire -->", "<!-- /wire -->"
+
+Expected = Mapping[str, str | Mapping[str, Decimal]]  # key -> its scores, or its error code
+_TRANSACT = "TransactWriteItems"
+_RESET, _LOST, _LATE = "connection reset before the request", "answer lost after the request", "answer late"
+_ANYWHERE = (_RESET, _LOST, _LATE)
+_CUT, _IN_PART = "answer cut short", "done in part"
+# Faults by service, and those of one operation beside them; "<status> <code>" is an error answer.
+FAULTS: Mapping[str, Sequence[str]] = {
+    "S3": ("503 SlowDown", "500 InternalError", *_ANYWHERE),
+    "S3 GetObject": ("403 AccessDenied", _CUT),
+    "DynamoDB": (
+        "400 ThrottlingException",
+        "400 ProvisionedThroughputExceededException",
+        "500 InternalServerError",
+        *_ANYWHERE,
+    ),
+    f"DynamoDB {_TRANSACT}": ("400 TransactionCanceledException", "400 TransactionInProgressException"),
+    "DynamoDB BatchGetItem": (_IN_PART,),
+    "Kinesis": ("400 ProvisionedThroughputExceededException", "500 InternalFailure", *_ANYWHERE),
+    "Kinesis PutRecords": (_IN_PART,),
+    "AWSEvents": ("400 ThrottlingException", "500 InternalException", *_ANYWHERE),
+    "AWSEvents PutEvents": (_IN_PART,),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request to the endpoint."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def service(self) -> str:
+        """DynamoDB, Kinesis, AWSEvents or S3; empty for all others, which are left alone."""
+        target = self.headers.get("X-Amz-Target", "")
+        if target:
+            return re.split(r"[_.]", target)[0]
+        return "S3" if "/s3/" in self.headers.get("Authorization", "") else ""
+
+    @property
+    def operation(self) -> str:
+        """The API's name of the operation; of S3's, only GetObject has one here."""
+        target = self.headers.get("X-Amz-Target", "")
+        if target:
+            return target.partition(".")[2]
+        url = urlsplit(self.path)
+        plain = self.method == "GET" and url.path.strip("/").count("/") and "list-type" not in url.query
+        return "GetObject" if plain else ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class FaultyEndpoint(ThreadingHTTPServer):
+    """Passes requests on to `host:port` and spoils some while `spoiling`; notes what came of all."""
+
+    daemon_threads = True
+
+    def __init__(self, address: str, seed: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Connection)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self._spoils = False
+        self.faults: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
+        self._address = address
+        self._random = random.Random(seed)  # noqa: S311 - a schedule, not a secret
+        self._lock = threading.Lock()
+        self._scored: dict[str, set[tuple[str, str]]] = defaultdict(set)  # run -> (pk, sk)
+        self._rewritten: Counter[str] = Counter()
+        self._events: Counter[str] = Counter()
+        self._tokens: set[str] = set()
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more requests and free the port."""
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, _request: object, _client_address: object) -> None:
+        """Pass over a client that is gone: it was killed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            raise
+
+    @contextmanager
+    def spoiling(self) -> Iterator[None]:
+        """Spoil requests while the block runs."""
+        self._spoils = True
+        try:
+            yield
+        finally:
+            self._spoils = False
+
+    def rewritten(self, run: str) -> int:
+        """How often a SCORED prediction of the run was put again."""
+        return self._rewritten[run]
+
+    def announced(self, run: str) -> int:
+        """How many Run Complete events the event bus has taken."""
+        return self._events[run]
+
+    def draw(self, request: Request) -> str:
+        """The fault that this request meets; empty for none. It is counted."""
+        service, operation = request.service, request.operation
+        with self._lock:
+            self.requests[f"{service} {operation}".strip()] += 1
+            if not self._spoils or self._random.random() >= RATES.get(service, 0):
+                return ""
+            fault = self._random.choice((*FAULTS[service], *FAULTS.get(f"{service} {operation}", ())))
+            self.faults[f"{service}: {fault}"] += 1
+            return fault
+
+    def chance(self) -> float:
+        """A number from 0 to 1."""
+        with self._lock:
+            return self._random.random()
+
+    def forward(self, request: Request) -> Answer:
+        """Ask the real endpoint. Raises OSError and HTTPException."""
+        connection = http.client.HTTPConnection(self._address, timeout=60)
+        try:
+            connection.request(request.method, request.path, request.body, dict(request.headers))
+            found = connection.getresponse()
+            answer = Answer(found.status, dict(found.getheaders()), found.read())
+        finally:
+            connection.close()
+        if answer.status == http.HTTPStatus.OK:
+            self._note(request)
+        return answer
+
+    def forward_in_part(self, request: Request) -> Answer:
+        """Have a batch done in part, as the services answer when they do no more."""
+        asked = json.loads(request.body)
+        if request.operation == "BatchGetItem":
+            ((table, keys),) = asked["RequestItems"].items()
+            half = (len(keys["Keys"]) + 1) // 2
+            some: dict[str, Any] = {"RequestItems": {table: {**keys, "Keys": keys["Keys"][:half]}}}
+            rest = {table: {**keys, "Keys": keys["Keys"][half:]}} if keys["Keys"][half:] else {}
+            return self._forward_json(request, some, UnprocessedKeys=rest)
+        name, results = ("Records", "Records") if "Records" in asked else ("Entries", "Entries")
+        refused = [self.chance() < 0.5 for _ in asked[name]]
+        refused[0] = refused[0] or not any(refused)
+        some = {**asked, name: [entry for entry, no in zip(asked[name], refused, strict=True) if not no]}
+        taken: Any = iter(())
+        if some[name]:
+            taken = iter(json.loads(self._forward_json(request, some).body)[results])
+        code = "ProvisionedThroughputExceededException" if name == "Records" else "ThrottlingException"
+        no = {"ErrorCode": code, "ErrorMessage": "injected"}
+        found = [no if refusal else next(taken) for refusal in refused]
+        count = "FailedRecordCount" if name == "Records" else "FailedEntryCount"
+        return _json(http.HTTPStatus.OK, {count: sum(refused), results: found})
+
+    def _forward_json(self, request: Request, document: Any, **changes: Any) -> Answer:
+        """Ask with another body, and change the answer; its errors pass as they are."""
+        headers = {name: value for name, value in request.headers.items() if name != "Content-Length"}
+        answer = self.forward(replace(request, headers=headers, body=json.dumps(document).encode()))
+        if answer.status != http.HTTPStatus.OK:
+            raise http.client.HTTPException(f"{request.operation}: {answer.status}")
+        return _json(answer.status, json.loads(answer.body) | changes) if changes else answer
+
+    def _note(self, request: Request) -> None:
+        """Remember what the endpoint has done: predictions that it put, events that it took."""
+        if request.operation == _TRANSACT:
+            asked = json.loads(request.body)
+            puts = [action["Put"]["Item"] for action in asked["TransactItems"] if "Put" in action]
+            with self._lock:
+                if asked["ClientRequestToken"] in self._tokens:
+                    return  # the same request once more, which DynamoDB does not do again
+                self._tokens.add(asked["ClientRequestToken"])
+                for item in puts:
+                    place = pk, _ = item["pk"]["S"], item["sk"]["S"]
+                    run = pk.split("#")[1]
+                    self._rewritten[run] += place in self._scored[run]
+                    if item["status"]["S"] == "SCORED":
+                        self._scored[run].add(place)
+        elif request.operation == "PutEvents":
+            for entry in json.loads(request.body)["Entries"]:
+                with self._lock:
+                    self._events[json.loads(entry["Detail"])["RunId"]] += 1
+
+
+class _Connection(BaseHTTPRequestHandler):
+    server: FaultyEndpoint
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # the head and the body are two small packets
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        request = Request(self.command, self.path, dict(self.headers), body)
+        fault = self.server.draw(request)
+        if fault == _RESET:
+            self._reset()
+            return
+        if code := re.fullmatch(r"(\d{3}) (\w+)", fault):
+            self._send(_error(request, int(code[1]), code[2]))
+            return
+        try:
+            work = self.server.forward_in_part if fault == _IN_PART else self.server.forward
+            answer = work(request)
+        except (OSError, http.client.HTTPException):  # MiniStack is being stopped
+            self._reset()
+            return
+        if fault == _LOST:
+            self._reset()
+            return
+        if fault == _LATE:
+            time.sleep(self.server.chance() * LATE_SECONDS)
+        self._send(answer, cut=fault == _CUT)
+
+    do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - http.server's names
+
+    def _send(self, answer: Answer, *, cut: bool = False) -> None:
+        with suppress(ConnectionError):  # the other side was killed
+            self.send_response_only(answer.status)
+            for name, value in answer.headers.items():
+                if name.lower() not in ("connection", "content-length", "transfer-encoding"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            self.wfile.write(answer.body[: len(answer.body) // 2] if cut else answer.body)
+        if cut:
+            self.close_connection = True
+
+    def _reset(self) -> None:
+        """End the connection by RST: closed so, it sends nothing that is still in its buffers."""
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.close(self.connection.detach())
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing: a path may name a patient's file."""
+
+
+def _error(request: Request, status: int, code: str) -> Answer:
+    """An error as the service words it."""
+    if request.service == "S3":
+        body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+        return Answer(status, {"Content-Type": "application/xml"}, body)
+    document: dict[str, Any] = {"__type": code, "message": "injected"}
+    if code == "TransactionCanceledException":
+        reasons: list[dict[str, str]] = [{"Code": "None"} for _ in json.loads(request.body)["TransactItems"]]
+        reasons[-1] = {"Code": "TransactionConflict", "Message": "injected"}  # the counter
+        document["CancellationReasons"] = reasons
+    return _json(status, document)
+
+
+def _json(status: int, document: Any) -> Answer:
+    return Answer(status, {"Content-Type": "application/x-amz-json-1.1"}, json.dumps(document).encode())
+
+
+class Killer:
+    """Ends a running classifier by SIGKILL every now and then, in `with Killer(seed)`."""
+
+    def __init__(self, seed: int) -> None:
+        self.kills = 0
+        self._random = random.Random(seed)  # noqa: S311 - a schedule, not a secret
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._stopped.wait(self._random.uniform(0, 2 * KILL_SECONDS)):
+            running = []
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):  # it has ended meanwhile
+                    if "awslambdaric" in process.cmdline():
+                        running.append(process)
+            if running:
+                with suppress(psutil.NoSuchProcess):
+                    self._random.choice(running).kill()
+                    self.kills += 1
+
+
+class WireAws(LocalAws):
+    """Local AWS whose functions reach it by a `FaultyEndpoint`; the classifier is the folder `task_root`."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.task_root = PROJECT / "containers" / "classifier"
+        self.seed = seed
+        self._exits = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Start it all. Raises LocalAwsError."""
+        super().__enter__()
+        self.endpoint = FaultyEndpoint(
+            self.environment["AWS_ENDPOINT_URL"].removeprefix("http://"), self.seed
+        )
+        self._exits.callback(self.endpoint.close)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop it all."""
+        super().__exit__(*error)
+        self._exits.close()
+
+    def deploy(self, *context: str) -> dict[str, str]:
+        """Deploy, and lead the job creator to the faulty endpoint. Raises LocalAwsError."""
+        outputs = super().deploy(*context)
+        self.configure(outputs["JobCreatorName"], AWS_ENDPOINT_URL=self.endpoint.url)
+        return outputs
+
+    def configure(self, function: str, **variables: str) -> None:
+        """Give a function more environment variables, and with that new execution environments."""
+        functions = self.client("lambda")
+        found = functions.get_function_configuration(FunctionName=function)["Environment"]["Variables"]
+        functions.update_function_configuration(
+            FunctionName=function, Environment={"Variables": found | variables}
+        )
+
+    def serve(self, stack: Stack, task_root: Path) -> None:
+        """Have another folder be the classifier."""
+        self.task_root = task_root
+        self.configure(stack.classifier, TASK_ROOT=str(task_root))
+
+    @contextmanager
+    def operator(self) -> Iterator[None]:
+        """Have what this process asks of AWS go by the faulty endpoint, too."""
+        os.environ["AWS_ENDPOINT_URL"] = self.endpoint.url
+        try:
+            yield
+        finally:
+            os.environ["AWS_ENDPOINT_URL"] = self.environment["AWS_ENDPOINT_URL"]
+
+    def _make_function(self, configuration: Mapping[str, Any]) -> Function:
+        function = super()._make_function(configuration)
+        environment = {**function.spec.environment, "AWS_ENDPOINT_URL": self.endpoint.url}
+        function.spec = replace(function.spec, task_root=self.task_root, environment=environment)
+        return function
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run under faults came to."""
+
+    images: int
+    faults: Counter[str]
+    kills: int
+    starts: int  # invocations of the job creator until one went through
+    waiting: int  # images in the failure bucket when all had been delivered
+    retries: int  # of `cxr retry`, until the run was complete
+    lost: int  # images without a prediction that are in no failure object, or have none at the end
+    doubled: int  # counts beyond the predictions, SCORED predictions put again, images with two predictions
+    # Predictions of another score or code, or of no image of the run; counts short of them; more Run Complete
+    # events than one and those whose answer was lost.
+    wrong: int
+    events: int  # Run Complete; none if a classifier was killed between completing the run and saying so
+    state: str
+    seconds: float
+
+    @property
+    def sound(self) -> bool:
+        """Whether all was kept that is promised."""
+        return self.state == "COMPLETE" and not (self.lost or self.doubled or self.wrong)
+
+
+def bodies(folder: Path | None) -> list[bytes]:
+    """The files of a folder, at most MOST_DISTINCT of them from all over it; without one, phantoms."""
+    if folder:
+        files = sorted(path for path in folder.rglob("*.png") if path.is_file())
+        if not files:
+            raise Failed(f"{folder}: no PNG file there; give --images-from a folder of X-rays")
+        return [path.read_bytes() for path in files[:: -(-len(files) // MOST_DISTINCT)]]
+    drawn = []
+    for number in range(DRAWINGS):
+        file = io.BytesIO()
+        drawing = draw_phantom(number, opacity=bool(number % 2))
+        drawing.resize((SIZE, SIZE), Image.Resampling.BILINEAR).save(file, "PNG")
+        drawn.append(file.getvalue())
+    return drawn
+
+
+def put_images(stack: Stack, folder: str, images: Sequence[bytes], count: int) -> Expected:
+    """Put `count` images below prefix + folder, one in ten of them bad, and their index.csv; what they must
+    come to."""
+    model = Model(PROJECT / "containers" / "classifier" / "model")
+    scores = [model.score([model.prepare(image)[0]])[0] for image in images]
+    bad: list[tuple[bytes | None, str]] = [
+        (None, "IMAGE_MISSING"),
+        (b"", "IMAGE_EMPTY"),
+        (images[0][: len(images[0]) // 2], "IMAGE_CORRUPT"),
+        (b"no image", "NOT_AN_IMAGE"),
+    ]
+    s3 = client("s3")
+    expected: dict[str, str | Mapping[str, Decimal]] = {}
+    for number in range(count):
+        key = f"{stack.prefix}{folder}/{number:05}.png"
+        good = number % 10
+        body, code = (images[number % len(images)], "") if good else bad[number // 10 % len(bad)]
+        expected[key] = code or scores[number % len(images)]
+        if body is not None:
+            s3.put_object(Bucket=stack.images_bucket, Key=key, Body=body)
+    index = "".join(f"{key}\n" for key in ("Key", *expected))
+    s3.put_object(Bucket=stack.images_bucket, Key=f"{stack.prefix}{folder}/index.csv", Body=index.encode())
+    return expected
+
+
+def score(
+    aws: WireAws,
+    stack: Stack,
+    run: str,
+    expected: Expected,
+    tell: Callable[[str], object] = lambda _: None,
+) -> Found:
+    """Run what `put_images` put below the folder `run`, under faults, and see what becomes of it.
+
+    `cxr retry` follows: FAULTY_RETRIES times while the faults go on, then until the run is complete.
+    """
+    endpoint, started = aws.endpoint, time.monotonic()
+    dynamodb, before = client("dynamodb"), endpoint.faults.copy()
+
+    def settle(doing: str) -> str:
+        """Wait until all is delivered; the run's state."""
+        quiet_since = time.monotonic()
+        while True:
+            status = run_status(dynamodb, stack.table, run)
+            enough = QUIET_SECONDS_COMPLETE if status.state == "COMPLETE" else QUIET_SECONDS
+            if time.monotonic() - quiet_since > enough:
+                return status.state
+            tell(
+                f"{doing}: {status.done} of {counted(len(expected), 'image')}, "
+                f"{counted((endpoint.faults - before).total(), 'fault')}, {counted(killer.kills, 'kill')}"
+            )
+            time.sleep(0.5)
+            if aws.delivering:
+                quiet_since = time.monotonic()
+
+    def retry() -> str:
+        with aws.operator(), suppress(Failed, ClientError, BotoCoreError):  # a person would repeat it
+            retry_run(stack, run)
+        return settle("cxr retry")
+
+    with endpoint.spoiling(), Killer(aws.seed) as killer:
+        starts = _start(aws, stack, run)
+        state = settle("first delivery")
+        found, waiting = _predicted(stack, run), _waiting(stack, run)
+        lost = expected.keys() - found.keys() - waiting
+        retries = 0
+        while state != "COMPLETE" and retries < FAULTY_RETRIES and not lost:
+            state, retries = retry(), retries + 1
+    while state != "COMPLETE" and retries < ATTEMPTS and not lost:
+        state, retries = retry(), retries + 1
+
+    waited, found = len(waiting - found.keys()), _predicted(stack, run)
+    kept = run_status(dynamodb, stack.table, run).counts
+    recounted = Counter(name for each in found.values() for name in _counts(each[0]))
+    faults, events = endpoint.faults - before, endpoint.announced(run)
+    return Found(
+        images=len(expected),
+        faults=faults,
+        kills=killer.kills,
+        starts=starts,
+        waiting=waited,
+        retries=retries,
+        lost=len(lost | (expected.keys() - found.keys())),
+        doubled=(kept - recounted).total()
+        + sum(len(each) - 1 for each in found.values())
+        + endpoint.rewritten(run),
+        wrong=(recounted - kept).total()
+        + sum(expected.get(key) != (each.error or each.scores) for key, (each, *_) in found.items())
+        + max(0, events - 1 - faults[f"AWSEvents: {_LOST}"]),
+        events=events,
+        state=state,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _start(aws: WireAws, stack: Stack, run: str) -> int:
+    """Start the run, by the same event until it goes through; how many times. Raises Failed."""
+    for starts in range(1, ATTEMPTS):
+        with aws.operator(), suppress(Failed):
+            start_run(stack, run, index=f"{stack.prefix}{run}/index.csv")
+            return starts
+    with aws.operator():
+        start_run(stack, run, index=f"{stack.prefix}{run}/index.csv")
+    return ATTEMPTS
+
+
+def _predicted(stack: Stack, run: str) -> dict[str, list[Outcome]]:
+    """What there is of every image: key -> its predictions, of which there should be one."""
+    found: dict[str, list[Outcome]] = {}
+    for outcome in outcomes(client("dynamodb"), stack.table, run):
+        found.setdefault(outcome.key, []).append(outcome)
+    return found
+
+
+def _waiting(stack: Stack, run: str) -> set[str]:
+    """The run's images whose job is in the failure bucket."""
+    s3 = client("s3")
+    jobs = (
+        job
+        for entry in objects(s3, stack.failure_bucket)
+        for job in jobs_in(s3, stack.failure_bucket, entry["Key"]) or ()
+    )
+    return {key for job in jobs if job.run_id == run for key in job.keys}
+
+
+def _counts(outcome: Outcome) -> Iterator[str]:
+    """The names of the counts that an image is in."""
+    yield f"FAILED#{outcome.error}" if outcome.error else "SCORED"
+    yield from (f"WARNING#{warning}" for warning in outcome.warnings)
+
+
+def totals(found: Found) -> list[tuple[str, str]]:
+    """What the run came to, as rows of a table."""
+    return [
+        *((fault, f"{number:,}") for fault, number in sorted(found.faults.items())),
+        ("faults injected", f"{found.faults.total():,}"),
+        ("classifiers killed", f"{found.kills:,}"),
+        ("invocations of the job creator until one went through", f"{found.starts:,}"),
+        ("images", f"{found.images:,}"),
+        ("in the failure bucket before `cxr retry`", f"{found.waiting:,}"),
+        ("calls of `cxr retry`", f"{found.retries:,}"),
+        ("state", found.state),
+        ("lost", f"{found.lost:,}"),
+        ("doubled", f"{found.doubled:,}"),
+        ("wrong", f"{found.wrong:,}"),
+        ("Run Complete events", f"{found.events:,}"),
+        ("seconds", f"{found.seconds:,.0f}"),
+    ]
+
+
+def write(path: Path, found: Found, seed: int) -> None:
+    """Put the totals between the MARKERS of a Markdown file. Raises Failed where they are not."""
+    before, start, rest = path.read_text().partition(MARKERS[0])
+    _, end, after = rest.partition(MARKERS[1])
+    if not (start and end):
+        raise Failed(f"{path}: expected a line {MARKERS[0]} and, after it, a line {MARKERS[1]}")
+    rows = "".join(f"| {name} | {value} |\n" for name, value in totals(found))
+    command = f"`python -m reliability.wire --images {found.images} --seed {seed}` on {date.today()}:"
+    with whole_file(path) as part:
+        part.write_text(f"{before}{start}\n{command}\n\n| | |\n|---|---:|\n{rows}{end}{after}")
+
+
+def main() -> int:
+    """Deploy, run and print; 1 if anything is lost, doubled or wrong."""
+    parser = argparse.ArgumentParser(prog="python -m reliability.wire", description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=2000, metavar="N", help="how many (2000)")
+    parser.add_argument("--seed", type=int, default=0, help="of faults and kills (0)")
+    parser.add_argument("--images-from", type=Path, metavar="DIR", help="X-rays in PNG; else drawings")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the totals into docs/reliability.md")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with notes.status("deploying") as doing, WireAws(arguments.seed) as aws:
+            stack = Stack.of(aws.deploy(*SETTINGS))
+            doing.update("putting images")
+            expected = put_images(stack, "wire", bodies(arguments.images_from), arguments.images)
+            found = score(aws, stack, "wire", expected, doing.update)
+    except Failed as error:
+        notes.print(f"Error: {error}", markup=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for row in totals(found):
+        table.add_row(*row)
+    console.print(table)
+    if arguments.write:
+        write(arguments.write, found, arguments.seed)
+    return 0 if found.sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

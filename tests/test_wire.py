@@ -1,0 +1,145 @@
+"""Short runs on local AWS with faults on the wire and killed classifiers: see reliability/wire.py."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError, ConnectionClosedError, ResponseStreamingError
+from support import ROOT
+
+from cxr.loopback import LoopbackServer, Reply
+from cxr.stack import Stack
+from reliability.wire import SETTINGS, FaultyEndpoint, WireAws, bodies, put_images, score, totals
+
+CLASSIFIER = ROOT / "containers" / "classifier"
+
+
+class TestFaultyEndpoint:
+    """Each fault reaches boto3 as what it is called, and the endpoint behind as it says."""
+
+    @pytest.fixture
+    def behind(self) -> Iterator[list[bytes]]:
+        """The bodies of the requests that get through to an endpoint that answers 64 bytes."""
+        got: list[bytes] = []
+
+        def respond(_path: str, _headers: object, body: bytes) -> Reply:
+            got.append(body)
+            records = [{"SequenceNumber": "1", "ShardId": "s"}] * body.count(b"PartitionKey")
+            return Reply(200, json.dumps({"Records": records, "FailedRecordCount": 0}).encode().ljust(64))
+
+        server = LoopbackServer(respond)
+        self.endpoint = FaultyEndpoint(server.address, seed=0)
+        yield got
+        self.endpoint.close()
+        server.close()
+
+    def client(self, service: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+        monkeypatch.setattr(self.endpoint, "draw", lambda _: fault)
+        return boto3.client(  # type: ignore[call-overload]
+            service,
+            endpoint_url=self.endpoint.url,
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            config=Config(retries={"total_max_attempts": 1}),
+        )
+
+    def test_an_error(self, behind: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(ClientError, match="SlowDown"):
+            self.client("s3", "503 SlowDown", monkeypatch).get_object(Bucket="b", Key="k")
+        dynamodb = self.client("dynamodb", "400 TransactionCanceledException", monkeypatch)
+        put: Any = {"Put": {"TableName": "t", "Item": {}}}
+        with pytest.raises(dynamodb.exceptions.TransactionCanceledException) as raised:
+            dynamodb.transact_write_items(TransactItems=[put, put])
+        reasons = raised.value.response["CancellationReasons"]
+        assert [reason["Code"] for reason in reasons] == ["None", "TransactionConflict"]
+        assert behind == []
+
+    @pytest.mark.parametrize(
+        ("fault", "through"),
+        [("connection reset before the request", 0), ("answer lost after the request", 1)],
+    )
+    def test_a_reset(
+        self, behind: list[bytes], monkeypatch: pytest.MonkeyPatch, fault: str, through: int
+    ) -> None:
+        with pytest.raises(ConnectionClosedError):
+            self.client("dynamodb", fault, monkeypatch).list_tables()
+        assert len(behind) == through
+
+    @pytest.mark.usefixtures("behind")
+    def test_a_body_cut_short(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        answer = self.client("s3", "answer cut short", monkeypatch).get_object(Bucket="b", Key="k")
+        assert answer["ContentLength"] == 64
+        with pytest.raises(ResponseStreamingError):
+            answer["Body"].read()
+
+    def test_records_refused_in_part(self, behind: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+        kinesis = self.client("kinesis", "done in part", monkeypatch)
+        records: Any = [{"Data": b"x", "PartitionKey": "p"}] * 20
+        answer = kinesis.put_records(StreamName="s", Records=records)
+        refused = ["ErrorCode" in record for record in answer["Records"]]
+        assert len(refused) == 20
+        assert 0 < answer["FailedRecordCount"] == sum(refused) < 20
+        assert len(json.loads(behind[0])["Records"]) == 20 - sum(refused)
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[WireAws]:
+    with WireAws(seed=6) as aws:
+        yield aws
+
+
+@pytest.fixture(scope="module")
+def stack(aws: WireAws) -> Stack:
+    return Stack.of(aws.deploy(*SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def images() -> list[bytes]:
+    return bodies(None)
+
+
+def test_nothing_is_lost_or_doubled(aws: WireAws, stack: Stack, images: list[bytes]) -> None:
+    expected = put_images(stack, "wire", images, 300)
+    found = score(aws, stack, "wire", expected)
+    assert (found.state, found.lost, found.doubled, found.wrong) == ("COMPLETE", 0, 0, 0), totals(found)
+    assert found.faults.total() >= 60
+    assert found.kills >= 1
+    met = aws.endpoint.requests  # the job creator's and the classifier's
+    assert met["Kinesis PutRecords"]
+    assert met["S3 GetObject"]
+    assert met["DynamoDB TransactWriteItems"]
+    assert met["AWSEvents PutEvents"]
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("empty answer on error", "lost"),
+        ("drops one write", "lost"),
+        ("counts twice", "doubled"),
+        ("overwrites SCORED", "doubled"),
+    ],
+)
+def test_a_broken_classifier_is_found_out(
+    aws: WireAws, stack: Stack, images: list[bytes], tmp_path: Path, name: str, broken: str
+) -> None:
+    task_root = tmp_path / "classifier"
+    shutil.copytree(CLASSIFIER, task_root)
+    shutil.copy(ROOT / "reliability" / "broken.py", task_root / "classifier")
+    with (task_root / "classifier" / "handler.py").open("a") as handler:
+        handler.write(
+            f"\nfrom classifier.broken import BROKEN\n\n_broken = BROKEN[{name!r}]()\n_broken.__enter__()\n"
+        )
+    aws.serve(stack, task_root)
+    for attempt in range(3):  # it shows where a job comes again, which in a short run may not happen
+        run = f"{name.replace(' ', '-')}-{attempt}"
+        found = score(aws, stack, run, put_images(stack, run, images, 48))
+        if not found.sound:
+            break
+    assert getattr(found, broken) > 0, totals(found)
