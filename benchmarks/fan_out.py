@@ -21,6 +21,7 @@ from rich.console import Console
 
 from benchmarks.listing import PREFIX, key, listing
 from cxr.local import PROJECT, LocalAws
+from reliability.table import create_table
 
 BUCKET, TABLE = "images", "predictions"
 COUNTS = (10_000, 113_178, 1_000_000)
@@ -50,18 +51,7 @@ def local_aws() -> Iterator[str]:
     """Local AWS with a bucket and the stack's table, and the endpoint of an S3 that only lists."""
     with LocalAws() as aws, listing() as endpoint:
         aws.client("s3").create_bucket(Bucket=BUCKET)
-        aws.client("dynamodb").create_table(
-            TableName=TABLE,
-            BillingMode="PAY_PER_REQUEST",
-            KeySchema=[
-                {"AttributeName": "pk", "KeyType": "HASH"},
-                {"AttributeName": "sk", "KeyType": "RANGE"},
-            ],
-            AttributeDefinitions=[
-                {"AttributeName": "pk", "AttributeType": "S"},
-                {"AttributeName": "sk", "AttributeType": "S"},
-            ],
-        )
+        create_table(aws.client("dynamodb"), TABLE)
         yield endpoint
 
 

@@ -49,6 +49,7 @@ from cxr import operations, retry, stack
 from cxr.errors import Failed, InputError
 from cxr.stream_mapping import FunctionError, MappingSettings, StreamMapping, first_failure
 from reliability.faults import KINDS, Killed, Request, aws, kinds
+from reliability.table import create_table
 
 sys.path.append(str(Path(__file__).parents[1] / "lambdas" / "job_creator"))  # a zip, and no package
 
@@ -302,13 +303,7 @@ class World:
         for bucket in (BUCKET, FAILURES):
             self._s3.create_bucket(Bucket=bucket)
         boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=2)
-        keys = {"pk": "HASH", "sk": "RANGE"}
-        boto3.client("dynamodb").create_table(
-            TableName=TABLE,
-            BillingMode="PAY_PER_REQUEST",
-            KeySchema=[{"AttributeName": n, "KeyType": kind} for n, kind in keys.items()],  # type: ignore[typeddict-item]
-            AttributeDefinitions=[{"AttributeName": n, "AttributeType": "S"} for n in keys],
-        )
+        create_table(boto3.client("dynamodb"), TABLE)
         model = _remembering(classifier_handler.load_model())
         os.environ |= {"MODEL": model.name, "MODEL_SHA256": model.sha256}
         enter(patch.object(classifier_handler, "load_model", lambda: model))

@@ -12,29 +12,22 @@ the same seed is alike, not the same. See docs/reliability.md.
 from __future__ import annotations
 
 import argparse
-import http.client
 import io
-import json
 import os
 import random
-import re
 import signal
-import socket
-import struct
 import sys
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import psutil
 from botocore.exceptions import BotoCoreError, ClientError
@@ -53,13 +46,11 @@ from cxr.retry import retry_run
 from cxr.runs import Outcome, outcomes, run_status
 from cxr.stack import Stack, client
 from cxr.terminal import console, counted, notes
+from reliability.endpoint import LOST, FaultyEndpoint
 
 # Few retries and little to bisect: some jobs end in the failure bucket. One batch of two jobs a shard at a
 # time: one that is done comes again with one that is not.
 SETTINGS = ("shards=3", "parallelizationFactor=1", "imagesPerJob=8", "batchSize=2", "retries=1")
-# Of a service's requests that are spoilt. A run asks Kinesis and EventBridge only a few times.
-RATES = {"S3": 0.15, "DynamoDB": 0.2, "Kinesis": 0.7, "AWSEvents": 0.5}
-LATE_SECONDS = 1.0  # at most
 KILL_SECONDS = 6.0  # from one SIGKILL to the next, on average; at most twice that
 # Without a delivery, until all is delivered: MiniStack looks into the stream every second, if it has the CPU.
 QUIET_SECONDS, QUIET_SECONDS_COMPLETE = 6.0, 2.0
@@ -70,260 +61,6 @@ MOST_DISTINCT = 200  # files that are taken from a folder; every image of the ru
 MARKERS = "<!-- wire -->", "<!-- /wire -->"
 
 Expected = Mapping[str, str | Mapping[str, Decimal]]  # key -> its scores, or its error code
-_TRANSACT = "TransactWriteItems"
-_RESET, _LOST, _LATE = "connection reset before the request", "answer lost after the request", "answer late"
-_ANYWHERE = (_RESET, _LOST, _LATE)
-_CUT, _IN_PART = "answer cut short", "done in part"
-# Faults by service, and those of one operation beside them; "<status> <code>" is an error answer.
-FAULTS: Mapping[str, Sequence[str]] = {
-    "S3": ("503 SlowDown", "500 InternalError", *_ANYWHERE),
-    "S3 GetObject": ("403 AccessDenied", _CUT),
-    "DynamoDB": (
-        "400 ThrottlingException",
-        "400 ProvisionedThroughputExceededException",
-        "500 InternalServerError",
-        *_ANYWHERE,
-    ),
-    f"DynamoDB {_TRANSACT}": ("400 TransactionCanceledException", "400 TransactionInProgressException"),
-    "DynamoDB BatchGetItem": (_IN_PART,),
-    "Kinesis": ("400 ProvisionedThroughputExceededException", "500 InternalFailure", *_ANYWHERE),
-    "Kinesis PutRecords": (_IN_PART,),
-    "AWSEvents": ("400 ThrottlingException", "500 InternalException", *_ANYWHERE),
-    "AWSEvents PutEvents": (_IN_PART,),
-}
-
-
-@dataclass(frozen=True)
-class Request:
-    """One HTTP request to the endpoint."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def service(self) -> str:
-        """DynamoDB, Kinesis, AWSEvents or S3; empty for all others, which are left alone."""
-        target = self.headers.get("X-Amz-Target", "")
-        if target:
-            return re.split(r"[_.]", target)[0]
-        return "S3" if "/s3/" in self.headers.get("Authorization", "") else ""
-
-    @property
-    def operation(self) -> str:
-        """The API's name of the operation; of S3's, only GetObject has one here."""
-        target = self.headers.get("X-Amz-Target", "")
-        if target:
-            return target.partition(".")[2]
-        url = urlsplit(self.path)
-        plain = self.method == "GET" and url.path.strip("/").count("/") and "list-type" not in url.query
-        return "GetObject" if plain else ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One HTTP answer."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class FaultyEndpoint(ThreadingHTTPServer):
-    """Passes requests on to `host:port` and spoils some while `spoiling`; notes what came of all."""
-
-    daemon_threads = True
-
-    def __init__(self, address: str, seed: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Connection)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self._spoils = False
-        self.faults: Counter[str] = Counter()
-        self.requests: Counter[str] = Counter()
-        self._address = address
-        self._random = random.Random(seed)  # noqa: S311 - a schedule, not a secret
-        self._lock = threading.Lock()
-        self._scored: dict[str, set[tuple[str, str]]] = defaultdict(set)  # run -> (pk, sk)
-        self._rewritten: Counter[str] = Counter()
-        self._events: Counter[str] = Counter()
-        self._tokens: set[str] = set()
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def close(self) -> None:
-        """Take no more requests and free the port."""
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, _request: object, _client_address: object) -> None:
-        """Pass over a client that is gone: it was killed."""
-        if not isinstance(sys.exception(), ConnectionError):
-            raise
-
-    @contextmanager
-    def spoiling(self) -> Iterator[None]:
-        """Spoil requests while the block runs."""
-        self._spoils = True
-        try:
-            yield
-        finally:
-            self._spoils = False
-
-    def rewritten(self, run: str) -> int:
-        """How often a SCORED prediction of the run was put again."""
-        return self._rewritten[run]
-
-    def announced(self, run: str) -> int:
-        """How many Run Complete events the event bus has taken."""
-        return self._events[run]
-
-    def draw(self, request: Request) -> str:
-        """The fault that this request meets; empty for none. It is counted."""
-        service, operation = request.service, request.operation
-        with self._lock:
-            self.requests[f"{service} {operation}".strip()] += 1
-            if not self._spoils or self._random.random() >= RATES.get(service, 0):
-                return ""
-            fault = self._random.choice((*FAULTS[service], *FAULTS.get(f"{service} {operation}", ())))
-            self.faults[f"{service}: {fault}"] += 1
-            return fault
-
-    def chance(self) -> float:
-        """A number from 0 to 1."""
-        with self._lock:
-            return self._random.random()
-
-    def forward(self, request: Request) -> Answer:
-        """Ask the real endpoint. Raises OSError and HTTPException."""
-        connection = http.client.HTTPConnection(self._address, timeout=60)
-        try:
-            connection.request(request.method, request.path, request.body, dict(request.headers))
-            found = connection.getresponse()
-            answer = Answer(found.status, dict(found.getheaders()), found.read())
-        finally:
-            connection.close()
-        if answer.status == http.HTTPStatus.OK:
-            self._note(request)
-        return answer
-
-    def forward_in_part(self, request: Request) -> Answer:
-        """Have a batch done in part, as the services answer when they do no more."""
-        asked = json.loads(request.body)
-        if request.operation == "BatchGetItem":
-            ((table, keys),) = asked["RequestItems"].items()
-            half = (len(keys["Keys"]) + 1) // 2
-            some: dict[str, Any] = {"RequestItems": {table: {**keys, "Keys": keys["Keys"][:half]}}}
-            rest = {table: {**keys, "Keys": keys["Keys"][half:]}} if keys["Keys"][half:] else {}
-            return self._forward_json(request, some, UnprocessedKeys=rest)
-        name, results = ("Records", "Records") if "Records" in asked else ("Entries", "Entries")
-        refused = [self.chance() < 0.5 for _ in asked[name]]
-        refused[0] = refused[0] or not any(refused)
-        some = {**asked, name: [entry for entry, no in zip(asked[name], refused, strict=True) if not no]}
-        taken: Any = iter(())
-        if some[name]:
-            taken = iter(json.loads(self._forward_json(request, some).body)[results])
-        code = "ProvisionedThroughputExceededException" if name == "Records" else "ThrottlingException"
-        no = {"ErrorCode": code, "ErrorMessage": "injected"}
-        found = [no if refusal else next(taken) for refusal in refused]
-        count = "FailedRecordCount" if name == "Records" else "FailedEntryCount"
-        return _json(http.HTTPStatus.OK, {count: sum(refused), results: found})
-
-    def _forward_json(self, request: Request, document: Any, **changes: Any) -> Answer:
-        """Ask with another body, and change the answer; its errors pass as they are."""
-        headers = {name: value for name, value in request.headers.items() if name != "Content-Length"}
-        answer = self.forward(replace(request, headers=headers, body=json.dumps(document).encode()))
-        if answer.status != http.HTTPStatus.OK:
-            raise http.client.HTTPException(f"{request.operation}: {answer.status}")
-        return _json(answer.status, json.loads(answer.body) | changes) if changes else answer
-
-    def _note(self, request: Request) -> None:
-        """Remember what the endpoint has done: predictions that it put, events that it took."""
-        if request.operation == _TRANSACT:
-            asked = json.loads(request.body)
-            puts = [action["Put"]["Item"] for action in asked["TransactItems"] if "Put" in action]
-            with self._lock:
-                if asked["ClientRequestToken"] in self._tokens:
-                    return  # the same request once more, which DynamoDB does not do again
-                self._tokens.add(asked["ClientRequestToken"])
-                for item in puts:
-                    place = pk, _ = item["pk"]["S"], item["sk"]["S"]
-                    run = pk.split("#")[1]
-                    self._rewritten[run] += place in self._scored[run]
-                    if item["status"]["S"] == "SCORED":
-                        self._scored[run].add(place)
-        elif request.operation == "PutEvents":
-            for entry in json.loads(request.body)["Entries"]:
-                with self._lock:
-                    self._events[json.loads(entry["Detail"])["RunId"]] += 1
-
-
-class _Connection(BaseHTTPRequestHandler):
-    server: FaultyEndpoint
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # the head and the body are two small packets
-
-    def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        request = Request(self.command, self.path, dict(self.headers), body)
-        fault = self.server.draw(request)
-        if fault == _RESET:
-            self._reset()
-            return
-        if code := re.fullmatch(r"(\d{3}) (\w+)", fault):
-            self._send(_error(request, int(code[1]), code[2]))
-            return
-        try:
-            work = self.server.forward_in_part if fault == _IN_PART else self.server.forward
-            answer = work(request)
-        except (OSError, http.client.HTTPException):  # MiniStack is being stopped
-            self._reset()
-            return
-        if fault == _LOST:
-            self._reset()
-            return
-        if fault == _LATE:
-            time.sleep(self.server.chance() * LATE_SECONDS)
-        self._send(answer, cut=fault == _CUT)
-
-    do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - http.server's names
-
-    def _send(self, answer: Answer, *, cut: bool = False) -> None:
-        with suppress(ConnectionError):  # the other side was killed
-            self.send_response_only(answer.status)
-            for name, value in answer.headers.items():
-                if name.lower() not in ("connection", "content-length", "transfer-encoding"):
-                    self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer.body)))
-            self.end_headers()
-            self.wfile.write(answer.body[: len(answer.body) // 2] if cut else answer.body)
-        if cut:
-            self.close_connection = True
-
-    def _reset(self) -> None:
-        """End the connection by RST: closed so, it sends nothing that is still in its buffers."""
-        self.close_connection = True
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        os.close(self.connection.detach())
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing: a path may name a patient's file."""
-
-
-def _error(request: Request, status: int, code: str) -> Answer:
-    """An error as the service words it."""
-    if request.service == "S3":
-        body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
-        return Answer(status, {"Content-Type": "application/xml"}, body)
-    document: dict[str, Any] = {"__type": code, "message": "injected"}
-    if code == "TransactionCanceledException":
-        reasons: list[dict[str, str]] = [{"Code": "None"} for _ in json.loads(request.body)["TransactItems"]]
-        reasons[-1] = {"Code": "TransactionConflict", "Message": "injected"}  # the counter
-        document["CancellationReasons"] = reasons
-    return _json(status, document)
-
-
-def _json(status: int, document: Any) -> Answer:
-    return Answer(status, {"Content-Type": "application/x-amz-json-1.1"}, json.dumps(document).encode())
 
 
 class Killer:
@@ -545,7 +282,7 @@ def score(
         + endpoint.rewritten(run),
         wrong=(recounted - kept).total()
         + sum(expected.get(key) != (each.error or each.scores) for key, (each, *_) in found.items())
-        + max(0, events - 1 - faults[f"AWSEvents: {_LOST}"]),
+        + max(0, events - 1 - faults[f"AWSEvents: {LOST}"]),
         events=events,
         state=state,
         seconds=time.monotonic() - started,

@@ -1,13 +1,10 @@
 """The whole system: its parts, what each may do, and what a person needs to type."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from aws_cdk import Acknowledgment, CfnOutput, Stack, Validations
+from aws_cdk import CfnOutput, Stack
 from aws_cdk.aws_dynamodb import ITable
-from aws_cdk.aws_iam import PolicyStatement
 from aws_cdk.aws_kms import Key
-from aws_cdk.aws_lambda import Function
 from aws_cdk.aws_s3 import IBucket
 from constructs import Construct
 
@@ -16,9 +13,8 @@ from stacks.config import Config
 from stacks.job_creator import JobCreator
 from stacks.job_stream import JobStream
 from stacks.monitoring import Monitoring
+from stacks.permissions import allow, of_bucket, through
 from stacks.storage import Storage
-
-Conditions = Mapping[str, Mapping[str, str | list[str]]]
 
 EVENT_SOURCE, EVENT_TYPE = "chest-xray-inference", "Run Complete"  # on the default event bus
 
@@ -80,31 +76,31 @@ class InferenceStack(Stack):
 
         under_prefix = {"StringLike": {"s3:prefix": f"{config.prefix}*"}}
         for function in (creator.function, classifier.function):
-            _allow(
+            allow(
                 function,
                 "s3:GetObject",
                 on=images.arn_for_objects(f"{config.prefix}*"),
                 why_wildcard="Which images a run has is known when it starts; all are below the prefix.",
             )
             # The classifier lists too: without it, S3 answers 403 for an image that is missing.
-            _allow(function, "s3:ListBucket", on=images.bucket_arn, when=under_prefix)
+            allow(function, "s3:ListBucket", on=images.bucket_arn, when=under_prefix)
             if config.images_kms_key:
-                _allow(function, "kms:Decrypt", on=config.images_kms_key, when=_of_bucket(images))
+                allow(function, "kms:Decrypt", on=config.images_kms_key, when=of_bucket(images))
 
         table_actions = ["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Query", "dynamodb:UpdateItem"]
-        _allow(creator.function, *table_actions, on=table.table_arn)
-        _allow(creator.function, "kinesis:PutRecords", on=stream.stream_arn)
-        _allow(classifier.function, *table_actions, "dynamodb:BatchGetItem", on=table.table_arn)
+        allow(creator.function, *table_actions, on=table.table_arn)
+        allow(creator.function, "kinesis:PutRecords", on=stream.stream_arn)
+        allow(classifier.function, *table_actions, "dynamodb:BatchGetItem", on=table.table_arn)
 
         # Who completes a run says so, and says nothing else. Both keys can have several values (EventBridge
         # guide, eb-event-bus-example-policy-cross-account-custom-bus-source).
         bus = self.format_arn(service="events", resource="event-bus", resource_name="default")
         ours = {"events:source": EVENT_SOURCE, "events:detail-type": EVENT_TYPE}
         for function in (creator.function, classifier.function):
-            _allow(function, "events:PutEvents", on=bus, when={"ForAllValues:StringEquals": ours})
+            allow(function, "events:PutEvents", on=bus, when={"ForAllValues:StringEquals": ours})
 
         for function in (creator.function, classifier.function):
-            _allow(
+            allow(
                 function,
                 "xray:PutTraceSegments",
                 "xray:PutTelemetryRecords",
@@ -114,7 +110,7 @@ class InferenceStack(Stack):
 
         # What Lambda itself does in the classifier's name: it reads the stream, and writes what it gave up
         # (DG with-kinesis, kinesis-on-failure-destination).
-        _allow(
+        allow(
             classifier.function,
             "kinesis:DescribeStream",
             "kinesis:DescribeStreamSummary",
@@ -124,29 +120,29 @@ class InferenceStack(Stack):
             on=stream.stream_arn,
         )
         own_account = {"StringEquals": {"s3:ResourceAccount": self.account}}
-        _allow(
+        allow(
             classifier.function,
             "s3:PutObject",
             on=failures.arn_for_objects("*"),
             when=own_account,
             why_wildcard="Lambda names the objects, and nothing else is in this bucket.",
         )
-        _allow(classifier.function, "s3:ListBucket", on=failures.bucket_arn, when=own_account)
+        allow(classifier.function, "s3:ListBucket", on=failures.bucket_arn, when=own_account)
 
         if key:
-            of_table = _through("dynamodb", "aws:dynamodb:tableName", table.table_name)
-            of_stream = _through("kinesis", "aws:kinesis:arn", stream.stream_arn)
+            of_table = through("dynamodb", "aws:dynamodb:tableName", table.table_name)
+            of_stream = through("kinesis", "aws:kinesis:arn", stream.stream_arn)
             for function in (creator.function, classifier.function):
-                _allow(function, *TABLE_KEY_ACTIONS, on=key.key_arn, when=of_table)
+                allow(function, *TABLE_KEY_ACTIONS, on=key.key_arn, when=of_table)
                 # Without context, which comes only with encrypting and decrypting.
-                _allow(function, "kms:DescribeKey", on=key.key_arn, when=_through("dynamodb"))
+                allow(function, "kms:DescribeKey", on=key.key_arn, when=through("dynamodb"))
                 if not config.images_bucket:
-                    _allow(function, "kms:Decrypt", on=key.key_arn, when=_of_bucket(images))
-            _allow(creator.function, "kms:GenerateDataKey", on=key.key_arn, when=of_stream)
-            _allow(classifier.function, "kms:Decrypt", on=key.key_arn, when=of_stream)
+                    allow(function, "kms:Decrypt", on=key.key_arn, when=of_bucket(images))
+            allow(creator.function, "kms:GenerateDataKey", on=key.key_arn, when=of_stream)
+            allow(classifier.function, "kms:Decrypt", on=key.key_arn, when=of_stream)
             # This bucket has a bucket key, so that the context is never an object.
-            of_failures = _through("s3", "aws:s3:arn", failures.bucket_arn)
-            _allow(classifier.function, "kms:GenerateDataKey", on=key.key_arn, when=of_failures)
+            of_failures = through("s3", "aws:s3:arn", failures.bucket_arn)
+            allow(classifier.function, "kms:GenerateDataKey", on=key.key_arn, when=of_failures)
 
         start_run = (
             f"aws lambda invoke --function-name {creator.function.function_name} "
@@ -182,44 +178,3 @@ def _on_delete(config: Config, table: ITable, buckets: Iterable[IBucket]) -> str
         *(f"aws s3 rb --force s3://{bucket.bucket_name}" for bucket in buckets),
     ]
     return f"Deleting the stack keeps its buckets and its table. To delete them: {'; '.join(commands)}"
-
-
-def _allow(
-    function: Function,
-    *actions: str,
-    on: str,
-    when: Conditions | None = None,
-    why_wildcard: str | None = None,
-) -> None:
-    """Allows exactly these actions on one resource: CDK's own grants give actions that nobody calls.
-
-    A resource with a `*` needs its reason; cdk-nag stops synth without it.
-    """
-    function.add_to_role_policy(PolicyStatement(actions=list(actions), resources=[on], conditions=when))
-    if why_wildcard:
-        resource = _as_cdk_nag_writes(Stack.of(function).resolve(on))
-        finding = Acknowledgment(id=f"AwsSolutions-IAM5[Resource::{resource}]", reason=why_wildcard)
-        Validations.of(function.role or function).acknowledge(finding)
-
-
-def _as_cdk_nag_writes(reference: Any) -> str:
-    """A resolved ARN as one text, with references in angle brackets, as findings of AwsSolutions-IAM5 are."""
-    match reference:
-        case {"Fn::Join": [separator, parts]}:
-            return str(separator).join(map(_as_cdk_nag_writes, parts))
-        case {"Fn::GetAtt": [resource, attribute]}:
-            return f"<{resource}.{attribute}>"
-        case {"Ref": name}:
-            return f"<{name}>"
-    return str(reference)
-
-
-def _through(service: str, context: str | None = None, *values: str) -> Conditions:
-    """A key is used by this service alone and, with `context`, for what these values name alone."""
-    only = {f"kms:EncryptionContext:{context}": list(values)} if context else {}
-    return {"StringLike": {"kms:ViaService": f"{service}.*", **only}}
-
-
-def _of_bucket(bucket: IBucket) -> Conditions:
-    """A key is used by S3 for this bucket alone: S3 names the bucket or, without a bucket key, the object."""
-    return _through("s3", "aws:s3:arn", bucket.bucket_arn, bucket.arn_for_objects("*"))

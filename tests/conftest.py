@@ -11,9 +11,10 @@ import pytest
 from moto import mock_aws
 from moto.kinesis.models import KinesisBackend
 from permissions import Call, watched
-from support import BUCKET, STREAM, XRAYS, create_table
+from support import BUCKET, STREAM, TABLE, XRAYS
 
 from cxr.processes import STOP_SIGNALS
+from reliability.table import create_table
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,7 +68,7 @@ def aws(
     with mock_aws(), watched() as calls:
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=2)
-        create_table()
+        create_table(boto3.client("dynamodb"), TABLE)
         yield
     for call in tuple(calls):  # a thread that nobody waited for may still be adding
         suite_calls.setdefault(call, request.node.nodeid)

@@ -25,22 +25,6 @@ TABLE = "predictions"
 Items = dict[tuple[str, str], dict[str, Any]]
 
 
-def create_table() -> None:
-    """The stack's table."""
-    boto3.client("dynamodb").create_table(
-        TableName=TABLE,
-        BillingMode="PAY_PER_REQUEST",
-        KeySchema=[
-            {"AttributeName": "pk", "KeyType": "HASH"},
-            {"AttributeName": "sk", "KeyType": "RANGE"},
-        ],
-        AttributeDefinitions=[
-            {"AttributeName": "pk", "AttributeType": "S"},
-            {"AttributeName": "sk", "AttributeType": "S"},
-        ],
-    )
-
-
 def table_items(table: str = TABLE) -> Items:
     """The whole table."""
     found: list[dict[str, Any]] = []

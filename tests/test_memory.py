@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import boto3
-from support import BUCKET, PREFIX, TABLE, create_table, image_bytes
+from support import BUCKET, PREFIX, TABLE, image_bytes
 
 from cxr.local import LocalAws
+from reliability.table import create_table
 
 BATCHES, FIRST = 1000, 100
 GROWTH = 1.05
@@ -39,7 +40,7 @@ def test_a_thousand_batches_take_no_more_than_a_hundred(xrays: list[Path]) -> No
     }
     with LocalAws():
         boto3.client("s3").create_bucket(Bucket=BUCKET)
-        create_table()
+        create_table(boto3.client("dynamodb"), TABLE)
         for name, data in files.items():
             boto3.client("s3").put_object(Bucket=BUCKET, Key=PREFIX + name, Body=data)
         done = subprocess.run(

@@ -28,7 +28,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydicom.uid import DeflatedExplicitVRLittleEndian
-from support import BUCKET, PREFIX, ROOT, STREAM, TABLE, create_table, recounted, table_items
+from support import BUCKET, PREFIX, ROOT, STREAM, TABLE, recounted, table_items
 from test_dicom import RAMP, dicom
 
 from cxr.execution_environment import ExecutionEnvironment, FunctionSpec
@@ -36,6 +36,7 @@ from cxr.local import LocalAws
 from cxr.loopback import LoopbackServer, Reply
 from cxr.processes import Processes
 from cxr.stream_mapping import FunctionError
+from reliability.table import create_table
 
 MARKER = "Qmarkerq"
 FOLDER = f"{PREFIX}{MARKER}/"  # a prefix may name a patient, too
@@ -202,7 +203,7 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aws]:
         network = Network(local.environment["AWS_ENDPOINT_URL"])
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=1)
-        create_table()
+        create_table(boto3.client("dynamodb"), TABLE)
         for name, body in FILES.items():
             boto3.client("s3").put_object(Bucket=BUCKET, Key=FOLDER + name, Body=body)
         here = Aws(network, local.environment, tmp_path_factory.mktemp("logs"))

@@ -43,8 +43,9 @@ from permissions import (
     asked,
     watched,
 )
-from support import BUCKET, ROOT, STREAM, TABLE, create_table, image_bytes
+from support import BUCKET, ROOT, STREAM, TABLE, image_bytes
 
+from reliability.table import create_table
 from stacks.config import Config
 from stacks.inference_stack import InferenceStack
 
@@ -113,7 +114,7 @@ def asked_by_handlers(case: Case) -> frozenset[Call]:
         patch.delenv("AWS_ENDPOINT_URL", raising=False)
         boto3.client("s3").create_bucket(Bucket=case.bucket)
         boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=1)
-        create_table()
+        create_table(boto3.client("dynamodb"), TABLE)
         _drive(case)
     return frozenset(calls)
 

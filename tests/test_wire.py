@@ -14,7 +14,8 @@ from support import ROOT
 
 from cxr.loopback import LoopbackServer, Reply
 from cxr.stack import Stack
-from reliability.wire import SETTINGS, FaultyEndpoint, WireAws, bodies, put_images, score, totals
+from reliability.endpoint import FaultyEndpoint
+from reliability.wire import SETTINGS, WireAws, bodies, put_images, score, totals
 
 CLASSIFIER = ROOT / "containers" / "classifier"
 
