@@ -32,7 +32,7 @@ soak: $(DEV)  ## Random faults and damaged images for a long time: make soak [SE
 	$(BIN)/python -m reliability $(SECONDS)
 
 wire: $(DEV)  ## Score 2,000 images on local AWS with faults on the wire: make wire [IMAGES=DIR]
-	$(BIN)/python -m reliability.wire $(if $(IMAGES),--images-from "$(IMAGES)") --write docs/reliability.md
+	$(BIN)/python -m reliability.wire $(if $(IMAGES),--images-from "$(IMAGES)")
 
 image: install  ## Build the classifier's image, see it score an X-ray, print its layers: make image [XRAY=FILE]
 	$(BIN)/python -m containers.build_image $(if $(XRAY),--xray "$(XRAY)")

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cxr.files import whole_file
 from reliability.fuzz import fuzz
+from reliability.page import put_table
 from reliability.schedules import Schedule, Totals, World, schedules
 
 OUT = Path(__file__).parents[1] / "build" / "soak.json"
@@ -43,6 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("seconds", nargs="?", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9, help="that of another run")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the totals into docs/reliability.md")
     given_ = parser.parse_args()
     OUT.parent.mkdir(exist_ok=True)
     OUT.unlink(missing_ok=True)
@@ -79,6 +81,11 @@ def main() -> int:
     with whole_file(OUT) as part:
         part.write_text(json.dumps(report, indent=2) + "\n")
     console.print(_line(totals), f"written to build/{OUT.name}", sep="; ")
+    if given_.write:
+        names = ("schedules", "images", "faults", "lost", "doubled", "fuzzed")
+        rows = [(name, f"{totals[name]:,}") for name in names]
+        kinds = [(f"fault: {kind}", f"{number:,}") for kind, number in totals["kinds"].items()]
+        put_table(given_.write, "soak", f"make soak SECONDS={given_.seconds}", [*rows, *kinds])
     return 0
 
 

@@ -23,7 +23,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +37,6 @@ from rich.table import Table
 from cxr.errors import Failed
 from cxr.execution_environment import Function
 from cxr.failure_bucket import jobs_in, objects
-from cxr.files import whole_file
 from cxr.local import PROJECT, LocalAws
 from cxr.operations import start_run
 from cxr.phantoms import draw_phantom
@@ -47,6 +45,7 @@ from cxr.runs import Outcome, outcomes, run_status
 from cxr.stack import Stack, client
 from cxr.terminal import console, counted, notes
 from reliability.endpoint import LOST, FaultyEndpoint
+from reliability.page import put_table
 
 # Few retries and little to bisect: some jobs end in the failure bucket. One batch of two jobs a shard at a
 # time: one that is done comes again with one that is not.
@@ -58,7 +57,6 @@ FAULTY_RETRIES = 2  # calls of `cxr retry` while the faults go on
 ATTEMPTS = 20  # of a person to start a run or to retry it, while the network is bad
 DRAWINGS, SIZE = 64, 256  # phantoms where no images are given, and their pixels a side
 MOST_DISTINCT = 200  # files that are taken from a folder; every image of the run is a copy of one
-MARKERS = "<!-- wire -->", "<!-- /wire -->"
 
 Expected = Mapping[str, str | Mapping[str, Decimal]]  # key -> its scores, or its error code
 
@@ -344,18 +342,6 @@ def totals(found: Found) -> list[tuple[str, str]]:
     ]
 
 
-def write(path: Path, found: Found, seed: int) -> None:
-    """Put the totals between the MARKERS of a Markdown file. Raises Failed where they are not."""
-    before, start, rest = path.read_text().partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if not (start and end):
-        raise Failed(f"{path}: expected a line {MARKERS[0]} and, after it, a line {MARKERS[1]}")
-    rows = "".join(f"| {name} | {value} |\n" for name, value in totals(found))
-    command = f"`python -m reliability.wire --images {found.images} --seed {seed}` on {date.today()}:"
-    with whole_file(path) as part:
-        part.write_text(f"{before}{start}\n{command}\n\n| | |\n|---|---:|\n{rows}{end}{after}")
-
-
 def main() -> int:
     """Deploy, run and print; 1 if anything is lost, doubled or wrong."""
     parser = argparse.ArgumentParser(prog="python -m reliability.wire", description=__doc__.split("\n")[0])
@@ -383,7 +369,8 @@ def main() -> int:
         table.add_row(*row)
     console.print(table)
     if arguments.write:
-        write(arguments.write, found, arguments.seed)
+        command = f"python -m reliability.wire --images {found.images} --seed {arguments.seed}"
+        put_table(arguments.write, "wire", command, totals(found))
     return 0 if found.sound else 1
 
 
