@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from permissions import Call, watched
 
 from reliability.faults import KINDS, kinds
 from reliability.schedules import CLASSIFIER, Schedule, Step, Trouble, World, schedules
@@ -12,10 +13,13 @@ SCHEDULES = 500
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    world = World()
-    yield world
-    world.close()
+def world(suite_calls: dict[Call, str]) -> Iterator[World]:
+    with watched() as calls:
+        world = World()
+        yield world
+        world.close()
+    for call in calls:
+        suite_calls.setdefault(call, __name__)
 
 
 def schedule(*steps: Step, retries: int = 1) -> Schedule:
