@@ -134,9 +134,9 @@ class Totals:
 
 
 READS = ("GetItem", "Query", "GetObject", "ListObjectsV2", "UpdateItem")
-# The AWS calls of each part.
-CREATOR = (*READS, "PutItem", "PutRecords", "PutEvents")
-CLASSIFIER = (*READS, "BatchGetItem", "TransactWriteItems", "PutEvents")
+# The AWS calls of each part, those more often that an image hangs on: a fault before them hides theirs.
+CREATOR = (*READS, "PutItem", *["PutRecords"] * 4, "PutEvents")
+CLASSIFIER = (*READS, "BatchGetItem", *["TransactWriteItems"] * 4, "PutEvents")
 OPERATOR = (*READS, "BatchGetItem", "PutRecords", "DeleteObject")
 CALLS = {
     "create": CREATOR,
@@ -165,7 +165,7 @@ def _troubles(operations: tuple[str, ...]) -> st.SearchStrategy[tuple[Trouble, .
         st.sampled_from((0, 0, 1, 2, 3)),
         st.sampled_from((1, 2, 6, 100)),
     )
-    return st.lists(trouble, min_size=1, max_size=4).map(tuple)
+    return st.lists(trouble, max_size=3).map(tuple)
 
 
 def _steps(depth: int, names: tuple[str, ...]) -> st.SearchStrategy[Step]:

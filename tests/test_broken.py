@@ -1,5 +1,7 @@
 """Deliberately broken handlers, each of which the schedules have to find out."""
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from test_schedules import schedule
@@ -39,8 +41,10 @@ SIMPLEST = {
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World()
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.close()
 
 
 def test_each_has_its_simplest_schedule() -> None:

@@ -96,7 +96,8 @@ def test_schedules_that_found_a_bug(world: World, drawn: Schedule) -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "kind"), [(operation, kind) for operation in CLASSIFIER for kind in kinds(operation)]
+    ("operation", "kind"),
+    [(operation, kind) for operation in dict.fromkeys(CLASSIFIER) for kind in kinds(operation)],
 )
 def test_each_fault_at_each_call_of_the_classifier(world: World, operation: str, kind: str) -> None:
     for at in range(2):
