@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def waiting(s3: S3Client, bucket: str, run: str, since: datetime | None) -> Wait
     entries = [entry for entry in page.get("Contents", []) if not since or entry["LastModified"] >= since]
     found: dict[str, datetime] = {}  # image -> when its object was put
     for entry in entries[:LOOKED_INTO]:
-        for job in jobs_in(s3, bucket, entry["Key"]) or ():
+        for job in jobs_in(s3, bucket, entry["Key"]):
             if job.run_id == run:
                 found |= dict.fromkeys(job.keys, entry["LastModified"])
     until = None
@@ -53,13 +54,18 @@ def objects(s3: S3Client, bucket: str) -> Iterator[ObjectTypeDef]:
     return (entry for page in pages for entry in page.get("Contents", []))
 
 
-def jobs_in(s3: S3Client, bucket: str, key: str) -> list[Job] | None:
-    """The jobs of one object; None if it holds anything that is no job."""
+def jobs_in(s3: S3Client, bucket: str, key: str) -> list[Job]:
+    """The jobs of one object. What is in it and is no job was put onto the stream by somebody else."""
+    body = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
     try:
-        document = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
-        return [from_record(record) for record in json.loads(document["payload"])["Records"]]
-    except (ValueError, KeyError, TypeError, JobError):
-        return None
+        records = list(json.loads(json.loads(body)["payload"])["Records"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+    jobs = []
+    for record in records:
+        with suppress(JobError, KeyError, TypeError):
+            jobs.append(from_record(record))
+    return jobs
 
 
 def _expires_after(s3: S3Client, bucket: str) -> int | None:

@@ -102,7 +102,7 @@ class _Missing:
 def _retry_object(s3: S3Client, kinesis: KinesisClient, stack: Stack, key: str, missing: _Missing) -> Retried:
     """Send what is missing of the run; delete the object if nothing of any run is."""
     jobs = jobs_in(s3, stack.failure_bucket, key)
-    if jobs is None or not any(job.run_id == missing.run for job in jobs):
+    if not any(job.run_id == missing.run for job in jobs):
         return Retried()
     again = [
         Job(job.run_id, job.bucket, keys)

@@ -192,7 +192,8 @@ def mutate(pool: list[bytes], rng: random.Random) -> bytes:
             data = in_a_dicom(data, pool, rng)
         else:
             data = somewhere(data, pool, rng)
-    return data[:LONGEST]
+        data = data[:LONGEST]  # each time, or what doubles would take gigabytes itself
+    return data
 
 
 def somewhere(data: bytes, pool: list[bytes], rng: random.Random) -> bytes:

@@ -10,14 +10,16 @@ import argparse
 import json
 import math
 import multiprocessing
+import os
 import platform
 import queue
 import signal
-import sys
+import threading
 import time
 import traceback
 from collections import Counter
 from dataclasses import asdict
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,17 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cxr.errors import Failed
 from cxr.files import whole_file
 from reliability.fuzz import fuzz
-from reliability.page import put_table
+from reliability.page import place, put_table
 from reliability.schedules import Schedule, Totals, World, schedules
 
 OUT = Path(__file__).parents[1] / "build" / "soak.json"
 PROCESSES = 2
 FUZZED_A_SECOND = 100_000 / 2400  # of the whole time: 100,000 inputs in the default 2,400 seconds
 AT_ONCE = 100  # schedules of one seed
+ENDING_SECONDS = 3  # that a child has to end in
 LINE_SECONDS = 60  # from one line to the next where there is no terminal
 
 console = Console(highlight=False)
@@ -46,6 +50,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9, help="that of another run")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the totals into docs/reliability.md")
     given_ = parser.parse_args()
+    if given_.seconds < 1:
+        parser.error(f"{given_.seconds} seconds: expected at least 1")
+    if given_.write:
+        try:
+            place(given_.write, "soak")
+        except Failed as error:
+            parser.error(str(error))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     OUT.parent.mkdir(exist_ok=True)
     OUT.unlink(missing_ok=True)
     console.print(f"{given_.seconds:,} s of fuzz and schedules in {PROCESSES} processes, seed {given_.seed}")
@@ -64,8 +76,12 @@ def main() -> int:
         console.print(f"stopped; {OUT.name} was not written")
         return 130
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would leave a child behind
         for child in children:
             child.terminate()
+        for child in children:
+            child.join(ENDING_SECONDS)
+            child.kill()
     if problem:
         console.print(problem, markup=False, soft_wrap=True)
         console.print("Paste the schedule into tests/test_schedules.py to have it again.")
@@ -91,8 +107,9 @@ def main() -> int:
 
 def _work(number: int, seconds: int, first_seed: int, told: Any) -> None:
     """One process: its share of the fuzz, then schedules. Tells (number, totals so far, problem, ended)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us, and our exit the fuzz's own process
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    signal.signal(signal.SIGTERM, _end)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     until = time.monotonic() + seconds
     fuzzed, totals = 0, Totals()
 
@@ -117,6 +134,21 @@ def _work(number: int, seconds: int, first_seed: int, told: Any) -> None:
         tell(ended=True)
     except Exception:  # noqa: BLE001 - told to the parent, whatever it is
         tell(problem=traceback.format_exc())
+
+
+def _end(*_: object) -> None:
+    """End at once, with the fuzz's own process. An exception may be caught by what runs."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(1)
+
+
+def _end_with_the_parent() -> None:
+    """Whatever ends the parent ends this process too."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        wait([parent.sentinel])
+        _end()
 
 
 def _some(world: World, name: str, until: float) -> None:

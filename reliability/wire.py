@@ -45,7 +45,7 @@ from cxr.runs import Outcome, outcomes, run_status
 from cxr.stack import Stack, client
 from cxr.terminal import console, counted, notes
 from reliability.endpoint import LOST, FaultyEndpoint
-from reliability.page import put_table
+from reliability.page import place, put_table
 
 # Few retries and little to bisect: some jobs end in the failure bucket. One batch of two jobs a shard at a
 # time: one that is done comes again with one that is not.
@@ -312,7 +312,7 @@ def _waiting(stack: Stack, run: str) -> set[str]:
     jobs = (
         job
         for entry in objects(s3, stack.failure_bucket)
-        for job in jobs_in(s3, stack.failure_bucket, entry["Key"]) or ()
+        for job in jobs_in(s3, stack.failure_bucket, entry["Key"])
     )
     return {key for job in jobs if job.run_id == run for key in job.keys}
 
@@ -350,12 +350,17 @@ def main() -> int:
     parser.add_argument("--images-from", type=Path, metavar="DIR", help="X-rays in PNG; else drawings")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the totals into docs/reliability.md")
     arguments = parser.parse_args()
+    if arguments.images < 1:
+        parser.error(f"--images {arguments.images}: expected at least 1")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if arguments.write:
+            place(arguments.write, "wire")  # what cannot be written is said now
+        images = bodies(arguments.images_from)
         with notes.status("deploying") as doing, WireAws(arguments.seed) as aws:
             stack = Stack.of(aws.deploy(*SETTINGS))
             doing.update("putting images")
-            expected = put_images(stack, "wire", bodies(arguments.images_from), arguments.images)
+            expected = put_images(stack, "wire", images, arguments.images)
             found = score(aws, stack, "wire", expected, doing.update)
     except Failed as error:
         notes.print(f"Error: {error}", markup=False, soft_wrap=True)

@@ -358,6 +358,7 @@ class TestRetried:
         bad = [
             b"\xff",
             b"[]",
+            b"[" * 100_000,
             json.dumps(job("\ud800.png")).encode(),  # half a surrogate pair, which no key in UTF-8 has
             job(),
             job("x", run_id="a#b"),
@@ -365,7 +366,7 @@ class TestRetried:
             job(*map(str, range(100))),
             {"RunId": "r", "Bucket": BUCKET, "Keys": [1]},
         ]
-        assert failed(classifier(event(*bad, job(a)), plenty)) == list("01234567")
+        assert failed(classifier(event(*bad, job(a)), plenty)) == list("012345678")
         assert agreed() == {"SCORED": 1}
 
     @pytest.mark.parametrize(

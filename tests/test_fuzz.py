@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,18 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # pytest undoes what keeps py
 
 def silent(_: int) -> None:
     pass
+
+
+def test_damage_does_not_grow_with_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzzing, "somewhere", lambda data, pool, rng: data * 300)
+    tracemalloc.start()
+    try:
+        lengths = {len(mutate([b"x" * 1000], random.Random(seed))) for seed in range(10)}
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert max(lengths) == LONGEST
+    assert peak < 310 * LONGEST
 
 
 def test_five_thousand_damaged_files() -> None:

@@ -25,4 +25,6 @@ def test_a_page_without_the_place_stays_as_it_is(tmp_path: Path) -> None:
     page.write_text("<!-- wire -->\n")
     with pytest.raises(Failed, match="expected a line <!-- wire --> and, after it, a line <!-- /wire -->"):
         put_table(page, "wire", "make wire", [])
+    with pytest.raises(Failed, match="No such file or directory; expected a page"):
+        put_table(tmp_path / "none.md", "wire", "make wire", [])
     assert page.read_text() == "<!-- wire -->\n"

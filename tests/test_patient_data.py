@@ -311,6 +311,8 @@ def deliveries(number: int) -> dict[str, tuple[float, list[Any]]]:
         {"RunId": f"{MARKER}/", "Bucket": BUCKET, "Keys": [key]},
         {"RunId": run, "Bucket": BUCKET, "Keys": [MARKER, 1]},
         {"RunId": run, "Bucket": {MARKER: 1}, "Keys": [key]},
+        job(run, f"{FOLDER}\ud800"),
+        b"[" * 100_000 + MARKER.encode(),
     ]
     may_pass = [
         job(f"whole-{number}", key),  # its only one, and so the run is complete
@@ -328,7 +330,6 @@ def deliveries(number: int) -> dict[str, tuple[float, list[Any]]]:
                 batch(
                     job(run, f"{FOLDER}headers")
                 ),  # urllib3 warns of an answer's headers, and names the URL
-                batch(job(run, f"{FOLDER}\ud800")),
                 {"Records": [{key: key}]},
                 {key: key},
                 {"Jobs": [{"RunId": run, "Key": key}]},  # of the job creator's run, and so refused

@@ -32,7 +32,7 @@ def from_record(record: Mapping[str, Any]) -> Job:
     """The job that one Kinesis record of an event holds. Raises JobError."""
     try:
         body = json.loads(base64.b64decode(record["kinesis"]["data"], validate=True))
-    except (binascii.Error, ValueError) as error:
+    except (binascii.Error, ValueError, RecursionError) as error:  # of lists within lists
         raise JobError("the record's data is not JSON") from error
     if not isinstance(body, dict):
         raise JobError("the record's data is not a JSON object")
