@@ -48,7 +48,7 @@ format: $(DEV)  ## Put the code into the house's form
 	$(BIN)/ruff format .
 
 audit: $(DEV)  ## Rules of the HIPAA pack against docs/hipaa.md; known vulnerabilities, where the network allows
-	$(BIN)/python -m stacks.audit
+	JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION=20 $(BIN)/python -m stacks.audit
 
 lock: $(DEV)  ## Pin every library, with hashes, for what the *.in files ask
 	$(LOCK) containers/classifier/requirements.in --output-file containers/classifier/requirements.txt

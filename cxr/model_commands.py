@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from classifier.images import ImageError
+from classifier.images import MAX_BYTES, ImageError
 from classifier.model import BundleError, Model
 from rich.markup import escape
 from rich.table import Table
@@ -130,9 +130,12 @@ def load(bundle: Path) -> Model:
 
 
 def read(file: Path) -> bytes:
-    """A file's bytes. Raises InputError."""
+    """A file's bytes, and of one that is too large for an image the first. Raises InputError."""
     try:
-        return file.read_bytes()
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise InputError(f"{file}: expected a file, and that is a device or a pipe")
+        with file.open("rb") as opened:
+            return opened.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}; expected a PNG, JPEG or DICOM file") from None
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from classifier import predictions
 
 from cxr.errors import Failed, InputError
+from cxr.failure_bucket import jobs_in, objects
 from cxr.runs import DELETING, RunStatus, query, run_status
 from cxr.stack import Stack, client
 
@@ -130,7 +131,10 @@ def check_deletable(stack: Stack, run: str) -> RunStatus:
 
 
 def delete_run(stack: Stack, run: str, tell: Callable[[int], object] = lambda _: None) -> int:
-    """Delete the run's predictions, then its counts, then its item; how many predictions there were.
+    """Delete the run's predictions and counts, its jobs that Lambda gave up, then its item.
+
+    Returns how many predictions there were. An object of the failure bucket that also holds jobs of a run
+    that is there stays.
 
     Interrupted, it can be called again. `tell` gets how many are gone, every now and then. Raises InputError
     as `check_deletable` does.
@@ -152,8 +156,21 @@ def delete_run(stack: Stack, run: str, tell: Callable[[int], object] = lambda _:
             deleted += number
             tell(deleted)
     _delete(dynamodb, stack.table, f"RUN#{run}")
+    _delete_given_up(stack, dynamodb, run)
     dynamodb.delete_item(TableName=stack.table, Key=predictions.run_key(run))
     return deleted
+
+
+def _delete_given_up(stack: Stack, dynamodb: DynamoDBClient, run: str) -> None:
+    """The failure objects with jobs of the run, and of no other that is there."""
+    s3 = client("s3")
+    for entry in list(objects(s3, stack.failure_bucket)):  # a whole list: objects go while it is walked
+        runs = {job.run_id for job in jobs_in(s3, stack.failure_bucket, entry["Key"])}
+        others = (predictions.run_key(other) for other in runs - {run})
+        if run in runs and not any(
+            "Item" in dynamodb.get_item(TableName=stack.table, Key=key, ConsistentRead=True) for key in others
+        ):
+            s3.delete_object(Bucket=stack.failure_bucket, Key=entry["Key"])
 
 
 def _delete(dynamodb: DynamoDBClient, table: str, pk: str) -> int:

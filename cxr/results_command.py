@@ -18,7 +18,7 @@ from cxr.run_commands import RunName, StackName
 from cxr.runs import Row
 from cxr.runs import results as read_results
 from cxr.stack import NAME, Stack
-from cxr.terminal import counted, errors_reported, notes, progress
+from cxr.terminal import console, counted, errors_reported, notes, progress
 
 COLUMNS = ("key", "status", "score", "label", "error")
 
@@ -86,7 +86,9 @@ def results(
                 min_score=min_score,
                 max_score=max_score,
             )
-            number = write(file, shown(found), format)
+            # On a terminal the rows themselves show how far it is.
+            rows = found if out is None and console.is_terminal else shown(found)
+            number = write(file, rows, format)
     if out:
         notes.print(f"Wrote {counted(number, 'row')} to {out}", markup=False)
 

@@ -285,7 +285,10 @@ def delete(
     stack: StackName = NAME,
     as_json: Json = False,
 ) -> None:
-    """Delete a run and its predictions for good. The images stay.
+    """Delete a run for good: its predictions, and its jobs that Lambda gave up.
+
+    The images stay. A failure object that holds jobs of another run, too, stays
+    until that is done.
 
     Asks first, unless --yes. Interrupted, it goes on when called again. A run
     at work has to be cancelled before.

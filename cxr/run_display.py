@@ -131,7 +131,9 @@ def print_status(status: Status, as_json: bool) -> None:
     if waiting.images or waiting.more:
         number = f"{'at least ' if waiting.more else ''}{waiting.images:,}"
         until = f", kept until {waiting.until:%Y-%m-%d}" if waiting.until else ""
-        table.add_row("given up", number, f"in the failure bucket{until}: `cxr retry {escape(status.run)}`")
+        # A retry would be dropped; started again, the run sends them too.
+        again = f": `cxr retry {escape(status.run)}`" if status.state != "CANCELLED" else ""
+        table.add_row("given up", number, f"in the failure bucket{until}{again}")
     console.print(
         f"[bold]{escape(status.run)}[/] [{COLOURS[status.state]}]{status.state}[/], "
         f"by {escape(status.model)}, started {moment_text(status.created_at)}"

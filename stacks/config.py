@@ -75,7 +75,8 @@ class Config:
 
     images_bucket: str | None = _text(
         None,
-        r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
+        # S3 user guide, bucketnamingrules: no empty label, none with a hyphen at its end, no IP address.
+        r"(?!\d+\.\d+\.\d+\.\d+$)(?=.{3,63}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*",
         "the plain name of a bucket",
         "existing bucket with the images, never written to; without this the stack makes one",
     )

@@ -11,7 +11,7 @@ import pytest
 from moto import mock_aws
 from moto.kinesis.models import KinesisBackend
 from permissions import Call, watched
-from support import BUCKET, STREAM, TABLE, XRAYS
+from support import BUCKET, FAILURES, STREAM, TABLE, XRAYS
 
 from cxr.processes import STOP_SIGNALS
 from reliability.table import create_table
@@ -50,7 +50,7 @@ def xrays() -> list[Path]:
 def aws(
     monkeypatch: pytest.MonkeyPatch, suite_calls: dict[Call, str], request: pytest.FixtureRequest
 ) -> Iterator[None]:
-    """AWS as moto plays it, with an images bucket, a stream and a table."""
+    """AWS as moto plays it, with the buckets of images and of failures, a stream and a table."""
     for name, value in {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
@@ -66,7 +66,8 @@ def aws(
 
     monkeypatch.setattr(KinesisBackend, "put_records", one_at_a_time)
     with mock_aws(), watched() as calls:
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        for bucket in (BUCKET, FAILURES):
+            boto3.client("s3").create_bucket(Bucket=bucket)
         boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=2)
         create_table(boto3.client("dynamodb"), TABLE)
         yield

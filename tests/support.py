@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 XRAYS = ROOT.parent / "shared" / "data" / "nih-cxr" / "originals" / "cxr-nih"
 
 BUCKET = "images"
+FAILURES = "failures"
 PREFIX = "cxr-nih/"
 STREAM = "jobs"
 TABLE = "predictions"

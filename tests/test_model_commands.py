@@ -1,6 +1,7 @@
 """`cxr score`, `cxr explain` and `cxr model check`, as typed."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -53,6 +54,13 @@ def test_ctrl_c_while_the_commands_load_leaves_no_traceback() -> None:
 
 
 class TestScore:
+    def test_a_pipe_is_refused_and_a_huge_file_is_not_read_whole(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.png")
+        assert "that is a device or a pipe" in cxr("score", tmp_path / "pipe.png").stderr
+        with (tmp_path / "huge.png").open("wb") as file:
+            file.truncate(50 * 2**30)
+        assert "IMAGE_TOO_LARGE" in cxr("score", tmp_path / "huge.png").stdout
+
     def test_a_files_name_cannot_write_to_the_terminal(self, tmp_path: Path) -> None:
         bad = tmp_path / "\x1b[31mred\n.png"
         bad.write_text("text")

@@ -9,15 +9,15 @@ import pytest
 from classifier.jobs import Job, from_record
 from classifier.predictions import Prediction
 from moto.kinesis.models import KinesisBackend
-from support import BUCKET, STREAM
+from support import BUCKET, FAILURES, STREAM
 from test_runs import STACK, put_predictions, put_run
 
 from cxr.errors import Failed, InputError
 from cxr.failure_bucket import LOOKED_INTO, Waiting, waiting
+from cxr.operations import delete_run
 from cxr.retry import Retried, retry_run
 from cxr.stream_mapping import FunctionError, MappingSettings, StreamMapping
 
-FAILURES = STACK.failure_bucket
 SETTINGS = MappingSettings(
     "mapping", "arn:function", "arn:stream", maximum_retry_attempts=0, failure_bucket=FAILURES
 )
@@ -26,7 +26,6 @@ pytestmark = pytest.mark.usefixtures("bucket")
 
 @pytest.fixture
 def bucket(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    boto3.client("s3").create_bucket(Bucket=FAILURES)
     monkeypatch.setattr("cxr.retry.time.sleep", lambda seconds: None)
 
 
@@ -129,6 +128,32 @@ def test_what_is_no_failure_record_is_left_alone() -> None:
         boto3.client("s3").put_object(Bucket=FAILURES, Key=f"aws/lambda/{name}", Body=body)
     assert retry_run(STACK, "first") == Retried()
     assert left() == 3
+
+
+def test_a_record_that_is_no_job_hides_no_other() -> None:
+    put_run("first", state="SCORING", expected=1)
+    give_up(("first", "a"))
+    (entry,) = boto3.client("s3").list_objects_v2(Bucket=FAILURES)["Contents"]
+    document = json.load(boto3.client("s3").get_object(Bucket=FAILURES, Key=entry["Key"])["Body"])
+    records = json.loads(document["payload"])["Records"]
+    junk = [
+        {**records[0], "kinesis": {"data": base64.b64encode(data).decode()}} for data in (b"[" * 10**5, b"x")
+    ]
+    document["payload"] = json.dumps({"Records": [*junk, *records]})
+    boto3.client("s3").put_object(Bucket=FAILURES, Key=entry["Key"], Body=json.dumps(document).encode())
+    assert retry_run(STACK, "first") == Retried(given_up=1, objects_left=1)
+    put_predictions("first", *scored("a"))
+    assert retry_run(STACK, "first") == Retried(objects_deleted=1)
+
+
+def test_a_deleted_run_takes_its_jobs_with_it_and_no_others() -> None:
+    for run in ("first", "second"):
+        put_run(run, expected=1)
+    give_up(("first", "a"), ("gone", "b"))
+    give_up(("first", "a"), ("second", "b"))
+    give_up(("second", "b"))
+    delete_run(STACK, "first")
+    assert left() == 2
 
 
 def test_failed_images_are_sent_by_code_or_all() -> None:

@@ -17,7 +17,7 @@ import boto3
 import pytest
 from classifier.predictions import Prediction, pack
 from classifier.table import Table
-from support import BUCKET, PREFIX, STREAM, TABLE, table_items
+from support import BUCKET, FAILURES, PREFIX, STREAM, TABLE, table_items
 
 import cxr
 from cxr import operations
@@ -29,7 +29,7 @@ from cxr.stack import Stack
 
 SCORED = Outcome("a.png", {"abnormal": Decimal("0.5"), "mass": Decimal("0.25")}, frozenset({"abnormal"}), "")
 FAILED = Outcome("b.png", {}, frozenset(), "IMAGE_EMPTY")
-STACK = Stack("Test", BUCKET, PREFIX, "creator", STREAM, "classifier", "mapping", TABLE, "failures")
+STACK = Stack("Test", BUCKET, PREFIX, "creator", STREAM, "classifier", "mapping", TABLE, FAILURES)
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
