@@ -297,6 +297,7 @@ class World:
         client = functools.cache(stack.client)
         enter(patch.object(retry, "client", client))
         enter(patch.object(operations, "client", client))
+        enter(patch.object(predictions, "PARTITIONS", 4))  # each is asked when a run is deleted or retried
         enter(patch.object(creator_jobs, "_MAX_RECORDS", 2))  # so that a run has several PutRecords
         self._doing: list[_Doing] = []
         self._s3 = boto3.client("s3")
@@ -647,6 +648,8 @@ class World:
         """A failure object may go only when every image in it has a prediction, or its run is going."""
         keys = s3_backends[ACCOUNT]["aws"].buckets[FAILURES].keys
         key = unquote(urlsplit(request.url).path).lstrip("/")
+        if key not in keys:
+            return  # deleted once already, and the answer was lost
         jobs = [job for job in _jobs_in(keys[key].value) if self._item(job[0]).get("state") != "DELETING"]
         if any(self._missing(*job) for job in jobs):
             self._violations.append("a failure object was deleted with images that have no prediction")

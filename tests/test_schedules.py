@@ -89,6 +89,15 @@ def test_random_schedules_lose_and_double_nothing(world: World) -> None:
             ),
             id="the same, where the job creator completes the run",
         ),
+        pytest.param(
+            schedule(
+                Step("create"),
+                Step("drain", troubles=(Trouble("GetItem", 0, "throttled", 6),)),
+                Step("retry", troubles=(Trouble("DeleteObject", 0, "lost answer"),)),
+                retries=0,
+            ),
+            id="the schedules themselves fell over an object that was deleted twice",
+        ),
     ],
 )
 def test_schedules_that_found_a_bug(world: World, drawn: Schedule) -> None:
