@@ -87,16 +87,24 @@ class _Missing:
         self.run = run.run
         self.only_completion = run.state == "SCORING" and run.complete
         self._table = Table(stack.table, dynamodb, "", "")  # read only: no model is stamped on anything
-        self._there: dict[str, bool] = {}
+        self._states: dict[str, str] = {}
 
     def of(self, job: Job) -> tuple[str, ...]:
         """Those of the job's keys. A run that was deleted misses none."""
-        if job.run_id not in self._there:
-            self._there[job.run_id] = bool(self._table.run(job.run_id))
-        if not self._there[job.run_id]:
+        if not self._state(job.run_id):
             return ()
         stored = self._table.stored(job.run_id, job.keys)
         return tuple(key for key in job.keys if key not in stored)
+
+    def keep(self, job: Job) -> bool:
+        """Whether another run needs the job: for its images, or for one that completes it."""
+        return self._state(job.run_id) in ("LISTING", "SCORING") or bool(self.of(job))
+
+    def _state(self, run: str) -> str:
+        """Empty if the run is not there."""
+        if run not in self._states:
+            self._states[run] = self._table.run(run).get("state", "")
+        return self._states[run]
 
 
 def _retry_object(s3: S3Client, kinesis: KinesisClient, stack: Stack, key: str, missing: _Missing) -> Retried:
@@ -115,7 +123,7 @@ def _retry_object(s3: S3Client, kinesis: KinesisClient, stack: Stack, key: str, 
     if missing.only_completion:
         # The classifier looks after every job whether its run is complete, also after one with nothing to do.
         _send(kinesis, stack.stream, [job for job in jobs if job.run_id == missing.run][:1])
-    if any(missing.of(job) for job in jobs if job.run_id != missing.run):
+    if any(missing.keep(job) for job in jobs if job.run_id != missing.run):
         return Retried()
     s3.delete_object(Bucket=stack.failure_bucket, Key=key)
     return Retried(objects_deleted=1)

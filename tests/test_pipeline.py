@@ -135,15 +135,14 @@ def test_each_bad_image_has_its_code_and_its_neighbours_their_scores(
 
 
 def test_a_record_reported_once_is_delivered_again(pipeline: Pipeline) -> None:
-    """Its images are in a bucket that is made only after the classifier has handed the job back."""
-    _start_run(pipeline, "late", expected=1)
-    _send(pipeline, {"RunId": "late", "Bucket": "late-bucket", "Keys": ["a.png"]})
-    wait_for(lambda: "GetObject: NoSuchBucket" in pipeline.log(), "a reported failure")
+    """Its run is another model's at first, and the classifier's own after it has handed the job back."""
+    (key,) = pipeline.upload({"late/a.png": image_bytes()})
+    _start_run(pipeline, "late", expected=1, model_sha256="0" * 64)
+    _send(pipeline, {"RunId": "late", "Bucket": pipeline.outputs["ImagesBucketName"], "Keys": [key]})
+    wait_for(lambda: "run late is pinned to" in pipeline.log(), "a reported failure")
     assert pipeline.run("late")["state"] == "SCORING"
-    s3 = boto3.client("s3")
-    s3.create_bucket(Bucket="late-bucket")
-    s3.put_object(Bucket="late-bucket", Key="a.png", Body=image_bytes())
-    assert pipeline.complete("late")["a.png"]["status"] == "SCORED"
+    _start_run(pipeline, "late", expected=1)
+    assert pipeline.complete("late")[key]["status"] == "SCORED"
 
 
 def test_a_record_that_fails_for_ever_ends_in_the_failure_bucket(pipeline: Pipeline) -> None:
@@ -231,7 +230,7 @@ def test_a_second_deployment_changes_nothing_that_holds_data(pipeline: Pipeline)
     assert pipeline.aws.deploy("retries=8", "imagesPerJob=8") == pipeline.outputs
 
 
-def _start_run(pipeline: Pipeline, run_id: str, expected: int) -> None:
+def _start_run(pipeline: Pipeline, run_id: str, expected: int, **more: str) -> None:
     model = Model(ROOT / "containers" / "classifier" / "model")
     boto3.resource("dynamodb").Table(pipeline.outputs["TableName"]).put_item(
         Item={
@@ -241,6 +240,7 @@ def _start_run(pipeline: Pipeline, run_id: str, expected: int) -> None:
             "expected": expected,
             "model": model.name,
             "model_sha256": model.sha256,
+            **more,
         }
     )
 

@@ -97,6 +97,18 @@ def test_an_object_goes_once_every_image_of_every_run_in_it_has_a_prediction() -
     assert retry_run(STACK, "first") == Retried()  # the second's image keeps the object
     assert (left(), on_the_stream()) == (1, [])
     put_predictions("second", Prediction("b", error="IMAGE_EMPTY"))
+    assert retry_run(STACK, "first") == Retried()  # nor is the second completed yet
+    assert (left(), on_the_stream()) == (1, [])
+    assert retry_run(STACK, "second") == Retried(objects_deleted=1)
+    assert left() == 0
+    assert [job.run_id for job in on_the_stream()] == ["second"]  # whose delivery completes it
+
+
+def test_an_object_of_complete_runs_goes_by_the_retry_of_either() -> None:
+    for run, key in (("first", "a"), ("second", "b")):
+        put_run(run, state="COMPLETE", expected=1)
+        put_predictions(run, *scored(key))
+    give_up(("first", "a"), ("second", "b"))
     assert retry_run(STACK, "first") == Retried(objects_deleted=1)
     assert (left(), on_the_stream()) == (0, [])
 
