@@ -39,17 +39,19 @@ class Retried:
 
     given_up: int = 0  # images sent that were in the failure bucket without a prediction
     failed: int = 0  # FAILED images sent
-    objects_deleted: int = 0  # of the failure bucket: every image in them has a prediction
+    objects_deleted: int = 0  # of the failure bucket: no run needs them any more
     objects_left: int = 0  # with images of the run that have none yet
 
 
 def retry_run(stack: Stack, run: str, *, codes: Collection[str] = ()) -> Retried:
     """Send again what the failure bucket holds of the run, and its FAILED images with one of these codes.
 
-    An object is deleted once every image in it has a prediction, whichever run it is of: so those of this
-    retry go with the next. Sent twice, an image is scored once. A run whose images are all there, but which
-    nobody could complete, gets a job again: that completes it. Raises InputError if the run is not there or
-    CANCELLED, or a code is none; Failed if the stream does not take a job.
+    An object is deleted once every image in it has a prediction and every other run in it is complete,
+    cancelled or gone: so those of this retry go with the next. Sent twice, an image is scored once. A run
+    whose images are all there, but which nobody could complete, gets a job again: that completes it.
+
+    Raises InputError if the run is not there or CANCELLED, or a code is none; Failed if the stream does not
+    take a job.
     """
     for code in codes:
         if code not in ERROR_CODES:
@@ -108,7 +110,7 @@ class _Missing:
 
 
 def _retry_object(s3: S3Client, kinesis: KinesisClient, stack: Stack, key: str, missing: _Missing) -> Retried:
-    """Send what is missing of the run; delete the object if nothing of any run is."""
+    """Send what is missing of the run; delete the object if no run needs it any more."""
     jobs = jobs_in(s3, stack.failure_bucket, key)
     if not any(job.run_id == missing.run for job in jobs):
         return Retried()

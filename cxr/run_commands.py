@@ -221,8 +221,8 @@ def retry(
     """Send again what failed, once its cause is mended.
 
     Sends the jobs in the failure bucket, less the images that have a prediction
-    by now. An object there goes once every image in it has one, so those of
-    this retry go with the next. FAILED images are sent only if asked for; they
+    by now. An object there goes once every image in it has one, and no other
+    run in it is at work, so those of this retry go with the next. FAILED images are sent only if asked for; they
     stay FAILED until they score.
 
     The JSON is one object: given_up and failed (images sent), objects_deleted,
