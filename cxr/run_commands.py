@@ -222,8 +222,8 @@ def retry(
 
     Sends the jobs in the failure bucket, less the images that have a prediction
     by now. An object there goes once every image in it has one, and no other
-    run in it is at work, so those of this retry go with the next. FAILED images are sent only if asked for; they
-    stay FAILED until they score.
+    run in it is at work, so those of this retry go with the next. FAILED images
+    are sent only if asked for; they stay FAILED until they score.
 
     The JSON is one object: given_up and failed (images sent), objects_deleted,
     objects_left.
