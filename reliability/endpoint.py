@@ -149,7 +149,8 @@ class FaultyEndpoint(ThreadingHTTPServer):
 
     def forward(self, request: Request) -> Answer:
         """Ask the real endpoint. Raises OSError and HTTPException."""
-        connection = http.client.HTTPConnection(self._address, timeout=60)
+        # No timeout: an invocation lasts as long as the job creator tries again. The client's own ends it.
+        connection = http.client.HTTPConnection(self._address)
         try:
             connection.request(request.method, request.path, request.body, dict(request.headers))
             found = connection.getresponse()

@@ -253,7 +253,7 @@ def score(
         return settle("cxr retry")
 
     with endpoint.spoiling(), Killer(aws.seed) as killer:
-        starts = _start(aws, stack, run)
+        starts = start(aws, stack, run)
         state = settle("first delivery")
         found, waiting = _predicted(stack, run), _waiting(stack, run)
         lost = expected.keys() - found.keys() - waiting
@@ -287,10 +287,13 @@ def score(
     )
 
 
-def _start(aws: WireAws, stack: Stack, run: str) -> int:
-    """Start the run, by the same event until it goes through; how many times. Raises Failed."""
+def start(aws: WireAws, stack: Stack, run: str) -> int:
+    """Start the run, by the same event until it goes through; how many times.
+
+    Raises Failed and BotoCoreError, as the last of ATTEMPTS does.
+    """
     for starts in range(1, ATTEMPTS):
-        with aws.operator(), suppress(Failed):
+        with aws.operator(), suppress(Failed, BotoCoreError):
             start_run(stack, run, index=f"{stack.prefix}{run}/index.csv")
             return starts
     with aws.operator():

@@ -14,8 +14,8 @@ from support import ROOT
 
 from cxr.loopback import LoopbackServer, Reply
 from cxr.stack import Stack
-from reliability.endpoint import FaultyEndpoint
-from reliability.wire import SETTINGS, WireAws, bodies, put_images, score, totals
+from reliability.endpoint import Answer, FaultyEndpoint, Request
+from reliability.wire import SETTINGS, WireAws, bodies, put_images, score, start, totals
 
 CLASSIFIER = ROOT / "containers" / "classifier"
 
@@ -116,6 +116,26 @@ def test_nothing_is_lost_or_doubled(aws: WireAws, stack: Stack, images: list[byt
     assert met["S3 GetObject"]
     assert met["DynamoDB TransactWriteItems"]
     assert met["AWSEvents PutEvents"]
+
+
+def test_an_invocation_whose_answer_is_lost_is_repeated(
+    aws: WireAws, stack: Stack, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_images(stack, "repeated", images, 8)
+    forward, invocations = aws.endpoint.forward, []
+
+    def forward_and_lose_the_first(request: Request) -> Answer:
+        answer = forward(request)
+        if request.path.endswith("/invocations"):
+            invocations.append(request.body)
+            if len(invocations) == 1:
+                raise ConnectionResetError
+        return answer
+
+    monkeypatch.setattr(aws.endpoint, "forward", forward_and_lose_the_first)
+    assert start(aws, stack, "repeated") == 2
+    assert len(invocations) == 2
+    assert invocations[0] == invocations[1]
 
 
 @pytest.mark.parametrize(
