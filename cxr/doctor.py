@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
-from rich.markup import escape
 from rich.table import Column, Table
 
 from cxr.errors import InputError, explained
 from cxr.model_commands import Json
 from cxr.run_commands import StackName
 from cxr.stack import NAME, Stack, client, session
-from cxr.terminal import console, errors_reported
+from cxr.terminal import console, errors_reported, shown
 
 SIGNS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
 NODE = 20  # the oldest that the CDK runs on
@@ -65,10 +64,10 @@ def doctor(stack: StackName = NAME, as_json: Json = False) -> None:
             found.append(finding)
             if not as_json:
                 line = Table.grid(Column(width=1), Column(width=12), Column(overflow="fold"), padding=(0, 1))
-                line.add_row(SIGNS[finding.level], f"[bold]{finding.name}[/]", escape(finding.text))
+                line.add_row(SIGNS[finding.level], f"[bold]{finding.name}[/]", shown(finding.text))
                 console.print(line)
                 if finding.mend:  # not wrapped: it may be a command to copy
-                    console.print(f"{'':15}[dim]→[/] {escape(finding.mend)}", soft_wrap=True)
+                    console.print(f"{'':15}[dim]→[/] {shown(finding.mend)}", soft_wrap=True)
         healthy = all(finding.level != "fail" for finding in found)
         if as_json:
             checks = [asdict(finding) for finding in found]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
-from rich.markup import escape
 from rich.table import Table
 
 from cxr import RESEARCH_ONLY
@@ -21,7 +20,7 @@ from cxr.model_commands import SHIPPED, Json, load
 from cxr.run_commands import StackName
 from cxr.runs import outcomes, run_status
 from cxr.stack import NAME, Stack, client
-from cxr.terminal import console, counted, errors_reported
+from cxr.terminal import console, counted, errors_reported, shown
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take a second or two, which `cxr --help` should not
     from classifier.model import Model
@@ -130,7 +129,7 @@ def evaluate(
             return
         print_report(found, repeated)
         if out:
-            console.print(f"\nWrote plots and evaluation.json to {escape(str(out))}")
+            console.print(f"\nWrote plots and evaluation.json to {shown(str(out))}")
         console.print(f"[bold]{RESEARCH_ONLY}[/]")
 
 
@@ -183,10 +182,10 @@ def print_report(found: Report, repeated: int) -> None:
     console.print(_about_training(found))
     patients = "" if overall.patients is None else f" of {counted(overall.patients, 'patient')}"
     console.print(
-        f"\n[bold]{escape(found.label)}[/] on {counted(overall.images, 'image')}{patients}: "
+        f"\n[bold]{shown(found.label)}[/] on {counted(overall.images, 'image')}{patients}: "
         f"{overall.positives:,} positive, prevalence {overall.prevalence:.3f}"
     )
-    console.print(f"Threshold {found.threshold.value:g}: {escape(found.threshold.source)}")
+    console.print(f"Threshold {found.threshold.value:g}: {shown(found.threshold.source)}")
     left_out = {
         "FAILED images": found.failed,
         "images without a label": found.without_label,
@@ -209,11 +208,11 @@ def print_report(found: Report, repeated: int) -> None:
 
 
 def _about_training(found: Report) -> str:
-    model = escape(str(found.model))
+    model = shown(str(found.model))
     overlap = found.training_overlap
     if not found.model:
         return (
-            f"[yellow]Not known: which bundle these scores of {escape(found.label)} are by, what it was "
+            f"[yellow]Not known: which bundle these scores of {shown(found.label)} are by, what it was "
             "trained on, and whether they are probabilities. --bundle tells.[/]"
         )
     if not overlap:
@@ -245,7 +244,7 @@ def _groups_table(column: str, evaluations: dict[str, Evaluation]) -> Table:
     for value, evaluation in evaluations.items():
         images = f"{evaluation.images:,}" + (f"\n{evaluation.patients:,}" if patients else "")
         cells = ("\n".join(_value_and_interval(evaluation.measures[name], 2, "-")) for name in GROUP_MEASURES)
-        table.add_row(escape(value), images, f"{evaluation.positives:,}", *cells)
+        table.add_row(shown(value), images, f"{evaluation.positives:,}", *cells)
     return table
 
 

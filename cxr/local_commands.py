@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from cxr import RESEARCH_ONLY
@@ -123,7 +122,7 @@ def demo(
                     write(file, rows(found, labels))
             print_outcomes(found, labels[0], deployed.prefix, status)
             seconds = time.monotonic() - started_at
-            console.print(f"\nWrote {escape(str(csv))} after {seconds:.0f} s. [bold]{RESEARCH_ONLY}[/]")
+            console.print(f"\nWrote {shown(str(csv))} after {seconds:.0f} s. [bold]{RESEARCH_ONLY}[/]")
             if not status.complete:
                 given_up = read_status(deployed, run).failed_jobs.images
                 raise LocalAwsError(

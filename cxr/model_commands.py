@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from classifier.images import MAX_BYTES, ImageError
 from classifier.model import BundleError, Model
-from rich.markup import escape
 from rich.table import Table
 
 from cxr import RESEARCH_ONLY
@@ -85,7 +84,7 @@ def explain(
         picture = overlay(pixels, maps[chosen], f"{chosen} {scored:.3f} by {loaded.name}")
         with whole_file(path) as part:
             picture.save(part, "PNG")
-        console.print(f"{chosen} {scored:.3f}. Wrote {escape(str(path))}. [bold]{RESEARCH_ONLY}[/]")
+        console.print(f"{chosen} {scored:.3f}. Wrote {shown(str(path))}. [bold]{RESEARCH_ONLY}[/]")
 
 
 @model.command()
@@ -116,7 +115,7 @@ def check(
             "licence": card.get("licence", "not said"),
             "attribution": card.get("attribution", "not said"),
         }.items():
-            table.add_row(name, escape(value))
+            table.add_row(name, shown(value))
         console.print(table)
         _self_test(loaded)
 

@@ -8,12 +8,11 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from cxr.errors import InputError
 from cxr.model_commands import Json
-from cxr.terminal import console, counted, errors_reported
+from cxr.terminal import console, counted, errors_reported, shown
 
 if TYPE_CHECKING:
     from cxr.capacity import Plan
@@ -121,9 +120,9 @@ def plan(
         if not images_per_second:
             source = f"{model}, {measured['machine']}, {measured['measured']}"
         console.print(
-            f"\n[dim]{workload.images_per_second:g} images a second for each vCPU: {escape(source)}. "
+            f"\n[dim]{workload.images_per_second:g} images a second for each vCPU: {shown(source)}. "
             "On AWS it may be otherwise: measure a run, and give --images-per-second.\n"
-            f"Prices of {priced['date']}, {priced['region']}. {escape(priced['note'])} "
+            f"Prices of {priced['date']}, {priced['region']}. {shown(priced['note'])} "
             "Shards are counted by the hour begun; storage, retries and KMS for the stream are not "
             "counted.[/]"
         )
@@ -231,13 +230,13 @@ def print_plan(present: Plan, better: dict[str, Plan]) -> None:
         f"[dim]The others: {', '.join(f'{name} {duration(seconds)}' for name, seconds in others)}[/]"
     )
     for warning in present.warnings:
-        console.print(f"\n[yellow]{escape(warning)}[/]")
+        console.print(f"\n[yellow]{shown(warning)}[/]")
     for name, found in better.items():
         console.print(
             f"\n[green]{name.capitalize()}[/]: {duration(found.seconds)} for {money(found.dollars)}, "
             f"{money(found.idle_dollars)} a month while nothing runs; bottleneck: {found.bottleneck}"
         )
-        console.print(f"  {escape(deploy_command(found.config))}", soft_wrap=True)
+        console.print(f"  {shown(deploy_command(found.config))}", soft_wrap=True)
     if not better:
         console.print("\nNo other settings are worth it: none is as fast for less, or much faster.")
 

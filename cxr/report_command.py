@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from botocore.exceptions import ClientError
-from rich.markup import escape
 
 from cxr import RESEARCH_ONLY
 from cxr.errors import InputError
 from cxr.model_commands import SHIPPED, load
 from cxr.run_commands import RunName, StackName
 from cxr.stack import NAME, Stack, client
-from cxr.terminal import console, errors_reported, notes
+from cxr.terminal import console, errors_reported, notes, shown
 
 if TYPE_CHECKING:
     from classifier.model import Model
@@ -107,7 +106,7 @@ def report(
                 fetch=None if no_images else fetch(found),
             )
         pictures = "" if no_images else " It holds patients' images."
-        console.print(f"Wrote {escape(str(path))}.{pictures} [bold]{RESEARCH_ONLY}[/]", soft_wrap=True)
+        console.print(f"Wrote {shown(str(path))}.{pictures} [bold]{RESEARCH_ONLY}[/]", soft_wrap=True)
 
 
 def fetch(stack: Stack) -> Fetch:

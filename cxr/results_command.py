@@ -18,7 +18,7 @@ from cxr.run_commands import RunName, StackName
 from cxr.runs import Row
 from cxr.runs import results as read_results
 from cxr.stack import NAME, Stack
-from cxr.terminal import console, counted, errors_reported, notes, progress
+from cxr.terminal import counted, errors_reported, notes, plain, progress
 
 COLUMNS = ("key", "status", "score", "label", "error")
 
@@ -86,8 +86,8 @@ def results(
                 min_score=min_score,
                 max_score=max_score,
             )
-            # On a terminal the rows themselves show how far it is.
-            rows = found if out is None and console.is_terminal else shown(found)
+            # On a terminal the rows themselves show how far it is, and no key may command it.
+            rows = map(readable, found) if file.isatty() else counting(found)
             number = write(file, rows, format)
     if out:
         notes.print(f"Wrote {counted(number, 'row')} to {out}", markup=False)
@@ -105,7 +105,12 @@ def opened(out: Path | None) -> Iterator[TextIO]:
         yield file
 
 
-def shown(rows: Iterable[Row]) -> Iterator[Row]:
+def readable(row: Row) -> Row:
+    """The row as a terminal may have it; a file gets the key as it is."""
+    return {**row, "key": plain(row["key"])}
+
+
+def counting(rows: Iterable[Row]) -> Iterator[Row]:
     """The rows, counted on the terminal as they pass."""
     with progress("Reading") as bar:
         task = bar.add_task("", total=None, note="")

@@ -39,6 +39,7 @@ class Retried:
 
     given_up: int = 0  # images sent that were in the failure bucket without a prediction
     failed: int = 0  # FAILED images sent
+    completing: int = 0  # jobs sent although all their images have a prediction: to complete the run
     objects_deleted: int = 0  # of the failure bucket: no run needs them any more
     objects_left: int = 0  # with images of the run that have none yet
 
@@ -66,10 +67,11 @@ def retry_run(stack: Stack, run: str, *, codes: Collection[str] = ()) -> Retried
     if found.state == DELETING:
         raise InputError(f"run {run} is being deleted; `cxr delete {run}` goes on with it")
     missing = _Missing(dynamodb, stack, found)
-    given_up = deleted = left = 0
+    given_up = completing = deleted = left = 0
     for entry in list(objects(s3, stack.failure_bucket)):  # a whole list: objects go while it is walked
         outcome = _retry_object(s3, kinesis, stack, entry["Key"], missing)
         given_up += outcome.given_up
+        completing += outcome.completing
         deleted += outcome.objects_deleted
         left += outcome.objects_left
     failed = 0
@@ -79,7 +81,7 @@ def retry_run(stack: Stack, run: str, *, codes: Collection[str] = ()) -> Retried
             jobs = (group[i : i + IMAGES_PER_JOB] for i in range(0, len(group), IMAGES_PER_JOB))
             _send(kinesis, stack.stream, (Job(run, stack.images_bucket, keys) for keys in jobs))
             failed += len(group)
-    return Retried(given_up, failed, deleted, left)
+    return Retried(given_up, failed, completing, deleted, left)
 
 
 class _Missing:
@@ -122,13 +124,15 @@ def _retry_object(s3: S3Client, kinesis: KinesisClient, stack: Stack, key: str, 
     if again:
         _send(kinesis, stack.stream, again)
         return Retried(given_up=sum(len(job.keys) for job in again), objects_left=1)
+    completing = 0
     if missing.only_completion:
         # The classifier looks after every job whether its run is complete, also after one with nothing to do.
         _send(kinesis, stack.stream, [job for job in jobs if job.run_id == missing.run][:1])
+        completing = 1
     if any(missing.keep(job) for job in jobs if job.run_id != missing.run):
-        return Retried()
+        return Retried(completing=completing)
     s3.delete_object(Bucket=stack.failure_bucket, Key=key)
-    return Retried(objects_deleted=1)
+    return Retried(completing=completing, objects_deleted=1)
 
 
 def _failed_keys(dynamodb: DynamoDBClient, table: str, run: str, codes: Collection[str]) -> Iterator[str]:

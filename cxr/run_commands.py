@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
-from rich.markup import escape
 from rich.table import Table
 
 from cxr.errors import Failed, InputError
@@ -30,7 +29,7 @@ from cxr.run_display import (
 from cxr.runs import RunStatus, list_runs
 from cxr.runs import status as read_status
 from cxr.stack import NAME, Stack, client
-from cxr.terminal import console, counted, errors_reported, notes, progress
+from cxr.terminal import console, counted, errors_reported, notes, progress, shown
 from cxr.upload import files_in
 from cxr.upload import upload as send
 
@@ -225,7 +224,8 @@ def retry(
     run in it is at work, so those of this retry go with the next. FAILED images
     are sent only if asked for; they stay FAILED until they score.
 
-    The JSON is one object: given_up and failed (images sent), objects_deleted,
+    The JSON is one object: given_up and failed (images sent), completing (jobs
+    sent to complete a run whose images are all there), objects_deleted,
     objects_left.
 
     Ends with 0, also if nothing was to be sent; with 1 if the stream did not
@@ -245,13 +245,19 @@ def retry(
             f"[green]✓[/] {counted(sent, 'image')} sent again: {retried.given_up:,} of the failure bucket, "
             f"{retried.failed:,} FAILED"
         )
+        if retried.completing:
+            console.print(
+                f"{counted(retried.completing, 'job')} sent to complete the run: its images are all there"
+            )
         if retried.objects_deleted:
             console.print(
                 f"{counted(retried.objects_deleted, 'object')} of the failure bucket deleted, "
                 "whose every image has a prediction"
             )
-        if sent:
-            watch = " --watch" if retried.given_up else ""  # the others have an outcome, if a bad one
+        if sent or retried.completing:
+            watch = (
+                " --watch" if retried.given_up or retried.completing else ""
+            )  # the others have an outcome, if a bad one
             console.print(f"Follow it by `cxr status {run}{watch}`", markup=False, soft_wrap=True)
 
 
@@ -274,9 +280,9 @@ def cancel(run: RunName, stack: StackName = NAME, as_json: Json = False) -> None
         left = "" if cancelled.remaining is None else f", {cancelled.remaining:,} left without an outcome"
         failed = cancelled.failures.total()
         console.print(
-            f"[green]✓[/] {escape(run)} is cancelled: {cancelled.scored:,} scored, {failed:,} failed{left}"
+            f"[green]✓[/] {shown(run)} is cancelled: {cancelled.scored:,} scored, {failed:,} failed{left}"
         )
-        console.print(f"To go on: {escape(start_line(found, cancelled))}", soft_wrap=True)
+        console.print(f"To go on: {shown(start_line(found, cancelled))}", soft_wrap=True)
 
 
 def delete(
@@ -313,7 +319,7 @@ def delete(
         if as_json:
             typer.echo(json.dumps({"run": run, "predictions": deleted}))
         else:
-            console.print(f"[green]✓[/] {escape(run)} is deleted, with {counted(deleted, 'prediction')}")
+            console.print(f"[green]✓[/] {shown(run)} is deleted, with {counted(deleted, 'prediction')}")
 
 
 def upload_files(

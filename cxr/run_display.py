@@ -11,14 +11,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from cxr.plan_command import duration
 from cxr.runs import RunStatus, Status, run_status
 from cxr.runs import status as read_status
 from cxr.stack import Stack, client
-from cxr.terminal import console, counted, notes, progress
+from cxr.terminal import console, counted, notes, progress, shown
 
 LOOK_SECONDS = 0.5  # from one look at a run that is watched to the next: two small requests each
 SPEED_SECONDS = 10  # over which the speed of a run that is watched is taken
@@ -132,11 +131,11 @@ def print_status(status: Status, as_json: bool) -> None:
         number = f"{'at least ' if waiting.more else ''}{waiting.images:,}"
         until = f", kept until {waiting.until:%Y-%m-%d}" if waiting.until else ""
         # A retry would be dropped; started again, the run sends them too.
-        again = f": `cxr retry {escape(status.run)}`" if status.state != "CANCELLED" else ""
+        again = f": `cxr retry {shown(status.run)}`" if status.state != "CANCELLED" else ""
         table.add_row("given up", number, f"in the failure bucket{until}{again}")
     console.print(
-        f"[bold]{escape(status.run)}[/] [{COLOURS[status.state]}]{status.state}[/], "
-        f"by {escape(status.model)}, started {moment_text(status.created_at)}"
+        f"[bold]{shown(status.run)}[/] [{COLOURS[status.state]}]{status.state}[/], "
+        f"by {shown(status.model)}, started {moment_text(status.created_at)}"
     )
     console.print(table)
 

@@ -26,9 +26,14 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def shown(name: str) -> str:
-    """A file's name or a key as markup: what a terminal would obey is written out."""
-    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in name))
+def plain(text: str) -> str:
+    """What a terminal would obey (escape sequences, right-to-left overrides), written out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def shown(text: str) -> str:
+    """Text from elsewhere, such as a key, as rich's markup that says just that, plainly."""
+    return escape(plain(text))
 
 
 @contextmanager
@@ -66,7 +71,8 @@ def errors_reported() -> Iterator[None]:
         if _tracebacks or isinstance(error, BrokenPipeError):
             raise  # a pipe that its reader has closed, as `head` does, is no error: click ends quietly
         text = str(error) if isinstance(error, InputError | Failed) else explained(error)
-        notes.print(f"Error: {text}", markup=False, soft_wrap=True)
+        lines = "\n".join(plain(line) for line in text.split("\n"))
+        notes.print(f"Error: {lines}", markup=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
 
 

@@ -136,6 +136,25 @@ def test_a_run_is_watched_to_its_end_and_its_results_are_evaluated(
     assert (evaluated["overall"]["images"], evaluated["without_label"]) == (40, 0)
 
 
+def test_a_key_commands_no_terminal(stack: Stack) -> None:
+    key = f"{PREFIX}red\x1b[31m\u202e.png"
+    client("s3").put_object(Bucket=stack.images_bucket, Key=key, Body=b"no image")
+    start_run(stack, "red", keys=[key])
+    wait_for(lambda: status(stack, "red").state == "COMPLETE", "a run of one image")
+    command = [sys.executable, "-m", "cxr", "results", "red"]
+    assert next(csv.DictReader(io.StringIO(subprocess.check_output(command, text=True))))["key"] == key
+    for format_ in ("csv", "jsonl"):
+        ours, theirs = os.openpty()
+        subprocess.run([*command, "--format", format_], stdout=theirs, check=True)
+        os.close(theirs)
+        printed = os.read(ours, 10_000).decode()
+        os.close(ours)
+        assert "red\\x1b[31m\\u202e.png" in printed.replace("\\\\", "\\")
+        assert "\x1b" not in printed
+        assert "\u202e" not in printed
+    assert "\x1b" not in error("run", "a", "--prefix", "else\x1bwhere/", exit_code=1)
+
+
 def test_runs_are_listed(small: str) -> None:
     run = next(run for run in cxr_json("runs") if run["run"] == small)
     assert (run["state"], run["expected"], run["scored"]) == ("COMPLETE", 2, 2)

@@ -99,7 +99,7 @@ def test_an_object_goes_once_every_image_of_every_run_in_it_has_a_prediction() -
     put_predictions("second", Prediction("b", error="IMAGE_EMPTY"))
     assert retry_run(STACK, "first") == Retried()  # nor is the second completed yet
     assert (left(), on_the_stream()) == (1, [])
-    assert retry_run(STACK, "second") == Retried(objects_deleted=1)
+    assert retry_run(STACK, "second") == Retried(completing=1, objects_deleted=1)
     assert left() == 0
     assert [job.run_id for job in on_the_stream()] == ["second"]  # whose delivery completes it
 
@@ -127,7 +127,7 @@ def test_a_deleted_runs_images_keep_no_object() -> None:
     put_run("first", state="SCORING", expected=1)
     put_predictions("first", *scored("a"))
     give_up(("first", "a"), ("deleted", "b"))
-    assert retry_run(STACK, "first") == Retried(objects_deleted=1)
+    assert retry_run(STACK, "first") == Retried(completing=1, objects_deleted=1)
 
 
 def test_what_is_no_failure_record_is_left_alone() -> None:
@@ -155,7 +155,7 @@ def test_a_record_that_is_no_job_hides_no_other() -> None:
     boto3.client("s3").put_object(Bucket=FAILURES, Key=entry["Key"], Body=json.dumps(document).encode())
     assert retry_run(STACK, "first") == Retried(given_up=1, objects_left=1)
     put_predictions("first", *scored("a"))
-    assert retry_run(STACK, "first") == Retried(objects_deleted=1)
+    assert retry_run(STACK, "first") == Retried(completing=1, objects_deleted=1)
 
 
 def test_a_deleted_run_takes_its_jobs_with_it_and_no_others() -> None:
