@@ -85,6 +85,7 @@ def measure(folder: Path, files: list[Path], quick: bool) -> dict[str, Any]:
         "date": f"{date.today():%Y-%m-%d}",
         "machine": _machine(),
         "versions": _versions(),
+        "megabytes": _megabytes("openvino", "onnxruntime"),
         "images": len(paths),
         "repeats": {"one thread": repeats, "all else": fewer},
         "model": json.loads((SHIPPED / "model.json").read_text())["name"],
@@ -117,8 +118,20 @@ def _machine() -> str:
 def _versions() -> dict[str, str]:
     ours = {name: metadata.version(name) for name in LIBRARIES}
     code = f"from importlib.metadata import version as v; print(*map(v, {TORCH_LIBRARIES}))"
+    return ours | dict(zip(TORCH_LIBRARIES, _where_torch_is(code).split(), strict=True))
+
+
+def _megabytes(*libraries: str) -> dict[str, float]:
+    """What the libraries' installed files weigh."""
+    code = "from importlib.metadata import files; " + "; ".join(
+        f"print(sum(f.locate().stat().st_size for f in files({name!r})) / 1e6)" for name in libraries
+    )
+    return dict(zip(libraries, map(float, _where_torch_is(code).split()), strict=True))
+
+
+def _where_torch_is(code: str) -> str:
     done = subprocess.run([str(TORCH), "-c", code], check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 - ours
-    return ours | dict(zip(TORCH_LIBRARIES, done.stdout.split(), strict=True))
+    return done.stdout
 
 
 def main() -> None:

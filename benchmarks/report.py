@@ -172,14 +172,15 @@ def _parts(found: dict[str, Any]) -> Iterator[str]:
 
 def _not_reached(found: dict[str, Any]) -> str:
     one, workers = found["one_thread"]["engines"], found["pipeline"]["workers"]
-    keys = found["fan_out"].get(COMPARED_KEYS, {})
+    keys, megabytes = found["fan_out"].get(COMPARED_KEYS, {}), found["megabytes"]
     lines = [
         f"DenseNet-121 in fp32 cannot get much faster on this core: its inference is "
         f"{one[FP32]['parts']['infer']:.0f} of {one[FP32]['ms']:.0f} ms, and runs at the rate of the matrix "
         "product. OpenVINO is no faster.",
         f"OpenVINO in int8 is {one[OPENVINO_INT8]['images_per_second'] / one[INT8]['images_per_second']:.2f} "
         f"times as fast as ours and takes {found['cold_start'][OPENVINO_INT8]['seconds']:.1f} s to its first "
-        f"prediction instead of {found['cold_start'][INT8]['seconds']:.1f}, and 180 MB of the image: it is "
+        f"prediction instead of {found['cold_start'][INT8]['seconds']:.1f}, and "
+        f"{megabytes['openvino']:.0f} MB of the image instead of {megabytes['onnxruntime']:.0f}: it is "
         "not shipped.",
         f"A worker scores {workers[DEFAULT]['images_per_second']:.0f} images a second and not "
         f"{one[DEFAULT]['images_per_second']:.0f}: boto3 takes {workers[DEFAULT]['cpu_ms']['fetch']:.1f} ms "
