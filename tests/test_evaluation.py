@@ -18,7 +18,14 @@ from classifier.model import Model
 from classifier.predictions import Prediction, pack
 from classifier.table import Table
 from PIL import Image
-from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 from support import TABLE
 from typer.testing import CliRunner
 
@@ -125,15 +132,60 @@ def test_no_calibration_of_scores_that_are_no_probability() -> None:
     assert not {"brier", "calibration_slope"} & set(evaluate(TWELVE, 0.5, probability=False).measures)
 
 
+def ranked_by(measure: Callable[..., float]) -> Callable[..., float]:
+    return lambda positive, scores: measure(positive, scores) if len(set(positive)) == 2 else np.nan
+
+
+PLAINLY: dict[str, Callable[..., float]] = {
+    "auc": ranked_by(roc_auc_score),
+    "average_precision": ranked_by(average_precision_score),
+    "f1": lambda positive, scores: f1_score(positive, scores >= 0.5),
+    "tp": lambda positive, scores: np.sum(positive & (scores >= 0.5)),
+    "fp": lambda positive, scores: np.sum(~positive & (scores >= 0.5)),
+    "tn": lambda positive, scores: np.sum(~positive & (scores < 0.5)),
+    "fn": lambda positive, scores: np.sum(positive & (scores < 0.5)),
+    "brier": brier_score_loss,
+}
+
+
+@pytest.mark.parametrize("ill", [20, 3])  # of 40 patients; with 3, some resamples have one class
+def test_intervals_are_those_of_a_plain_bootstrap(monkeypatch: pytest.MonkeyPatch, ill: int) -> None:
+    """Patients of one to five images with many ties; each resample is put together image by image."""
+    monkeypatch.setattr(evaluation, "RESAMPLES", 100)
+    random = np.random.default_rng(0)
+    patients = random.permutation(np.repeat(np.arange(40), random.integers(1, 6, 40)))
+    positive = (patients < ill) & (random.random(len(patients)) < 0.8)
+    scores = np.round((positive + 2 * random.random(len(patients))) / 3, 1)
+    draws = np.random.default_rng(0)
+    resamples = [
+        np.concatenate([np.flatnonzero(patients == patient) for patient in draws.integers(40, size=40)])
+        for _ in range(100)
+    ]
+    assert any(not positive[images].any() for images in resamples) == (ill == 3)
+    found = evaluate(LabelledScores(scores, positive, patients), 0.5, probability=True).measures
+    for name, measure in PLAINLY.items():
+        measured = [measure(positive[images], scores[images]) for images in resamples]
+        assert found[name].ci95 == pytest.approx(tuple(np.nanquantile(measured, [0.025, 0.975]))), name
+
+
 def test_resamples_are_measured_as_scikit_learn_does() -> None:
     random = np.random.default_rng(0)
     scores = np.sort(random.integers(0, 20, 200) / 20)[::-1]  # many ties
-    positive, weights = random.random(200) < scores, random.integers(0, 4, 200).astype(float)
-    ends = np.append(np.flatnonzero(np.diff(scores)), 199)
-    found = evaluation._ranking(weights, positive, ends)
-    assert found["auc"] == pytest.approx(roc_auc_score(positive, scores, sample_weight=weights))
-    expected = average_precision_score(positive, scores, sample_weight=weights)
+    positive, times = random.random(200) < scores, random.integers(0, 4, 200)
+    times[:20] = 0  # nothing of the highest scores is drawn
+    found = evaluation._ranking(LabelledScores(scores, positive), np.arange(200))(times)
+    assert found["auc"] == pytest.approx(roc_auc_score(positive, scores, sample_weight=times))
+    expected = average_precision_score(positive, scores, sample_weight=times)
     assert found["average_precision"] == pytest.approx(expected)
+
+
+def test_a_perfect_ranking_has_no_interval() -> None:
+    """Each resample ranks as perfectly, and rounding must not make a spread of that."""
+    positive = simulated(50, 1).positive
+    scores = (positive + np.random.default_rng(0).random(150)) / 2
+    found = evaluate(LabelledScores(scores, positive), 0.5, probability=True).measures
+    for name in ("auc", "average_precision"):
+        assert (found[name].value, found[name].ci95) == (1, None)
 
 
 def test_interval_of_a_proportion_is_wilsons_and_wider_for_patients_with_several_images() -> None:
