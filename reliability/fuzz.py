@@ -35,7 +35,8 @@ from PIL import Image
 
 from cxr.files import whole_file
 from cxr.phantoms import draw_phantom
-from reliability import bad_images as made
+from reliability import dicom, jpeg, png
+from reliability.kind import saved
 
 ROOT = Path(__file__).parents[1]
 FAILURES = ROOT / "build" / "fuzz"
@@ -89,7 +90,7 @@ def places(error: BaseException | None) -> str:
 
 def agrees_with_pillow(data: bytes) -> bool:
     """Whether kornia-rs decoded the file and Pillow does, too. Raises AssertionError if pixels differ."""
-    fast = images._decode_plain_png(data) if data.startswith(made.SIGNATURE) else None
+    fast = images._decode_plain_png(data) if data.startswith(png.SIGNATURE) else None
     if fast is None:
         return False
     try:
@@ -112,44 +113,44 @@ def seeds() -> list[bytes]:
     drawing = draw_phantom(1, opacity=False).resize((SIDE, SIDE), Image.Resampling.BOX)
     grey = np.asarray(drawing)
     colours, alpha = np.dstack([grey, grey, grey // 2]), np.full_like(grey, 200)
-    saved, jpeg = made.saved, made.saved(drawing, "JPEG")
-    basis = made.x_ray(grey)
-    no_pixels = made.without(basis, made.PIXELS)
-    table = made.element((0x28, 0x3002), "US", [256, 0, 8]) + made.element((0x28, 0x3006), "OW", bytes(512))
-    window: made.Elements = {made.CENTRE: ("DS", "2000"), made.WIDTH: ("DS", "4000")}
-    rescale: made.Elements = {made.SLOPE: ("DS", "2.5"), made.INTERCEPT: ("DS", "-1024")}
-    private = made.start_of_element((9, 0x1001), "SQ", made.UNDEFINED) + made.item(
-        made.element((9, 0x10), "LO", "VENDOR"), made.UNDEFINED
+    grey_jpeg = saved(drawing, "JPEG")
+    basis = dicom.x_ray(grey)
+    no_pixels = dicom.without(basis, dicom.PIXELS)
+    table = dicom.element((0x28, 0x3002), "US", [256, 0, 8]) + dicom.element((0x28, 0x3006), "OW", bytes(512))
+    window: dicom.Elements = {dicom.CENTRE: ("DS", "2000"), dicom.WIDTH: ("DS", "4000")}
+    rescale: dicom.Elements = {dicom.SLOPE: ("DS", "2.5"), dicom.INTERCEPT: ("DS", "-1024")}
+    private = dicom.start_of_element((9, 0x1001), "SQ", dicom.UNDEFINED) + dicom.item(
+        dicom.element((9, 0x10), "LO", "VENDOR"), dicom.UNDEFINED
     )
     return [
-        made.drawn_png(grey),
-        made.drawn_png(grey, interlaced=1),
-        made.drawn_png(colours, colour=2),
-        made.drawn_png(np.dstack([colours, alpha]), colour=6),
-        made.drawn_png(np.dstack([grey, alpha]), colour=4),
-        made.drawn_png(grey >> 6, 2),
-        made.drawn_png(grey.astype(int) * 257, 16),
+        png.drawn(grey),
+        png.drawn(grey, interlaced=1),
+        png.drawn(colours, colour=2),
+        png.drawn(np.dstack([colours, alpha]), colour=6),
+        png.drawn(np.dstack([grey, alpha]), colour=4),
+        png.drawn(grey >> 6, 2),
+        png.drawn(grey.astype(int) * 257, 16),
         saved(drawing.convert("P"), "PNG", transparency=3),
-        saved(drawing, "PNG", exif=made.exif(6), icc_profile=bytes(200), dpi=(72, 72)),
+        saved(drawing, "PNG", exif=jpeg.exif(6), icc_profile=bytes(200), dpi=(72, 72)),
         saved(drawing, "PNG", save_all=True, append_images=[Image.new("L", (SIDE, SIDE))]),
-        jpeg,
-        saved(drawing.convert("RGB"), "JPEG", exif=b"Exif\0\0" + made.exif(3), icc_profile=bytes(200)),
+        grey_jpeg,
+        saved(drawing.convert("RGB"), "JPEG", exif=b"Exif\0\0" + jpeg.exif(3), icc_profile=bytes(200)),
         saved(drawing, "JPEG", progressive=True, restart_marker_rows=2),
         saved(drawing.convert("CMYK"), "JPEG", xmp=b'<x tiff:Orientation="6"/>'),
-        b"".join(made.arithmetic(jpeg)),
+        jpeg.arithmetic(grey_jpeg),
         saved(drawing, "MPO", save_all=True, append_images=[drawing]),
-        made.dicom_file(basis),
-        made.dicom_file(basis | rescale | {made.PHOTOMETRIC: ("CS", "MONOCHROME1")}, made.IMPLICIT),
-        made.dicom_file(basis, made.BIG),
-        made.dicom_file(made.x_ray(grey.astype(int) * 16, 12) | window | {made.PADDING: ("US", 9)}),
-        made.dicom_file(made.x_ray(grey.astype(int) - 128) | rescale),
-        made.dicom_file(basis | {(0x28, 0x3010): ("SQ", made.item(table))}),
-        made.dicom_file(basis, more=private + made.END_OF_ITEM + made.END_OF_SEQUENCE),
-        made.dicom_file(no_pixels, made.RLE, tail=made.encapsulated(made.run_lengths(grey.tobytes()))),
-        made.dicom_file(no_pixels, made.JPEG, tail=made.encapsulated(jpeg[:500], jpeg[500:])),
-        made.dicom_file(no_pixels, made.J2K, tail=made.encapsulated(saved(drawing, "JPEG2000", no_jp2=True))),
-        made.dicom_file(
-            no_pixels, made.J2K, tail=made.encapsulated(saved(drawing, "JPEG2000"), offsets=bytes(4))
+        dicom.file_of(basis),
+        dicom.file_of(basis | rescale | {dicom.PHOTOMETRIC: ("CS", "MONOCHROME1")}, dicom.IMPLICIT),
+        dicom.file_of(basis, dicom.BIG),
+        dicom.file_of(dicom.x_ray(grey.astype(int) * 16, 12) | window | {dicom.PADDING: ("US", 9)}),
+        dicom.file_of(dicom.x_ray(grey.astype(int) - 128) | rescale),
+        dicom.file_of(basis | {dicom.TABLE: ("SQ", dicom.item(table))}),
+        dicom.file_of(basis, more=private + dicom.END_OF_ITEM + dicom.END_OF_SEQUENCE),
+        dicom.file_of(no_pixels, dicom.RLE, tail=dicom.encapsulated(dicom.run_lengths(grey.tobytes()))),
+        dicom.file_of(no_pixels, dicom.JPEG, tail=dicom.encapsulated(grey_jpeg[:500], grey_jpeg[500:])),
+        dicom.file_of(no_pixels, dicom.J2K, tail=dicom.encapsulated(saved(drawing, "JPEG2000", no_jp2=True))),
+        dicom.file_of(
+            no_pixels, dicom.J2K, tail=dicom.encapsulated(saved(drawing, "JPEG2000"), offsets=bytes(4))
         ),
     ]
 
@@ -184,7 +185,7 @@ def mutate(pool: list[bytes], rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
         if rng.random() < 0.5:
             data = somewhere(data, pool, rng)
-        elif data.startswith(made.SIGNATURE):
+        elif data.startswith(png.SIGNATURE):
             data = in_a_png(data, pool, rng)
         elif data.startswith(b"\xff\xd8"):
             data = in_a_jpeg(data, pool, rng)
@@ -248,7 +249,7 @@ def in_a_png(data: bytes, pool: list[bytes], rng: random.Random) -> bytes:
     """Chunks damaged and moved, then all checksums made right."""
 
     def parts_of(file: bytes) -> list[bytes]:
-        return [kind + body for kind, body in made.png_chunks(file)]
+        return [kind + body for kind, body in png.chunks_of(file)]
 
     def damage(part: bytes) -> bytes:
         kind, body = part[:4], part[4:]
@@ -269,8 +270,8 @@ def in_a_png(data: bytes, pool: list[bytes], rng: random.Random) -> bytes:
     if not parts:
         return somewhere(data, pool, rng)
     other = rng.choice(pool)
-    shuffled(parts, parts_of(other) if other.startswith(made.SIGNATURE) else [], damage, rng)
-    return made.png_file((part[:4], part[4:]) for part in parts)
+    shuffled(parts, parts_of(other) if other.startswith(png.SIGNATURE) else [], damage, rng)
+    return png.file_of(*((part[:4], part[4:]) for part in parts))
 
 
 def in_a_jpeg(data: bytes, pool: list[bytes], rng: random.Random) -> bytes:
@@ -279,11 +280,11 @@ def in_a_jpeg(data: bytes, pool: list[bytes], rng: random.Random) -> bytes:
     def damage(part: bytes) -> bytes:
         if len(part) < 4 or part[1] == 0xDA:
             return somewhere(part, pool, rng)
-        return made.segment(part[1], somewhere(part[4:], pool, rng)[:65_533])
+        return jpeg.segment(part[1], somewhere(part[4:], pool, rng)[:65_533])
 
-    start, *parts = made.jpeg_segments(data)
+    start, *parts = jpeg.segments_of(data)
     other = rng.choice(pool)
-    shuffled(parts, made.jpeg_segments(other)[1:] if other.startswith(b"\xff\xd8") else [], damage, rng)
+    shuffled(parts, jpeg.segments_of(other)[1:] if other.startswith(b"\xff\xd8") else [], damage, rng)
     return start + b"".join(parts)
 
 
@@ -292,7 +293,7 @@ def in_a_dicom(data: bytes, pool: list[bytes], rng: random.Random) -> bytes:
 
     def damage(part: bytes) -> bytes:
         tag, kind = part[:4], part[4:6]
-        long = kind.decode("latin-1") in made.LONG
+        long = kind.decode("latin-1") in dicom.LONG
         body = part[12 if long else 8 :]
         what = rng.randrange(6)
         if what == 0:
@@ -302,14 +303,14 @@ def in_a_dicom(data: bytes, pool: list[bytes], rng: random.Random) -> bytes:
         elif what == 2:
             kind = rng.choice(KINDS)
         elif what == 3:
-            kind, body = b"SQ", made.item(part) * rng.choice((1, 2, 50))
+            kind, body = b"SQ", dicom.item(part) * rng.choice((1, 2, 50))
         elif kind == b"OB" and body.startswith(b"\xfe\xff\x00\xe0"):  # fragments: what is coded in them
             place = rng.randrange(len(body))
             body = body[:place] + somewhere(body[place : place + 200], pool, rng) + body[place + 200 :]
             return part[:12] + body
         else:
             body = somewhere(body, pool, rng)
-        if kind.decode("latin-1") in made.LONG:
+        if kind.decode("latin-1") in dicom.LONG:
             return tag + kind + struct.pack("<HI", 0, len(body)) + body
         return tag + kind + struct.pack("<H", len(body) & 0xFFFF) + body
 
@@ -326,7 +327,7 @@ def elements_of(data: bytes) -> Iterator[bytes]:
     place = 132
     while place + 8 <= len(data):
         (length,), size = struct.unpack_from("<H", data, place + 6), 8
-        if data[place + 4 : place + 6].decode("latin-1") in made.LONG and place + 12 <= len(data):
+        if data[place + 4 : place + 6].decode("latin-1") in dicom.LONG and place + 12 <= len(data):
             (length,), size = struct.unpack_from("<I", data, place + 8), 12
         yield data[place : place + size + length]
         place += size + length

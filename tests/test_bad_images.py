@@ -16,7 +16,8 @@ from classifier.model import Model
 from classifier.table import Table
 from support import BUCKET, PREFIX, ROOT, TABLE, events_noted, table_items
 
-from reliability.bad_images import PAGE, SCORED, Kind, kinds, page, plain
+from reliability.bad_images import PAGE, kinds, page
+from reliability.kind import SCORED, Kind, plain
 
 BUNDLE = ROOT / "containers" / "classifier" / "model"
 MEMORY_MB = 300  # over what the classifier holds before; a function has 1,769
@@ -78,6 +79,14 @@ def outcomes(corpus: list[Kind], tmp_path_factory: pytest.TempPathFactory) -> li
 def test_there_are_sixty_kinds_and_more_and_every_code(corpus: list[Kind]) -> None:
     assert len({kind.name for kind in corpus}) == len(corpus) >= 60
     assert {kind.outcome for kind in corpus} == {SCORED, *typing.get_args(ErrorCode)} - {"IMAGE_MISSING"}
+
+
+def test_each_is_a_file_of_its_own(corpus: list[Kind]) -> None:
+    names: dict[bytes, list[str]] = {}
+    for kind in corpus:
+        names.setdefault(kind.data, []).append(kind.name)
+    alike = [found for found in names.values() if len(found) > 1]
+    assert alike == [["JPEG, cut after segment 6, DRI", "JPEG, SOS is missing"]]  # SOS comes last
 
 
 def test_each_becomes_what_is_said(corpus: list[Kind], outcomes: list[list[Any]]) -> None:

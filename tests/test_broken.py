@@ -7,7 +7,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from test_schedules import schedule
 
 from reliability.broken import BROKEN
-from reliability.schedules import Schedule, Step, Trouble, Violation, World, schedules
+from reliability.checker import Violation
+from reliability.schedules import Schedule, Step, Trouble, schedules
+from reliability.world import World
 
 ENOUGH = 400  # random schedules that must find every one of them
 

@@ -16,7 +16,7 @@ from classifier.images import ImageError
 from PIL import Image
 
 from reliability import fuzz as fuzzing
-from reliability.bad_images import drawn_png
+from reliability import png
 from reliability.fuzz import LONGEST, Target, fuzz, mutate, seeds
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # pytest undoes what keeps pydicom quiet
@@ -208,4 +208,4 @@ def test_a_leak_is_caught(tmp_path: Path) -> None:
 
 
 def test_pillow_is_the_judge_of_plain_pngs() -> None:
-    assert fuzzing.agrees_with_pillow(drawn_png(np.zeros((64, 64), np.uint8)))
+    assert fuzzing.agrees_with_pillow(png.drawn(np.zeros((64, 64), np.uint8)))

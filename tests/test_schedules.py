@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from reliability.faults import KINDS, kinds
-from reliability.schedules import CLASSIFIER, Schedule, Step, Trouble, World, schedules
+from reliability.schedules import CLASSIFIER, Schedule, Step, Trouble, schedules
+from reliability.world import World
 
 SCHEDULES = 500
 
