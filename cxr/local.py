@@ -151,7 +151,7 @@ class LocalAws:
             "LOG_LEVEL": "WARNING",  # below, it names S3 keys
             "TMPDIR": str(self._folder),
         }
-        command, environment = [sys.executable, "-m", "ministack"], {**os.environ, **settings}
+        command, environment = [sys.executable, "-m", "cxr.guarded_ministack"], {**os.environ, **settings}
         self._ministack = self._processes.start(command, cwd=self._folder, environment=environment, log=log)
         deadline = time.monotonic() + START_SECONDS
         while not _healthy(port):

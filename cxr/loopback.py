@@ -1,14 +1,23 @@
-"""A small HTTP server on loopback, in threads of its own: the Runtime API and the function host are two."""
+"""A small HTTP server on loopback, in threads of its own: the Runtime API and the function host are two.
+
+What listens on loopback can be asked by every web page that is open in a browser here, so whatever asks like
+one is refused: else a page could read X-rays, take events and answer for functions.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import Message
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+REFUSAL = b'{"message": "Local AWS answers programs on this machine that ask 127.0.0.1, and no web page."}'
+_HOSTS = ("127.0.0.1", "localhost")  # not a name that a page's owner lets DNS lead here
+_BROWSERS_OWN = {"origin", "sec-fetch-site"}  # a page cannot leave them out (Fetch), no AWS SDK sends them
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +29,14 @@ class Reply:
     status: int
     body: bytes = b"null"
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def asks_as_a_program(headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether an HTTP request cannot have come from a web page."""
+    found = [(name.lower(), value) for name, value in headers]
+    hosts = [value.partition(":")[0] for name, value in found if name == "host"]
+    # Whatever the port: a proxy before local AWS passes its own on.
+    return len(hosts) == 1 and hosts[0] in _HOSTS and _BROWSERS_OWN.isdisjoint(name for name, _ in found)
 
 
 Respond = Callable[[str, Message, bytes], Reply]  # (path, headers, body)
@@ -51,7 +68,10 @@ class _RequestHandler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        reply = self.server.respond(self.path, self.headers, body)
+        if asks_as_a_program(self.headers.items()):
+            reply = self.server.respond(self.path, self.headers, body)
+        else:
+            reply = Reply(HTTPStatus.FORBIDDEN, REFUSAL)
         with suppress(ConnectionError):  # the other side was stopped, or has given up waiting
             self.send_response(reply.status)
             for name, value in {"Content-Type": "application/json", **reply.headers}.items():

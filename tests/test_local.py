@@ -1,6 +1,7 @@
 """Local AWS's own parts: functions in processes, the seam to MiniStack, and nothing left behind."""
 
 import copy
+import http.client
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from cxr import processes as processes_module
 from cxr.execution_environment import Function, FunctionSpec
 from cxr.function_host import PROXY_URL, FunctionHost
 from cxr.local import LocalAws, LocalAwsError
+from cxr.loopback import LoopbackServer, Reply
 from cxr.processes import Processes, StoppingError, signals_held
 from cxr.stream_mapping import FunctionError
 
@@ -43,6 +45,30 @@ def handle(event, context):
         "environment": dict(os.environ),
     }
 """
+
+# What a browser adds to a request of a web page; no page can leave it out.
+WEB_PAGES: list[dict[str, str]] = [
+    {"Origin": "https://page.example", "Sec-Fetch-Site": "cross-site"},  # a script's
+    {"Sec-Fetch-Site": "cross-site"},  # an image's, a form's
+    {"Origin": "null"},  # a sandboxed frame's, where the browser is old
+    {"Host": "page.example:80"},  # its own name, which DNS now leads here
+    {"Host": "127.0.0.1.page.example"},
+    {"Host": "localhost.page.example:80"},
+    {"Host": "0.0.0.0:80"},  # every address of this machine, for some browsers
+]
+
+
+def ask(
+    address: str, method: str, path: str, body: str = "", headers: Mapping[str, str] | None = None
+) -> tuple[int, bytes]:
+    """Status and body of the answer to a request of text, which needs no preflight."""
+    connection = http.client.HTTPConnection(address, timeout=20)
+    try:
+        connection.request(method, path, body.encode(), {"Content-Type": "text/plain", **(headers or {})})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
 
 
 @pytest.fixture
@@ -160,6 +186,37 @@ def test_a_dockerfile_without_a_command_is_a_function_error(
 ) -> None:
     (tmp_path / "Dockerfile").write_text("FROM base\n")
     assert error(make_toy())["errorType"] == "Runtime.InvalidEntrypoint"
+
+
+@pytest.mark.parametrize("headers", WEB_PAGES)
+def test_no_web_page_is_answered_on_loopback(headers: dict[str, str]) -> None:
+    asked = []
+
+    def respond(path: str, *_: object) -> Reply:
+        asked.append(path)
+        return Reply(200, b'"for programs"')
+
+    server = LoopbackServer(respond)
+    try:
+        for method in ("GET", "POST"):
+            status, body = ask(server.address, method, "/page", "{}", headers)
+            assert (status, b"for programs" in body) == (403, False)
+            assert ask(server.address, method, "/program") == (200, b'"for programs"')
+    finally:
+        server.close()
+    assert asked == ["/program", "/program"]
+
+
+def test_a_web_page_neither_takes_an_event_nor_answers_for_a_function(toy: Function) -> None:
+    before = invoke(toy)["pid"]
+    runtime_api = toy._idle[0]._runtime_api.address
+    ask(runtime_api, "POST", "/2018-06-01/runtime/invocation/x/response", '{"pid": "forged"}', WEB_PAGES[0])
+    with ThreadPoolExecutor(1) as pool:
+        stolen = pool.submit(
+            ask, runtime_api, "GET", "/2018-06-01/runtime/invocation/next", headers=WEB_PAGES[1]
+        )
+        assert [invoke(toy)["pid"] for _ in range(2)] == [before] * 2
+        assert stolen.result()[0] == 403
 
 
 def test_stopping_ends_descendants_and_those_that_ignore_sigterm(
@@ -360,6 +417,38 @@ def test_local_aws_leads_here_while_it_runs_and_leaves_nothing(monkeypatch: pyte
     assert dict(os.environ) == before
     assert not logs.exists()
     wait_for(lambda: threading.active_count() <= threads, "its threads gone", seconds=5)
+
+
+def test_no_web_page_reads_or_makes_anything_on_local_aws(tmp_path: Path) -> None:
+    function = {
+        "FunctionName": "page",
+        "Runtime": "python3.12",
+        "Role": "arn:aws:iam::000000000000:role/page",
+        "Handler": "page.handle",
+        "Code": {"ZipFile": "UEsFBgAAAAAAAAAAAAAAAAAAAAAAAA=="},  # an empty one
+    }
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    upgrade["Sec-WebSocket-Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
+    with LocalAws(project=tmp_path) as aws:
+        address = aws.environment["AWS_ENDPOINT_URL"].removeprefix("http://")
+        boto3.client("s3").create_bucket(Bucket="chest")
+        boto3.client("s3").put_object(Bucket="chest", Key="a.png", Body=b"pixels")
+        websockets = boto3.client("apigatewayv2")
+        api = websockets.create_api(
+            Name="a", ProtocolType="WEBSOCKET", RouteSelectionExpression="$request.body.action"
+        )["ApiId"]
+        websockets.create_stage(ApiId=api, StageName="b")
+        assert ask(address, "GET", f"/_aws/execute-api/{api}/b", headers=upgrade)[0] == 101
+        for headers in WEB_PAGES:
+            status, body = ask(address, "GET", "/chest/a.png", headers=headers)
+            assert (status, b"pixels" in body) == (403, False)
+            assert ask(address, "OPTIONS", "/chest", headers=headers)[0] == 403
+            assert ask(address, "POST", "/2015-03-31/functions", json.dumps(function), headers)[0] == 403
+            assert ask(address, "GET", f"/_aws/execute-api/{api}/b", headers=upgrade | headers)[0] == 403
+        assert boto3.client("lambda").list_functions()["Functions"] == []
+        for endpoint in (None, f"http://localhost:{address.rpartition(':')[2]}"):
+            found = boto3.client("s3", endpoint_url=endpoint).get_object(Bucket="chest", Key="a.png")
+            assert found["Body"].read() == b"pixels"
 
 
 def test_two_local_awses_at_once_know_nothing_of_each_other() -> None:
