@@ -19,7 +19,7 @@ from typing import Any
 import boto3
 import psutil
 from classifier import handler, images, model, table
-from classifier.predictions import pack, run_key
+from classifier.predictions import begin
 
 from cxr.local import LocalAws
 from cxr.runs import run_status
@@ -89,7 +89,7 @@ def _run(aws: LocalAws, stack: dict[str, str], run_id: str) -> dict[str, float]:
         "seconds": seconds,
         "images_per_second": status.done / seconds,
         "job_creator_seconds": sent,
-        "local_aws_cpu_seconds": used["ministack"],
+        "local_aws_cpu_seconds": used["cxr.guarded_ministack"],
         "classifier_cpu_seconds": used["awslambdaric"],
     }
 
@@ -100,7 +100,7 @@ def _cpu_seconds() -> dict[str, float]:
     for process in psutil.Process().children(recursive=True):
         with process.oneshot():
             times, command = process.cpu_times(), process.cmdline()
-        name = next((part for part in ("ministack", "awslambdaric") if part in command), "other")
+        name = next((part for part in ("cxr.guarded_ministack", "awslambdaric") if part in command), "other")
         used[name] += times.user + times.system
     return used
 
@@ -148,11 +148,12 @@ def main() -> None:
     dynamodb = boto3.client("dynamodb")
     rates, steps = [], []
     for _ in range(repeats + 1):
-        run = {"state": "LISTING", "model_sha256": handler.load_model().sha256}
-        run_id = f"{uuid.uuid4()}"
-        dynamodb.put_item(TableName=os.environ["TABLE_NAME"], Item=run_key(run_id) | pack(run))
+        run_id = run_uid = f"{uuid.uuid4()}"
+        run = {"uid": run_uid, "state": "LISTING", "model_sha256": handler.load_model().sha256}
+        actions: Any = begin(os.environ["TABLE_NAME"], run_id, run)
+        dynamodb.transact_write_items(TransactItems=actions)
         jobs = [
-            {"RunId": run_id, "Bucket": bucket, "Keys": keys[start : start + KEYS_A_JOB]}
+            {"RunId": run_id, "RunUid": run_uid, "Bucket": bucket, "Keys": keys[start : start + KEYS_A_JOB]}
             for start in range(0, len(keys), KEYS_A_JOB)
         ]
         records = [

@@ -29,7 +29,7 @@ class Waiting:
     until: datetime | None = None  # when the first of the objects expires; None if that is not known
 
 
-def waiting(s3: S3Client, bucket: str, run: str, since: datetime | None) -> Waiting:
+def waiting(s3: S3Client, bucket: str, run_uid: str, since: datetime | None) -> Waiting:
     """How many of the run's images wait, by at most ten requests. `since` is when the run was made."""
     page = s3.list_objects_v2(Bucket=bucket, Prefix=FOLDER)
     # An object that is older than the run holds none of its jobs.
@@ -37,7 +37,7 @@ def waiting(s3: S3Client, bucket: str, run: str, since: datetime | None) -> Wait
     found: dict[str, datetime] = {}  # image -> when its object was put
     for entry in entries[:LOOKED_INTO]:
         for job in jobs_in(s3, bucket, entry["Key"]):
-            if job.run_id == run:
+            if job.run_uid == run_uid:
                 found |= dict.fromkeys(job.keys, entry["LastModified"])
     until = None
     days = _expires_after(s3, bucket) if found else None
@@ -55,10 +55,15 @@ def objects(s3: S3Client, bucket: str) -> Iterator[ObjectTypeDef]:
 
 
 def jobs_in(s3: S3Client, bucket: str, key: str) -> list[Job]:
-    """The jobs of one object. What is in it and is no job was put onto the stream by somebody else."""
+    """The jobs of one object. What is in it and is no job was put onto the stream by somebody else.
+
+    The Lambda guide (kinesis-on-failure-destination) shows only that the payload is there: as a string that
+    holds JSON, as local AWS writes it, or as JSON itself, it is read.
+    """
     body = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
     try:
-        records = list(json.loads(json.loads(body)["payload"])["Records"])
+        payload = json.loads(body)["payload"]
+        records = list((json.loads(payload) if isinstance(payload, str) else payload)["Records"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
     jobs = []

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -113,63 +114,69 @@ def cancel_run(stack: Stack, run: str) -> RunStatus:
 def check_deletable(stack: Stack, run: str) -> RunStatus:
     """The run, if it can be deleted now.
 
-    Raises InputError if it is not there, while it is at work, and while a classifier may still be writing
-    what it began before the run was cancelled.
+    Raises InputError if it is not there, or at work.
     """
     found = run_status(client("dynamodb"), stack.table, run)
     if found.at_work:
         raise InputError(f"run {run} is {found.state}; `cxr cancel {run}` first, then delete it")
-    if found.state == "CANCELLED" and found.cancelled_at:
-        timeout = client("lambda").get_function_configuration(FunctionName=stack.classifier)["Timeout"]
-        left = found.cancelled_at + timedelta(seconds=timeout) - datetime.now(UTC)
-        if left > timedelta(0):
-            raise InputError(
-                f"run {run} was cancelled just now, and a classifier may still write what it had begun; "
-                f"delete it in {left.total_seconds():.0f} s"
-            )
     return found
 
 
 def delete_run(stack: Stack, run: str, tell: Callable[[int], object] = lambda _: None) -> int:
-    """Delete the run's predictions and counts, its jobs that Lambda gave up, then its item.
+    """Delete the run's counts and predictions, its jobs that Lambda gave up, then its item.
 
     Returns how many predictions there were. An object of the failure bucket that also holds jobs of a run
-    that is there stays.
+    that is there stays; one whose runs are all gone goes, too.
 
     Interrupted, it can be called again. `tell` gets how many are gone, every now and then. Raises InputError
-    as `check_deletable` does.
+    as `check_deletable` does, and if the run was started again meanwhile.
     """
-    check_deletable(stack, run)
+    found = check_deletable(stack, run)
     dynamodb: DynamoDBClient = client("dynamodb")
+    only_it: dict[str, Any] = {
+        "TableName": stack.table,
+        "Key": predictions.run_key(run),
+        "ConditionExpression": "uid = :uid AND #state = :found",
+        "ExpressionAttributeNames": {"#state": "state"},
+    }
+    values = {":uid": found.uid, ":found": found.state}
     # From here on nobody takes what is left of it for a whole run, and no job of it is scored.
-    dynamodb.update_item(
-        TableName=stack.table,
-        Key=predictions.run_key(run),
-        UpdateExpression="SET #state = :deleting",
-        ExpressionAttributeNames={"#state": "state"},
-        ExpressionAttributeValues=predictions.pack({":deleting": DELETING}),
-    )
+    try:
+        dynamodb.update_item(
+            **only_it,
+            UpdateExpression="SET #state = :deleting",
+            ExpressionAttributeValues=predictions.pack({**values, ":deleting": DELETING}),
+        )
+    except dynamodb.exceptions.ConditionalCheckFailedException:
+        raise InputError(f"run {run} has just been changed by somebody else; look at it again") from None
+    # First the counters: without them a classifier that is at work writes nothing more.
+    _delete(dynamodb, stack.table, f"RUN#{run}")
     partitions = [f"RUN#{run}#{number:02x}" for number in range(predictions.PARTITIONS)]
     deleted = 0
     with ThreadPoolExecutor(DELETERS) as pool:
         for number in pool.map(lambda pk: _delete(dynamodb, stack.table, pk), partitions):
             deleted += number
             tell(deleted)
-    _delete(dynamodb, stack.table, f"RUN#{run}")
-    _delete_given_up(stack, dynamodb, run)
-    dynamodb.delete_item(TableName=stack.table, Key=predictions.run_key(run))
+    _delete_given_up(stack, dynamodb, found.uid)
+    with suppress(dynamodb.exceptions.ConditionalCheckFailedException):  # somebody else has deleted it
+        values |= {":found": DELETING}
+        dynamodb.delete_item(**only_it, ExpressionAttributeValues=predictions.pack(values))
     return deleted
 
 
-def _delete_given_up(stack: Stack, dynamodb: DynamoDBClient, run: str) -> None:
-    """The failure objects with jobs of the run, and of no other that is there."""
+def _delete_given_up(stack: Stack, dynamodb: DynamoDBClient, run_uid: str) -> None:
+    """The failure objects that hold jobs of no run that is there, but of this one."""
     s3 = client("s3")
+
+    @cache
+    def uid_of(run: str) -> str:
+        key = predictions.run_key(run)
+        found = dynamodb.get_item(TableName=stack.table, Key=key, ConsistentRead=True)
+        return str(predictions.unpack(found.get("Item", {})).get("uid"))
+
     for entry in list(objects(s3, stack.failure_bucket)):  # a whole list: objects go while it is walked
-        runs = {job.run_id for job in jobs_in(s3, stack.failure_bucket, entry["Key"])}
-        others = (predictions.run_key(other) for other in runs - {run})
-        if run in runs and not any(
-            "Item" in dynamodb.get_item(TableName=stack.table, Key=key, ConsistentRead=True) for key in others
-        ):
+        jobs = jobs_in(s3, stack.failure_bucket, entry["Key"])
+        if jobs and not any(uid_of(job.run_id) == job.run_uid != run_uid for job in jobs):
             s3.delete_object(Bucket=stack.failure_bucket, Key=entry["Key"])
 
 

@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -48,8 +48,9 @@ def retry_run(stack: Stack, run: str, *, codes: Collection[str] = ()) -> Retried
     """Send again what the failure bucket holds of the run, and its FAILED images with one of these codes.
 
     An object is deleted once every image in it has a prediction and every other run in it is complete,
-    cancelled or gone: so those of this retry go with the next. Sent twice, an image is scored once. A run
-    whose images are all there, but which nobody could complete, gets a job again: that completes it.
+    cancelled or gone: so those of this retry go with the next. One whose runs are all gone is deleted, too.
+    Sent twice, an image is scored once. A run whose images are all there, but which nobody could complete,
+    gets a job again: that completes it.
 
     Raises InputError if the run is not there or CANCELLED, or a code is none; Failed if the stream does not
     take a job.
@@ -79,7 +80,7 @@ def retry_run(stack: Stack, run: str, *, codes: Collection[str] = ()) -> Retried
         keys = _failed_keys(dynamodb, stack.table, run, codes)
         while group := tuple(islice(keys, IMAGES_PER_JOB * MAX_RECORDS)):
             jobs = (group[i : i + IMAGES_PER_JOB] for i in range(0, len(group), IMAGES_PER_JOB))
-            _send(kinesis, stack.stream, (Job(run, stack.images_bucket, keys) for keys in jobs))
+            _send(kinesis, stack.stream, (Job(run, stack.images_bucket, keys, found.uid) for keys in jobs))
             failed += len(group)
     return Retried(given_up, failed, completing, deleted, left)
 
@@ -88,51 +89,52 @@ class _Missing:
     """Which images of which runs still have no prediction."""
 
     def __init__(self, dynamodb: DynamoDBClient, stack: Stack, run: RunStatus) -> None:
-        self.run = run.run
+        self._uid = run.uid
         self.only_completion = run.state == "SCORING" and run.complete
         self._table = Table(stack.table, dynamodb, "", "")  # read only: no model is stamped on anything
-        self._states: dict[str, str] = {}
+        self._runs: dict[str, dict[str, Any]] = {}
+
+    def belongs(self, job: Job) -> bool:
+        """Whether the job is of the run that is retried."""
+        return job.run_uid == self._uid
 
     def of(self, job: Job) -> tuple[str, ...]:
         """Those of the job's keys. A run that was deleted misses none."""
-        if not self._state(job.run_id):
+        if not self.state(job):
             return ()
         stored = self._table.stored(job.run_id, job.keys)
         return tuple(key for key in job.keys if key not in stored)
 
     def keep(self, job: Job) -> bool:
         """Whether another run needs the job: for its images, or for one that completes it."""
-        return self._state(job.run_id) in ("LISTING", "SCORING") or bool(self.of(job))
+        return self.state(job) in ("LISTING", "SCORING") or bool(self.of(job))
 
-    def _state(self, run: str) -> str:
-        """Empty if the run is not there."""
-        if run not in self._states:
-            self._states[run] = self._table.run(run).get("state", "")
-        return self._states[run]
+    def state(self, job: Job) -> str:
+        """Of the job's run. Empty if that is gone, and at most another has its name."""
+        if job.run_id not in self._runs:
+            self._runs[job.run_id] = self._table.run(job.run_id)
+        run = self._runs[job.run_id]
+        return str(run["state"]) if run and run["uid"] == job.run_uid else ""
 
 
 def _retry_object(s3: S3Client, kinesis: KinesisClient, stack: Stack, key: str, missing: _Missing) -> Retried:
     """Send what is missing of the run; delete the object if no run needs it any more."""
     jobs = jobs_in(s3, stack.failure_bucket, key)
-    if not any(job.run_id == missing.run for job in jobs):
+    ours = [job for job in jobs if missing.belongs(job)]
+    others = [job for job in jobs if not missing.belongs(job)]
+    if not ours and (not others or any(map(missing.state, others))):
         return Retried()
-    again = [
-        Job(job.run_id, job.bucket, keys)
-        for job in jobs
-        if job.run_id == missing.run and (keys := missing.of(job))
-    ]
+    again = [replace(job, keys=keys) for job in ours if (keys := missing.of(job))]
     if again:
         _send(kinesis, stack.stream, again)
         return Retried(given_up=sum(len(job.keys) for job in again), objects_left=1)
-    completing = 0
-    if missing.only_completion:
-        # The classifier looks after every job whether its run is complete, also after one with nothing to do.
-        _send(kinesis, stack.stream, [job for job in jobs if job.run_id == missing.run][:1])
-        completing = 1
-    if any(missing.keep(job) for job in jobs if job.run_id != missing.run):
-        return Retried(completing=completing)
+    completing = ours[:1] if missing.only_completion else []
+    # The classifier looks after every job whether its run is complete, also after one with nothing to do.
+    _send(kinesis, stack.stream, completing)
+    if any(map(missing.keep, others)):
+        return Retried(completing=len(completing))
     s3.delete_object(Bucket=stack.failure_bucket, Key=key)
-    return Retried(completing=completing, objects_deleted=1)
+    return Retried(completing=len(completing), objects_deleted=1)
 
 
 def _failed_keys(dynamodb: DynamoDBClient, table: str, run: str, codes: Collection[str]) -> Iterator[str]:
@@ -168,6 +170,7 @@ def _record(job: Job) -> dict[str, Any]:
     """The job as the job creator writes it; the tests read it by the classifier's decoder."""
     body: Mapping[str, Any] = {
         "RunId": job.run_id,
+        "RunUid": job.run_uid,
         "Bucket": job.bucket,
         "Keys": job.keys,
         "Continued": True,

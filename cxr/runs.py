@@ -43,6 +43,7 @@ class RunStatus:
     expected: int | None  # distinct images; unknown while the job creator is still listing
     counts: Counter[str]  # SCORED, FAILED#<code> and WARNING#<code>
     run: str = ""
+    uid: str = ""  # which no other run has, also not one of the same name
     model_sha256: str = ""
     source: dict[str, Any] = field(default_factory=dict)  # kind, value and job_count, as the event had them
     created_at: datetime | None = None
@@ -148,7 +149,7 @@ def status(stack: Stack, run: str) -> Status:
     lag = stream_lag(client("cloudwatch"), stack.classifier) if found.at_work else None
     failed_jobs = Waiting()
     if found.state != "COMPLETE":
-        failed_jobs = waiting(client("s3"), stack.failure_bucket, run, found.created_at)
+        failed_jobs = waiting(client("s3"), stack.failure_bucket, found.uid, found.created_at)
     speed = found.images_per_second(datetime.now(UTC))
     return Status(**vars(found), speed=speed, stream_lag=lag, failed_jobs=failed_jobs)
 
@@ -311,6 +312,7 @@ def _read_run(dynamodb: DynamoDBClient, table: str, packed: predictions.Item) ->
 
     return RunStatus(
         run=item["sk"],
+        uid=item["uid"],
         state=item["state"],
         model=item["model"],
         expected=int(item["expected"]) if "expected" in item else None,

@@ -58,9 +58,7 @@ def stored(run_id: str) -> list[dict[str, Any]]:
 
 
 def missing(run_id: str, keys: Iterable[str]) -> list[str]:
-    """Those without a prediction; none of a run that is gone."""
-    if not run(run_id):
-        return []
+    """Those without a prediction."""
     there = {row["sk"] for row in stored(run_id)}
     return [key for key in keys if key not in there]
 
@@ -69,7 +67,7 @@ def counted(run_id: str) -> dict[str, int]:
     """The run's counts, as its counters have them."""
     total: Counter[str] = Counter()
     for row in _rows(lambda pk: pk == f"RUN#{run_id}"):
-        total.update({name: int(number) for name, number in row.items() if name not in ("pk", "sk")})
+        total.update({name: int(number) for name, number in row.items() if name not in ("pk", "sk", "uid")})
     return {name: number for name, number in total.items() if number}
 
 

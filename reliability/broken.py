@@ -4,6 +4,7 @@ Each entry of BROKEN is a context manager that patches a handler in this process
 is imported, and that only when one is broken, so this file also works copied beside a classifier.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -61,8 +62,8 @@ def _forgets_one_image() -> Iterator[None]:
 
     write = Table.write
 
-    def broken(self: Any, run_id: str, done: Collection[Any], stored: Mapping[str, str]) -> None:
-        write(self, run_id, list(done)[:-1], stored)
+    def broken(self: Any, run_id: str, uid: str, done: Collection[Any], stored: Mapping[str, str]) -> None:
+        write(self, run_id, uid, list(done)[:-1], stored)
 
     with patch.object(Table, "write", broken):
         yield
@@ -76,14 +77,17 @@ def _counts_twice() -> Iterator[None]:
 
     write = Table.write
 
-    def broken(self: Any, run_id: str, done: Collection[Any], stored: Mapping[str, str]) -> None:
-        write(self, run_id, done, stored)
-        counted = [a["Update"] for a in whole("", run_id, done, {}, {}) if "Update" in a]
+    def broken(self: Any, run_id: str, uid: str, done: Collection[Any], stored: Mapping[str, str]) -> None:
+        write(self, run_id, uid, done, stored)
+        counted = [a["Update"] for a in whole("", run_id, uid, done, {}, {}) if "Update" in a]
         for update in counted:
             self._dynamodb.update_item(**{**update, "TableName": self._name})
 
+    def adding_nothing(actions: Actions) -> Actions:
+        return _counting(actions, lambda _: 0)
+
     whole = predictions.transaction
-    with _transaction(lambda actions: _split(actions)[0]), patch.object(Table, "write", broken):
+    with _transaction(adding_nothing), patch.object(Table, "write", broken):
         yield
 
 
@@ -95,13 +99,18 @@ def _overwrites_scored() -> Iterator[None]:
     whole = predictions.transaction
 
     def broken(
-        table: str, run_id: str, done: Collection[Any], stored: Mapping[str, str], stamp: Mapping[str, str]
+        table: str,
+        run_id: str,
+        uid: str,
+        done: Collection[Any],
+        stored: Mapping[str, str],
+        stamp: Mapping[str, str],
     ) -> Actions:
         again = [p for p in done if not p.error and stored.get(p.key) == "SCORED"]
-        puts, _ = _split(whole(table, run_id, again, {}, stamp))
+        puts, _ = _split(whole(table, run_id, uid, again, {}, stamp))
         for action in puts:
             del action["Put"]["ConditionExpression"]
-        return puts + whole(table, run_id, done, stored, stamp)
+        return puts + whole(table, run_id, uid, done, stored, stamp)
 
     with patch.object(predictions, "transaction", broken):
         yield
@@ -111,14 +120,7 @@ def _overwrites_scored() -> Iterator[None]:
 def _forgets_a_mended_failure() -> Iterator[None]:
     """An image that goes from FAILED to SCORED stays in both counts."""
 
-    def broken(actions: Actions) -> Actions:
-        for action in actions:
-            values = action.get("Update", {}).get("ExpressionAttributeValues", {})
-            for name, number in values.items():
-                values[name] = {"N": str(max(0, int(number["N"])))}
-        return actions
-
-    with _transaction(broken):
+    with _transaction(lambda actions: _counting(actions, lambda number: max(0, number))):
         yield
 
 
@@ -155,6 +157,40 @@ def _announces_again() -> Iterator[None]:
         return counts
 
     with patch.object(Table, "complete", broken):
+        yield
+
+
+@contextmanager
+def _completes_early() -> Iterator[None]:
+    """A run is taken for complete when one image of it is missing still."""
+    from classifier import predictions
+
+    outcomes = predictions.outcomes
+    with patch.object(predictions, "outcomes", lambda counts: outcomes(counts) + 1):
+        yield
+
+
+@contextmanager
+def _files_by_delivery() -> Iterator[None]:
+    """A prediction's partition is not its key's: when its job comes again, there are two of it."""
+    from classifier import predictions
+
+    times: Counter[str] = Counter()
+
+    def broken(run_id: str, key: str) -> Any:
+        times[key] += 1
+        return predictions.pack({"pk": f"RUN#{run_id}#{times[key] % predictions.PARTITIONS:02x}", "sk": key})
+
+    with patch.object(predictions, "prediction_key", broken):
+        yield
+
+
+@contextmanager
+def _takes_forbidden_for_missing() -> Iterator[None]:
+    """An image that S3 refuses to give, for now, counts as missing for ever."""
+    from classifier.handler import Classifier
+
+    with patch.object(Classifier, "_exists", lambda *_: False):
         yield
 
 
@@ -198,6 +234,15 @@ def _transaction(change: Callable[[Actions], Actions]) -> Iterator[None]:
         yield
 
 
+def _counting(actions: Actions, otherwise: Callable[[int], int]) -> Actions:
+    """The transaction, with other numbers to add to the counter."""
+    for action in actions:
+        values = action.get("Update", {}).get("ExpressionAttributeValues", {})
+        for name, value in values.items():
+            values[name] = {"N": str(otherwise(int(value["N"])))} if "N" in value else value
+    return actions
+
+
 def _split(actions: Actions) -> tuple[Actions, Actions]:
     puts = [action for action in actions if "Put" in action]
     return puts, [action for action in actions if "Put" not in action]
@@ -213,6 +258,9 @@ BROKEN: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "forgets a mended failure": _forgets_a_mended_failure,
     "takes silence for success": _takes_silence_for_success,
     "announces again": _announces_again,
+    "completes early": _completes_early,
+    "files by delivery": _files_by_delivery,
+    "takes forbidden for missing": _takes_forbidden_for_missing,
     "forgets refused jobs": _forgets_refused_jobs,
     "deletes what waits": _deletes_what_waits,
 }

@@ -14,12 +14,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from botocore.awsrequest import AWSResponse
-from classifier.jobs import from_record
+from classifier.jobs import Job, from_record
 from classifier.predictions import SCORED
 
 from reliability import account
 from reliability.faults import Killed, Request
-from reliability.schedules import DIRECT, Schedule, run_id
+from reliability.schedules import DIRECT, ERRORS, Schedule, image_number, run_id, run_number
 
 
 class Violation(AssertionError):
@@ -55,6 +55,7 @@ class Checker:
         self._totals = totals
         self._violations: list[str] = []
         self.started: set[int] = set()  # runs
+        self.swapped: set[str] = set()  # keys of images that were taken out or put in
         # Runs that somebody was told to start again, or cancelled, with how often that was.
         self.unfinished: Counter[int] = Counter()
         self._settled: dict[int, int] = {}  # run -> how often that was when it was last started whole
@@ -128,13 +129,15 @@ class Checker:
         body = account.failure_objects().get(unquote(urlsplit(request.url).path).lstrip("/"))
         if body is None:
             return  # deleted once already, and the answer was lost
-        jobs = [job for job in _jobs_in(body) if account.run(job[0]).get("state") != "DELETING"]
-        if any(account.missing(*job) for job in jobs):
+        jobs = [job for job in jobs_of(body) if there(job) and account.run(job.run_id)["state"] != "DELETING"]
+        if any(account.missing(job.run_id, job.keys) for job in jobs):
             self._violations.append("a failure object was deleted with images that have no prediction")
 
     def _note(self, operation: str, body: Any) -> None:
         if operation == "TransactWriteItems":
             for put in (action["Put"]["Item"] for action in body["TransactItems"] if "Put" in action):
+                if "status" not in put:
+                    continue  # a run begins
                 place = (put["pk"]["S"], put["sk"]["S"])
                 if place in self._scored:
                     self._totals.doubled += 1
@@ -143,12 +146,19 @@ class Checker:
                     self._scored.add(place)
         elif operation == "PutEvents":
             self._calls[-1].pending -= 1
+            told = json.loads(body["Entries"][0]["Detail"])
+            images = len(self._schedule.expected(run_number(told["RunId"])))
+            if told["Scored"] + told["Failed"] != images:
+                self._violations.append(f"{images} images were announced as {told}")
         elif operation == "UpdateItem" and body["Key"]["pk"]["S"] == "RUN":
             update = body["UpdateExpression"]
             if update.startswith("SET #state = :complete"):
                 by = body["ExpressionAttributeValues"][":by"]["S"]
                 self._calls[-1].pending += by not in self._completed  # the SDK may send one twice
                 self._completed.add(by)
+                run = body["Key"]["sk"]["S"]
+                if account.missing(run, self._schedule.expected(run_number(run))):
+                    self._violations.append(f"{run} was completed with images that have no prediction")
             elif update.startswith(("SET #state = :cancelled", "SET #state = :deleting")):
                 self._stopped(body["Key"]["sk"]["S"])
             elif _reopens(operation, body):
@@ -160,7 +170,7 @@ class Checker:
 
     def _stopped(self, run: str) -> None:
         """The run's jobs may be dropped, and it has to be started again to go on."""
-        self.unfinished[int(run.removeprefix("run-"))] += 1
+        self.unfinished[run_number(run)] += 1
         for call in self._calls:
             call.stopped.add(run)
 
@@ -168,9 +178,9 @@ class Checker:
 
     def check_delivered(self) -> None:
         """Nothing is left on the stream: each image has a prediction or waits. Raises Violation."""
-        waiting = [job for body in account.failure_objects().values() for job in _jobs_in(body)]
+        waiting = [job for body in account.failure_objects().values() for job in jobs_of(body) if there(job)]
         for run in filter(self.settled, self.started):
-            held = {key for name, keys in waiting if name == run_id(run) for key in keys}
+            held = {key for job in waiting if job.run_id == run_id(run) for key in job.keys}
             if set(account.missing(run_id(run), self._schedule.expected(run))) - held:
                 self._violations.append(f"{run_id(run)}: images have no prediction and wait nowhere")
         self.check()
@@ -182,8 +192,15 @@ class Checker:
             state = account.run(name).get("state")
             if state != "COMPLETE":
                 self._violations.append(f"{name} is {state}")
-            if {row["sk"] for row in account.stored(name)} != set(expected):
+            stored = account.stored(name)
+            if sorted(row["sk"] for row in stored) != sorted(expected):
                 self._violations.append(f"{name} has not the images that it expects")
+            if any(
+                row.get("error") != ERRORS[image_number(row["sk"])]
+                for row in stored
+                if row["sk"] not in self.swapped
+            ):
+                self._violations.append(f"{name} has an image with another outcome than is its own")
             self._totals.images += len(expected)
             self._totals.lost += len(account.missing(name, expected))
         for name in (DIRECT, *map(run_id, self.started)):
@@ -195,10 +212,14 @@ class Checker:
         self.check()
 
 
-def _jobs_in(document: bytes) -> list[tuple[str, tuple[str, ...]]]:
-    """Run and keys of each job of a failure object."""
-    jobs = map(from_record, json.loads(json.loads(document)["payload"])["Records"])
-    return [(job.run_id, job.keys) for job in jobs]
+def jobs_of(document: bytes) -> list[Job]:
+    """The jobs of a failure object."""
+    return list(map(from_record, json.loads(json.loads(document)["payload"])["Records"]))
+
+
+def there(job: Job) -> bool:
+    """Whether the job's run is: no other that has its name since."""
+    return bool(account.run(job.run_id).get("uid") == job.run_uid)
 
 
 def _reopens(operation: str, body: Any) -> bool:

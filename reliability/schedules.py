@@ -40,6 +40,8 @@ IMAGES: tuple[bytes | None, ...] = (
     b"This is no image.",
 )
 PUT_LATER = _png(9)
+# What each comes to, while nobody takes it out or puts it in.
+ERRORS = (None, None, "IMAGE_CORRUPT", "IMAGE_MISSING", None, "IMAGE_EMPTY", None, "NOT_AN_IMAGE")
 
 
 def key(number: int, *, listed: bool = False) -> str:
@@ -47,8 +49,16 @@ def key(number: int, *, listed: bool = False) -> str:
     return f"{PREFIX}{'listed/' if listed else ''}{number}.png"
 
 
+def image_number(key: str) -> int:
+    return int(key.rpartition("/")[2].removesuffix(".png"))
+
+
 def run_id(run: int) -> str:
     return f"run-{run}"
+
+
+def run_number(name: str) -> int:
+    return int(name.removeprefix("run-"))
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ class Schedule:
 
 READS = ("GetItem", "Query", "GetObject", "ListObjectsV2", "UpdateItem")
 # The AWS calls of each part, those more often that an image hangs on: a fault before them hides theirs.
-CREATOR = (*READS, "PutItem", *["PutRecords"] * 4, "PutEvents")
+CREATOR = (*READS, "TransactWriteItems", *["PutRecords"] * 4, "PutEvents")
 CLASSIFIER = (*READS, "BatchGetItem", *["TransactWriteItems"] * 4, "PutEvents")
 OPERATOR = (*READS, "BatchGetItem", "PutRecords", "DeleteObject")
 CALLS = {
@@ -117,8 +127,19 @@ CALLS = {
     "swap": (),
     "wait": (),
 }
-WITHIN = ("create", "deliver", "deliver", "again", "cancel", "retry", "retry failed", "swap", "wait")
-STEPS = (*WITHIN, "create", "deliver", "drain", "drain", "direct", "delete")
+WITHIN = (
+    "create",
+    "deliver",
+    "deliver",
+    "again",
+    "cancel",
+    "retry",
+    "retry failed",
+    "swap",
+    "wait",
+    "delete",
+)
+STEPS = (*WITHIN, "create", "deliver", "drain", "drain", "direct")
 
 
 def schedules() -> st.SearchStrategy[Schedule]:

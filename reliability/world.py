@@ -36,7 +36,7 @@ from cxr.errors import Failed, InputError
 from cxr.stream_mapping import FunctionError, MappingSettings, StreamMapping, first_failure
 from reliability import account
 from reliability.account import BUCKET, FAILURES, REGION, STREAM, TABLE
-from reliability.checker import Checker, Totals
+from reliability.checker import Checker, Totals, there
 from reliability.faults import KINDS, Killed, Request, aws
 from reliability.schedules import DIRECT, IMAGES, PREFIX, PUT_LATER, Schedule, Step, key, run_id
 
@@ -303,13 +303,14 @@ class World:
         """Somebody takes an image out of the bucket, or puts one in."""
         number = step.which % len(IMAGES)
         self._swapped ^= {number}
+        self._checker.swapped.add(key(number))
         body = IMAGES[number]
         if number in self._swapped:
             body = PUT_LATER if body is None else None
         self._put(BUCKET, key(number), body)
 
     def _delete(self, step: Step) -> None:
-        """Cancel the run and delete it, the classifier being given its time to end."""
+        """Cancel the run and delete it, whoever is at work on it."""
         run = run_id(self._run(step))
         with suppress(InputError, ClientError, BotoCoreError, Killed):
             with suppress(InputError):
@@ -345,7 +346,7 @@ class World:
         answer, stopped = self._classify(event)
         failed = first_failure(answer, event["Records"])
         for job in map(from_record, event["Records"][:failed]):
-            if job.run_id not in stopped:
+            if job.run_id not in stopped and there(job):
                 self._checker.acknowledged(job.run_id, job.keys)
         return answer
 

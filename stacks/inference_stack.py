@@ -87,10 +87,14 @@ class InferenceStack(Stack):
             if config.images_kms_key:
                 allow(function, "kms:Decrypt", on=config.images_kms_key, when=of_bucket(images))
 
-        table_actions = ["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Query", "dynamodb:UpdateItem"]
-        allow(creator.function, *table_actions, on=table.table_arn)
+        reads, writes = ("dynamodb:GetItem", "dynamodb:Query"), ("dynamodb:PutItem", "dynamodb:UpdateItem")
+        allow(creator.function, *reads, on=table.table_arn)
+        # Runs (RUN) and their counters (RUN#<run>), but no prediction (RUN#<run>#<00..3f>). ForAllValues is
+        # what the key asks for (DynamoDB guide, specifying-conditions).
+        no_prediction = {"ForAllValues:StringNotLike": {"dynamodb:LeadingKeys": "RUN#*#*"}}
+        allow(creator.function, *writes, on=table.table_arn, when=no_prediction)
         allow(creator.function, "kinesis:PutRecords", on=stream.stream_arn)
-        allow(classifier.function, *table_actions, "dynamodb:BatchGetItem", on=table.table_arn)
+        allow(classifier.function, *reads, *writes, "dynamodb:BatchGetItem", on=table.table_arn)
 
         # Who completes a run says so, and says nothing else. Both keys can have several values (EventBridge
         # guide, eb-event-bus-example-policy-cross-account-custom-bus-source).
@@ -123,9 +127,9 @@ class InferenceStack(Stack):
         allow(
             classifier.function,
             "s3:PutObject",
-            on=failures.arn_for_objects("*"),
+            on=failures.arn_for_objects("aws/lambda/*"),
             when=own_account,
-            why_wildcard="Lambda names the objects, and nothing else is in this bucket.",
+            why_wildcard="Lambda names the objects in its folder.",
         )
         allow(classifier.function, "s3:ListBucket", on=failures.bucket_arn, when=own_account)
 

@@ -28,7 +28,7 @@ CODE = Path(__file__).parents[1] / "lambdas" / "job_creator"
 class JobCreator(Construct):
     """`function`: the job creator.
 
-    Lambda's two retries of an asynchronous invocation stay: a run that died half-way goes on where it was.
+    Lambda does not retry an asynchronous invocation: it would start a run again that was cancelled meanwhile.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class JobCreator(Construct):
             application_log_level_v2=ApplicationLogLevel.INFO,
             system_log_level_v2=SystemLogLevel.INFO,
             tracing=Tracing.ACTIVE,
+            retry_attempts=0,
             timeout=Duration.minutes(15),  # Lambda's longest: a listing of millions takes minutes
             memory_size=ONE_VCPU_MB,  # encoding, signing and sending jobs is bound by the CPU, not by memory
             environment_encryption=key,

@@ -113,6 +113,8 @@ def _condition(operator: str, key: str, values: list[str], request: Request) -> 
     *qualifier, name = operator.split(":")
     if name not in OPERATORS or qualifier not in ([], ["ForAllValues"]):
         raise Unsupported(f"condition operator {operator}")
+    if "Not" in name and len(values) > 1:
+        raise Unsupported(f"condition operator {operator} with several values, none of which may match")
     wanted = [_plain(value) for value in values]
     given = {name.lower(): value for name, value in request.context.items()}.get(key.lower())
     if given is None:
@@ -131,6 +133,7 @@ def _like(pattern: str, text: str) -> bool:
 OPERATORS: dict[str, Callable[[str, str], bool]] = {
     "StringEquals": str.__eq__,
     "StringLike": _like,
+    "StringNotLike": lambda wanted, given: not _like(wanted, given),
     "Bool": lambda wanted, given: wanted.lower() == given.lower(),
 }
 

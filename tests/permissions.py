@@ -195,22 +195,35 @@ def asked(operation: str, params: Mapping[str, Any]) -> Asked:
             yield "s3:ListBucket", f"{BUCKETS}{bucket}", own | prefix
         case "PutRecords", {"StreamName": stream}:
             yield "kinesis:PutRecords", f"{STREAMS}{stream}", {}
-        case "GetItem" | "PutItem" | "UpdateItem" | "Query", {"TableName": table}:
-            yield f"dynamodb:{operation}", f"{TABLES}{table}", {}
+        case "GetItem" | "PutItem" | "UpdateItem", {"TableName": table}:
+            yield f"dynamodb:{operation}", f"{TABLES}{table}", _leading(params)
+        case "Query", {"TableName": table, "KeyConditionExpression": "pk = :pk"}:
+            yield "dynamodb:Query", f"{TABLES}{table}", _leading({"Key": _of_query(params)})
         case "BatchGetItem", {"RequestItems": tables}:
-            for table in tables:
-                yield "dynamodb:BatchGetItem", f"{TABLES}{table}", {}
+            for table, keys in tables.items():
+                for key in keys["Keys"]:
+                    yield "dynamodb:BatchGetItem", f"{TABLES}{table}", _leading({"Key": key})
         case "TransactWriteItems", {"TransactItems": items}:
             # DynamoDB guide, transaction-apis-iam: a transaction needs what its parts need.
             for item in items:
                 ((part, fields),) = item.items()  # Put, Update, Delete or ConditionCheck
-                yield f"dynamodb:{part}Item", f"{TABLES}{fields['TableName']}", {}
+                yield f"dynamodb:{part}Item", f"{TABLES}{fields['TableName']}", _leading(fields)
         case "PutEvents", {"Entries": entries}:
             for entry in entries:
                 of = {"events:source": (entry["Source"],), "events:detail-type": (entry["DetailType"],)}
                 yield "events:PutEvents", f"{BUSES}{entry.get('EventBusName', 'default')}", of
         case _:
             raise Unmapped(operation)
+
+
+def _of_query(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {"pk": params["ExpressionAttributeValues"][":pk"]}
+
+
+def _leading(fields: Mapping[str, Any]) -> dict[str, tuple[str]]:
+    """The partition key that is asked for, of whichever run and partition."""
+    pk = fields.get("Key", fields.get("Item"))["pk"]["S"]
+    return {"dynamodb:LeadingKeys": ("#".join(["RUN", "r", "00"][: pk.count("#") + 1]),)}
 
 
 def _name(logical_id: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import boto3
 import numpy as np
 from boto3.dynamodb.types import TypeDeserializer
+from classifier import predictions
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +25,26 @@ TABLE = "predictions"
 
 # (pk, sk) -> the item's other attributes
 Items = dict[tuple[str, str], dict[str, Any]]
+
+
+def uid(run_id: str) -> str:
+    """Of a run that `begin_run` made."""
+    return f"uid-of-{run_id}"
+
+
+def begin_run(run_id: str, table: str = TABLE, **fields: Any) -> None:
+    """A run's item and its counters, as the job creator makes them; made again, the counts stay."""
+    fields = {"uid": uid(run_id), "state": "SCORING", **fields}
+    dynamodb = boto3.client("dynamodb")
+    run, *counters = (put["Put"]["Item"] for put in predictions.begin(table, run_id, fields))
+    dynamodb.put_item(TableName=table, Item=run)
+    for counter in counters:
+        dynamodb.update_item(
+            TableName=table,
+            Key={name: counter[name] for name in ("pk", "sk")},
+            UpdateExpression="SET uid = :uid",
+            ExpressionAttributeValues={":uid": counter["uid"]},
+        )
 
 
 def table_items(table: str = TABLE) -> Items:
@@ -42,7 +63,7 @@ def counts(items: Items, run_id: str) -> dict[str, int]:
     total: dict[str, int] = {}
     for (pk, _), item in items.items():
         if pk == f"RUN#{run_id}":
-            for name, n in item.items():
+            for name, n in (pair for pair in item.items() if pair[0] != "uid"):
                 total[name] = total.get(name, 0) + int(n)
     return {name: n for name, n in total.items() if n}
 

@@ -14,7 +14,7 @@ from classifier.handler import DEADLINE_MARGIN_MS, Classifier
 from classifier.images import ErrorCode
 from classifier.model import Model
 from classifier.table import Table
-from support import BUCKET, PREFIX, ROOT, TABLE, events_noted, table_items
+from support import BUCKET, PREFIX, ROOT, TABLE, begin_run, events_noted, table_items, uid
 
 from reliability.bad_images import PAGE, kinds, page
 from reliability.kind import SCORED, Kind, plain
@@ -127,15 +127,8 @@ def test_bad_images_are_failed_predictions_beside_scored_neighbours(aws: None, c
         ):
             boto3.client("s3").put_object(Bucket=BUCKET, Key=PREFIX + name, Body=data)
             expected[PREFIX + name] = code
-    boto3.resource("dynamodb").Table(TABLE).put_item(
-        Item={
-            "pk": "RUN",
-            "sk": "r",
-            "state": "SCORING",
-            "expected": len(expected),
-            "model_sha256": (model := Model(BUNDLE)).sha256,
-        }
-    )
+    model = Model(BUNDLE)
+    begin_run("r", expected=len(expected), model_sha256=model.sha256)
     classifier = Classifier(
         model=model,
         table=Table(TABLE, boto3.client("dynamodb"), model.name, model.sha256),
@@ -144,7 +137,7 @@ def test_bad_images_are_failed_predictions_beside_scored_neighbours(aws: None, c
         bucket=BUCKET,
         vcpus=2,
     )
-    job = json.dumps({"RunId": "r", "Bucket": BUCKET, "Keys": list(expected)}).encode()
+    job = json.dumps({"RunId": "r", "RunUid": uid("r"), "Bucket": BUCKET, "Keys": list(expected)}).encode()
     record = {"kinesis": {"sequenceNumber": "0", "data": base64.b64encode(job).decode()}}
     assert classifier({"Records": [record]}, lambda: 900_000) == {"batchItemFailures": []}
     found = {key: item.get("error") for (pk, key), item in table_items().items() if pk.startswith("RUN#r#")}

@@ -32,6 +32,11 @@ SIMPLEST = {
         create, Step("drain", troubles=(Trouble("TransactWriteItems", 0, "no connection", 100),))
     ),
     "announces again": schedule(create, drain, Step("again")),
+    "completes early": schedule(create, Step("deliver"), Step("deliver")),
+    "files by delivery": schedule(create, drain, Step("again")),
+    "takes forbidden for missing": schedule(
+        create, Step("drain", troubles=(Trouble("GetObject", 0, "forbidden"),))
+    ),
     "forgets refused jobs": schedule(Step("create", troubles=(Trouble("PutRecords", 0, "in part"),)), drain),
     "deletes what waits": schedule(
         create,

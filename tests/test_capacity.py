@@ -17,7 +17,7 @@ import pytest
 from classifier.handler import Classifier
 from classifier.predictions import Prediction, transaction
 from classifier.table import Table
-from support import BUCKET, PREFIX, ROOT, TABLE, image_bytes
+from support import BUCKET, PREFIX, ROOT, TABLE, begin_run, image_bytes, uid
 
 from benchmarks import scaling
 from cxr import capacity
@@ -297,8 +297,8 @@ class TestTheCodeThatIsPlannedFor:
     def test_a_job_is_as_large_as_that(self) -> None:
         keys = [NIH_KEY] * 32
         batch = job_creator.batches(
-            keys, run_id="nih-2026-11", bucket="chestxray-storageimages-abcdefghijkl", images_per_job=32,
-            continued=False,
+            keys, run_id="nih-2026-11", run_uid="0" * 16, bucket="chestxray-storageimages-abcdefghijkl",
+            images_per_job=32, continued=False,
         )  # fmt: skip
         ((record,), _) = next(batch)
         size = len(record["Data"]) + len(record["PartitionKey"])
@@ -313,7 +313,7 @@ class TestTheCodeThatIsPlannedFor:
             "model_sha256": "a" * 64,
             "scored_at": "2026-11-24T12:00:00+00:00",
         }
-        put, counter = transaction(TABLE, "nih-2026-11", [done], {}, stamp)
+        put, counter = transaction(TABLE, "nih-2026-11", "0" * 16, [done], {}, stamp)
         assert "Put" in put
         assert "Update" in counter
         punctuation = sum(json.dumps(put["Put"]["Item"]).count(mark) for mark in '"{}[]:, ')
@@ -340,9 +340,7 @@ class TestTheCodeThatIsPlannedFor:
         s3, dynamodb = boto3.client("s3"), boto3.client("dynamodb")
         for key in keys:
             s3.put_object(Bucket=BUCKET, Key=key, Body=image_bytes())
-        texts = {"pk": "RUN", "sk": "r", "state": "SCORING", "model": "grey:1", "model_sha256": "cd" * 32}
-        item: Any = {name: {"S": value} for name, value in texts.items()} | {"expected": {"N": "9"}}
-        dynamodb.put_item(TableName=TABLE, Item=item)
+        begin_run("r", model="grey:1", model_sha256="cd" * 32, expected=9)
         model: Any = Grey()
         table = Table(TABLE, dynamodb, model.name, model.sha256)
         classifier = Classifier(
@@ -356,7 +354,8 @@ class TestTheCodeThatIsPlannedFor:
             return real(self, name, arguments)
 
         monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", counted)
-        jobs = [{"RunId": "r", "Bucket": BUCKET, "Keys": keys[start : start + 3]} for start in (0, 3)]
+        job = {"RunId": "r", "RunUid": uid("r"), "Bucket": BUCKET}
+        jobs = [{**job, "Keys": keys[start : start + 3]} for start in (0, 3)]
         data = [base64.b64encode(json.dumps(job).encode()).decode() for job in jobs]
         records = [{"kinesis": {"sequenceNumber": str(n), "data": record}} for n, record in enumerate(data)]
         assert classifier({"Records": records}, lambda: 100_000) == {"batchItemFailures": []}

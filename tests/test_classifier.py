@@ -20,7 +20,18 @@ from classifier.jobs import JobError
 from classifier.predictions import Prediction
 from classifier.table import RunIdTaken, Table
 from PIL import Image
-from support import BUCKET, PREFIX, TABLE, counts, events_noted, image_bytes, recounted, table_items
+from support import (
+    BUCKET,
+    PREFIX,
+    TABLE,
+    begin_run,
+    counts,
+    events_noted,
+    image_bytes,
+    recounted,
+    table_items,
+    uid,
+)
 
 pytestmark = pytest.mark.usefixtures("aws")
 
@@ -87,17 +98,15 @@ def start(
     run_id: str, expected: int | None = None, state: str = "LISTING", sha256: str = Brightness.sha256
 ) -> None:
     """The run's item, as the job creator makes it."""
-    item: dict[str, Any] = {
-        "pk": "RUN",
-        "sk": run_id,
+    fields: dict[str, Any] = {
         "state": state,
         "source": {"kind": "Prefix", "value": PREFIX},
         "model": "brightness:1.0.0",
         "model_sha256": sha256,
     }
     if expected is not None:
-        item |= {"expected": expected, "state": "SCORING"}
-    boto3.resource("dynamodb").Table(TABLE).put_item(Item=item)
+        fields |= {"expected": expected, "state": "SCORING"}
+    begin_run(run_id, **fields)
 
 
 def event(*jobs: Any) -> dict[str, Any]:
@@ -112,7 +121,7 @@ def event(*jobs: Any) -> dict[str, Any]:
 
 
 def job(*keys: str, run_id: str = "r", **more: Any) -> dict[str, Any]:
-    return {"RunId": run_id, "Bucket": BUCKET, "Keys": list(keys), **more}
+    return {"RunId": run_id, "RunUid": uid(run_id), "Bucket": BUCKET, "Keys": list(keys), **more}
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, operation: str, code: str) -> None:
@@ -340,11 +349,11 @@ class TestRedelivery:
         def overtaken(self: Table, run_id: str, wanted: Any) -> dict[str, str]:
             found = stored(self, run_id, wanted)
             for code in codes:
-                other.write(run_id, [Prediction(keys[0], error=code)], found)  # type: ignore[arg-type]
+                other.write(run_id, uid(run_id), [Prediction(keys[0], error=code)], found)  # type: ignore[arg-type]
                 break
             return found
 
-        other.write("r", [Prediction(keys[0], error="IMAGE_CORRUPT")], {})
+        other.write("r", uid("r"), [Prediction(keys[0], error="IMAGE_CORRUPT")], {})
         monkeypatch.setattr(Table, "stored", overtaken)
         monkeypatch.setattr("classifier.table.time.sleep", lambda seconds: None)
         assert failed(classifier(event(job(*keys)), plenty)) == []
@@ -503,10 +512,43 @@ class TestRuns:
         self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, state: str | None
     ) -> None:
         if state:
-            start("r", state=state)
+            start("r", state=state, sha256="ee" * 32)  # also where another model was deployed meanwhile
         monkeypatch.setattr(Classifier, "_fetch", lambda *_: pytest.fail("fetched"))
         assert failed(classifier(event(job(*put(a=image_bytes()))), plenty)) == []
         assert agreed() == {}
+
+    def test_jobs_of_a_deleted_run_are_not_those_of_another_with_its_name(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start("r", expected=1)
+        monkeypatch.setattr(Classifier, "_fetch", lambda *_: pytest.fail("fetched"))
+        assert failed(classifier(event(job(*put(a=image_bytes()), RunUid="another")), plenty)) == []
+        assert agreed() == {}
+
+    def test_a_run_deleted_while_its_images_are_scored_takes_no_prediction(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        """Nor does another of its name, which has been begun since."""
+        for begun_again in (False, True):
+            start("r", expected=2)
+            write = Table.write
+
+            def late(*arguments: Any, begun_again: bool = begun_again, write: Any = write) -> None:
+                table = boto3.resource("dynamodb").Table(TABLE)
+                for pk, sk in table_items():
+                    table.delete_item(Key={"pk": pk, "sk": sk})
+                if begun_again:
+                    begin_run("r", uid="another", state="LISTING")
+                write(*arguments)
+
+            delivery = event(job(*put(a=image_bytes(), b=b"")))
+            with monkeypatch.context() as patch:
+                patch.setattr(Table, "write", late)
+                assert failed(classifier(delivery, plenty)) == ["0"]
+            assert "run r was deleted" in capsys.readouterr().out
+            assert failed(classifier(delivery, plenty)) == []
+            assert {pk for pk, _ in table_items()} == ({"RUN", "RUN#r"} if begun_again else set())
+            assert agreed() == {}
 
 
 class TestDirect:
@@ -530,6 +572,16 @@ class TestDirect:
         before = table_items()
         with pytest.raises(RunIdTaken, match="RunId r is the job creator's"):
             classifier({"Jobs": [{"RunId": "r", "Key": key("a")}]}, plenty)
+        assert table_items() == before
+
+    def test_a_run_that_is_being_deleted_takes_none(self, classifier: Classifier) -> None:
+        jobs = {"Jobs": [{"RunId": "one", "Key": put(a=image_bytes())[0]}]}
+        classifier(jobs, plenty)
+        run = table_items()[("RUN", "one")] | {"pk": "RUN", "sk": "one", "state": "DELETING"}
+        boto3.resource("dynamodb").Table(TABLE).put_item(Item=run)
+        before = table_items()
+        with pytest.raises(RunIdTaken, match="being deleted"):
+            classifier(jobs, plenty)
         assert table_items() == before
 
     def test_what_was_not_done_is_an_error_not_an_empty_answer(self, classifier: Classifier) -> None:

@@ -12,7 +12,13 @@ from classifier.predictions import announcement
 
 def records(keys: list[str], **options: Any) -> list[dict[str, Any]]:
     """Records as the job creator puts them, as Lambda delivers them."""
-    fields: Any = {"run_id": "r", "bucket": "images", "images_per_job": 32, "continued": False} | options
+    fields: Any = {
+        "run_id": "r",
+        "run_uid": "u",
+        "bucket": "images",
+        "images_per_job": 32,
+        "continued": False,
+    } | options
     return [
         {"kinesis": {"data": base64.b64encode(record["Data"]).decode()}}
         for batch, _ in producer.batches(keys, **fields)
@@ -24,8 +30,8 @@ def records(keys: list[str], **options: Any) -> list[dict[str, Any]]:
 def test_what_is_sent_is_what_is_read(continued: bool) -> None:
     keys = [f"cxr-nih/{i}.png" for i in range(50)]
     first, second = map(consumer.from_record, records(keys, continued=continued))
-    assert first == consumer.Job("r", "images", tuple(keys[:32]), continued)
-    assert second == consumer.Job("r", "images", tuple(keys[32:]), continued)
+    assert first == consumer.Job("r", "images", tuple(keys[:32]), "u", continued)
+    assert second == consumer.Job("r", "images", tuple(keys[32:]), "u", continued)
 
 
 def test_any_key_s3_takes() -> None:

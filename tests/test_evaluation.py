@@ -15,7 +15,7 @@ import boto3
 import numpy as np
 import pytest
 from classifier.model import Model
-from classifier.predictions import Prediction, pack
+from classifier.predictions import Prediction
 from classifier.table import Table
 from PIL import Image
 from sklearn.metrics import (
@@ -26,7 +26,7 @@ from sklearn.metrics import (
     recall_score,
     roc_auc_score,
 )
-from support import TABLE
+from support import TABLE, begin_run, uid
 from typer.testing import CliRunner
 
 from cxr import evaluation
@@ -417,9 +417,7 @@ def test_a_bundle_says_what_it_was_trained_on(run: Evaluate, bundle: Path) -> No
 def test_a_run_is_read_from_the_table(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(bundle)
     dynamodb = boto3.client("dynamodb")
-    dynamodb.put_item(
-        TableName=TABLE, Item=pack({"pk": "RUN", "sk": "first", "state": "COMPLETE", "model": model.name})
-    )
+    begin_run("first", state="COMPLETE", model=model.name)
     predictions = [
         Prediction(
             f"cxr/{number:02}.png", {"abnormal": Decimal(str(score))}, ("abnormal",) * bool(score >= 0.5)
@@ -427,7 +425,7 @@ def test_a_run_is_read_from_the_table(bundle: Path, monkeypatch: pytest.MonkeyPa
         for number, score in enumerate(TWELVE.scores)
     ]
     failed = Prediction("cxr/empty.png", error="IMAGE_EMPTY")
-    Table(TABLE, dynamodb, model.name, model.sha256).write("first", [*predictions, failed], {})
+    Table(TABLE, dynamodb, model.name, model.sha256).write("first", uid("first"), [*predictions, failed], {})
     monkeypatch.setattr("cxr.evaluation_command.Stack.find", lambda name: SimpleNamespace(table=TABLE))
     Path("labels.csv").write_text(LABELS)
     found = in_json(CliRunner().invoke(app, ["evaluate", "first", "--labels", "labels.csv", "--json"]))

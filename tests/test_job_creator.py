@@ -8,6 +8,7 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -19,9 +20,11 @@ from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.config import Config
 from botocore.exceptions import EndpointConnectionError
+from classifier.predictions import Prediction
+from classifier.table import Table
 from moto.core.botocore_stubber import MockRawResponse
 from moto.kinesis.models import KinesisBackend
-from support import BUCKET, PREFIX, STREAM, TABLE, events_noted, table_items
+from support import BUCKET, PREFIX, STREAM, TABLE, begin_run, events_noted, table_items
 
 MODEL = {"model": "demo:1.0.0", "model_sha256": "ab" * 32}
 
@@ -91,6 +94,19 @@ def set_state(run_id: str, state: str) -> None:
     )
 
 
+def remove(run_id: str, *fields: str) -> None:
+    boto3.resource("dynamodb").Table(TABLE).update_item(
+        Key={"pk": "RUN", "sk": run_id}, UpdateExpression=f"REMOVE {', '.join(fields)}"
+    )
+
+
+def score(run_id: str, *keys: str) -> None:
+    """What the classifier writes."""
+    done = [Prediction(key, {"abnormal": Decimal("0.5")}) for key in keys]
+    table = Table(TABLE, boto3.client("dynamodb"), MODEL["model"], MODEL["model_sha256"])
+    table.write(run_id, run_item(run_id)["uid"], done, {})
+
+
 pytestmark = pytest.mark.usefixtures("aws")
 
 
@@ -99,7 +115,8 @@ class TestSources:
         put("a.png", "b/c.jpg")
         boto3.client("s3").put_object(Bucket=BUCKET, Key="elsewhere/d.png")
         assert create({"RunId": "r"}) == {"RunId": "r", "ImageCount": 2, "JobCount": 1}
-        assert sent() == [{"RunId": "r", "Bucket": BUCKET, "Keys": [f"{PREFIX}a.png", f"{PREFIX}b/c.jpg"]}]
+        keys = [f"{PREFIX}a.png", f"{PREFIX}b/c.jpg"]
+        assert sent() == [{"RunId": "r", "RunUid": run_item("r")["uid"], "Bucket": BUCKET, "Keys": keys}]
 
     def test_a_prefix_lists_what_is_below_it(self) -> None:
         put("1/a.png", "2/b.png")
@@ -279,6 +296,27 @@ class TestRefused:
         assert sent() == []
         assert table_items() == {}
 
+    @pytest.mark.parametrize(
+        ("head", "repeated", "line"),
+        [
+            (b"", b"x", 1),
+            (b"", b'"x\n",', 1),
+            (b"Key\n", b"x", 2),
+            (b"Key,note\ncxr-nih/a.png,\ncxr-nih/b.png,", b"x", 3),
+            (b"note,Key\n" + b"x,cxr-nih/a.png\n" * 40_000, b"x", 40_002),
+            (b'note,Key\r\n"a\nb",cxr-nih/a.png\r\n', b"x", 4),
+            (b"Key,note\ncxr-nih/a.png,", b'"x\n",', 2),
+        ],
+    )
+    def test_an_index_without_a_line_end_does_not_fill_the_memory(
+        self, head: bytes, repeated: bytes, line: int
+    ) -> None:
+        index = io.BytesIO(head + repeated * 2**22)
+        text = io.TextIOWrapper(index, encoding="utf-8-sig", newline="")
+        with pytest.raises(jobs.EventError, match=f"^IndexKey, line {line}: expected a row of less than"):
+            jobs.check_index(text, PREFIX)
+        assert index.tell() < len(head) + 2**21
+
     @pytest.mark.parametrize("source", [{}, {"IndexKey": f"{PREFIX}index.csv"}])
     def test_a_bucket_that_is_not_there(self, source: dict[str, str]) -> None:
         with pytest.raises(jobs.EventError, match=r"there is no gone|in the bucket gone"):
@@ -421,11 +459,101 @@ class TestRuns:
             create({"RunId": "r"})
         assert run_item("r")["state"] == "DELETING"
 
+    @pytest.mark.parametrize("begun_again", [False, True])
+    def test_a_run_deleted_while_it_is_listed_does_not_come_back(
+        self, monkeypatch: pytest.MonkeyPatch, begun_again: bool
+    ) -> None:
+        put(*(f"{i:03}.png" for i in range(64)))
+        monkeypatch.setattr(jobs, "_MAX_RECORDS", 1)
+        monkeypatch.setattr(handler, "CHECK_SECONDS", 0)
+        check = handler.JobCreator._check
+
+        def deleted_before(self: handler.JobCreator, run_id: str, *arguments: Any) -> None:
+            table = boto3.resource("dynamodb").Table(TABLE)
+            for pk, sk in table_items():
+                table.delete_item(Key={"pk": pk, "sk": sk})
+            if begun_again:
+                begin_run(run_id, state="LISTING")
+            check(self, run_id, *arguments)
+
+        monkeypatch.setattr(handler.JobCreator, "_check", deleted_before)
+        with pytest.raises(handler.RunStopped, match="was deleted after 0 images"):
+            create({"RunId": "r"})
+        before = table_items()
+        job_creator()._close("r", "another", 64, "")  # where it was deleted after the last look
+        assert table_items() == before
+        assert (("RUN", "r") in before) == begun_again
+
+    def test_two_that_begin_a_run_at_once_are_one_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The other's transaction is under way: DynamoDB cancels ours, and there is no run to be seen yet."""
+        put("a.png")
+        dynamodb = boto3.client("dynamodb")
+        write, attempts = dynamodb.transact_write_items, []
+
+        def conflicting(**options: Any) -> Any:
+            attempts.append(options)
+            if len(attempts) == 1:
+                reasons = [{"Code": "TransactionConflict"}] + [{"Code": "None"}] * 16
+                answer: Any = {
+                    "Error": {"Code": "TransactionCanceledException"},
+                    "CancellationReasons": reasons,
+                }
+                raise dynamodb.exceptions.TransactionCanceledException(answer, "TransactWriteItems")
+            if len(attempts) == 2:
+                create({"RunId": "r"})
+            return write(**options)
+
+        monkeypatch.setattr(dynamodb, "transact_write_items", conflicting)
+        create({"RunId": "r"}, dynamodb=dynamodb)
+        assert [job.get("Continued", False) for job in sent()] == [False, True]
+        assert {job["RunUid"] for job in sent()} == {run_item("r")["uid"]}
+
+    def test_another_bucket_makes_another_run(self) -> None:
+        put("a.png")
+        create({"RunId": "r"})
+        boto3.client("s3").create_bucket(Bucket="others")
+        boto3.client("s3").put_object(Bucket="others", Key=f"{PREFIX}a.png")
+        with pytest.raises(handler.RunIdTaken, match=r'bucket "images".*"others"'):
+            create({"RunId": "r"}, bucket="others")
+
+    @pytest.mark.parametrize("state", ["SCORING", "COMPLETE", "CANCELLED", "LISTING"])
+    @pytest.mark.parametrize("by_index", [False, True])
+    def test_an_image_that_is_scored_and_gone_would_be_counted_for_another(
+        self, state: str, by_index: bool
+    ) -> None:
+        event = {"RunId": "r", **({"IndexKey": f"{PREFIX}index.csv"} if by_index else {})}
+        put("a.png", "b.png", "c.png")
+        put_index("c.png", "a.png", "b.png")
+        create(event)
+        score("r", f"{PREFIX}a.png", f"{PREFIX}b.png")
+        set_state("r", state)
+        if state == "LISTING":  # what an invocation leaves that did not come to its end
+            remove("r", "keys_sha256", "expected")
+        put("d.png")
+        boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"{PREFIX}a.png")
+        put_index("c.png", "d.png", "b.png")
+        before = table_items(), sent()
+        with pytest.raises(handler.RunIdTaken, match=r"1 of that run's images are no longer among those of "):
+            create(event)
+        assert (table_items(), sent()) == before
+        put("a.png")
+        put_index("d.png", "c.png", "b.png", "a.png")
+        assert create(event)["ImageCount"] == 4  # new ones may join
+        assert run_item("r")["expected"] == 4
+
+    def test_an_image_that_is_gone_before_it_was_scored_is_missed_by_nobody(self) -> None:
+        put("a.png", "b.png")
+        create({"RunId": "r"})
+        score("r", f"{PREFIX}b.png")
+        boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"{PREFIX}a.png")
+        create({"RunId": "r"})
+        assert (run_item("r")["state"], run_item("r")["expected"]) == ("COMPLETE", 1)
+
     def test_a_run_cancelled_at_the_last_moment_stays_cancelled(self) -> None:
         put("a.png")
         create({"RunId": "r"})
         set_state("r", "CANCELLED")
-        job_creator()._close("r", 1)  # of an invocation that was still listing
+        job_creator()._close("r", run_item("r")["uid"], 1, "")  # of an invocation that was still listing
         assert run_item("r")["state"] == "CANCELLED"
 
     def test_time_that_runs_out_is_said(self) -> None:
@@ -448,6 +576,7 @@ class TestRuns:
 
     def test_an_event_that_is_not_taken_leaves_the_run_to_complete(self) -> None:
         put("a.png")
+        create({"RunId": "r"})
         add_counts("r", {"SCORED": 1})
         events: Any = boto3.client("events")
         refused = {"FailedEntryCount": 1, "Entries": [{"ErrorCode": "InternalFailure"}]}
@@ -460,6 +589,7 @@ class TestRuns:
 
     def test_warnings_do_not_complete_a_run(self) -> None:
         put("a.png", "b.png")
+        create({"RunId": "r"})
         add_counts("r", {"SCORED": 1, "WARNING#COLOUR": 1})
         create({"RunId": "r"})
         assert run_item("r")["state"] == "SCORING"
@@ -507,7 +637,7 @@ class TestSending:
     def test_calls_stay_within_what_kinesis_takes(self) -> None:
         long_keys = [f"{PREFIX}{'é' * 500}{i:04}.png" for i in range(32 * 600)]
         for records, count in jobs.batches(
-            long_keys, run_id="r", bucket=BUCKET, images_per_job=32, continued=False
+            long_keys, run_id="r", run_uid="u", bucket=BUCKET, images_per_job=32, continued=False
         ):
             assert len(records) <= 500
             assert count == 32 * len(records)
@@ -516,7 +646,7 @@ class TestSending:
 
     def test_the_partition_key_does_not_show_the_key(self) -> None:
         ((records, _),) = jobs.batches(
-            ["patient-7.png"], run_id="r", bucket=BUCKET, images_per_job=1, continued=False
+            ["patient-7.png"], run_id="r", run_uid="u", bucket=BUCKET, images_per_job=1, continued=False
         )
         assert records[0]["PartitionKey"] == hashlib.sha256(b"patient-7.png").hexdigest()
 

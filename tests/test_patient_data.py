@@ -90,7 +90,7 @@ class Network:
             return _s3_error(403, "AccessDenied", asked)
         if operation == "BatchGetItem" and "throttled" in asked:
             return _dynamodb_error("ProvisionedThroughputExceededException", asked)
-        if operation == "TransactWriteItems" and "conflict" in asked:
+        if operation == "TransactWriteItems" and "conflict" in asked and "scored_at" in asked:
             reasons = [{"Code": "ValidationError", "Message": asked}]
             return _dynamodb_error("TransactionCanceledException", asked, CancellationReasons=reasons)
         if operation == "PutEvents":
@@ -257,7 +257,9 @@ def batch(*jobs: Any) -> dict[str, Any]:
 
 
 def job(run_id: str, *keys: str) -> dict[str, Any]:
-    return {"RunId": run_id, "Bucket": BUCKET, "Keys": list(keys)}
+    """A job of a run that the job creator has begun."""
+    run_uid = table_items()["RUN", run_id]["uid"]
+    return {"RunId": run_id, "RunUid": run_uid, "Bucket": BUCKET, "Keys": list(keys)}
 
 
 @pytest.fixture(scope="module")

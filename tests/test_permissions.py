@@ -308,6 +308,8 @@ def foreign(case: Case) -> frozenset[Call]:
     for other in (f"{table}-2", f"{table}/index/a", table.replace(ACCOUNT, STRANGER)):
         ask(both, "dynamodb:GetItem BatchGetItem PutItem UpdateItem Query Scan", other)
     ask(creator, "dynamodb:BatchGetItem", table)
+    ask(creator, "dynamodb:PutItem UpdateItem", table, {"dynamodb:LeadingKeys": ("RUN#r#3f",)})
+    ask(scorer, "s3:PutObject", f"{failures}/elsewhere/a", OURS)
     ask(both, "dynamodb:ListTables", "*")
 
     stream = f"{STREAMS}{STREAM}"
@@ -519,15 +521,19 @@ class TestRecorder:
             client = boto3.client("dynamodb", region_name=REGION, use_ssl=False)
             Table(TABLE, client, "", "")
             with pytest.raises(client.exceptions.ResourceNotFoundException):
-                client.get_item(TableName=TABLE, Key={"pk": {"S": "a"}})
+                client.get_item(TableName=TABLE, Key={"pk": {"S": "RUN"}})
         ((_, request),) = calls
-        assert request.context == {"aws:SecureTransport": "false"}
+        assert request.context["aws:SecureTransport"] == "false"
 
     def test_a_transaction_asks_for_each_of_its_parts(self) -> None:
-        parts = [{kind: {"TableName": TABLE}} for kind in ("Put", "Update", "Delete", "ConditionCheck")]
-        assert {action for action, _, _ in asked("TransactWriteItems", {"TransactItems": parts})} == {
-            f"dynamodb:{name}Item" for name in ("Put", "Update", "Delete", "ConditionCheck")
-        }
+        key = {"pk": {"S": "RUN#first#2a"}}
+        parts = [{"Put": {"TableName": TABLE, "Item": key}}] + [
+            {kind: {"TableName": TABLE, "Key": key}} for kind in ("Update", "Delete", "ConditionCheck")
+        ]
+        partition = {"dynamodb:LeadingKeys": ("RUN#r#00",)}
+        assert [
+            (action, context) for action, _, context in asked("TransactWriteItems", {"TransactItems": parts})
+        ] == [(f"dynamodb:{name}Item", partition) for name in ("Put", "Update", "Delete", "ConditionCheck")]
 
     def test_an_event_asks_of_the_bus_it_goes_to(self) -> None:
         entry = {"Source": "a", "DetailType": "b", "EventBusName": "c"}

@@ -15,7 +15,7 @@ from typing import Any
 import boto3
 import pytest
 from classifier.model import Model
-from support import PREFIX, ROOT, counts, image_bytes, png, recounted, table_items, wait_for
+from support import PREFIX, ROOT, begin_run, counts, image_bytes, png, recounted, table_items, uid, wait_for
 
 from cxr.local import LocalAws
 
@@ -138,7 +138,7 @@ def test_a_record_reported_once_is_delivered_again(pipeline: Pipeline) -> None:
     """Its run is another model's at first, and the classifier's own after it has handed the job back."""
     (key,) = pipeline.upload({"late/a.png": image_bytes()})
     _start_run(pipeline, "late", expected=1, model_sha256="0" * 64)
-    _send(pipeline, {"RunId": "late", "Bucket": pipeline.outputs["ImagesBucketName"], "Keys": [key]})
+    _send(pipeline, _job("late", pipeline.outputs["ImagesBucketName"], key))
     wait_for(lambda: "run late is pinned to" in pipeline.log(), "a reported failure")
     assert pipeline.run("late")["state"] == "SCORING"
     _start_run(pipeline, "late", expected=1)
@@ -148,11 +148,12 @@ def test_a_record_reported_once_is_delivered_again(pipeline: Pipeline) -> None:
 def test_a_record_that_fails_for_ever_ends_in_the_failure_bucket(pipeline: Pipeline) -> None:
     _start_run(pipeline, "poisoned", expected=1)
     before = len(pipeline.failures())
-    _send(pipeline, {"RunId": "poisoned", "Bucket": "never-there", "Keys": ["a.png"]})
+    job = _job("poisoned", "never-there", "a.png")
+    _send(pipeline, job)
     wait_for(lambda: len(pipeline.failures()) > before, "an object in the failure bucket")
     (failure,) = [failure for failure in pipeline.failures() if "poisoned" in str(_jobs_in(failure))]
     assert failure["requestContext"]["condition"] == "RetryAttemptsExhausted"
-    assert {"RunId": "poisoned", "Bucket": "never-there", "Keys": ["a.png"]} in _jobs_in(failure)
+    assert job in _jobs_in(failure)
     assert pipeline.run("poisoned")["state"] == "SCORING"
 
 
@@ -232,17 +233,12 @@ def test_a_second_deployment_changes_nothing_that_holds_data(pipeline: Pipeline)
 
 def _start_run(pipeline: Pipeline, run_id: str, expected: int, **more: str) -> None:
     model = Model(ROOT / "containers" / "classifier" / "model")
-    boto3.resource("dynamodb").Table(pipeline.outputs["TableName"]).put_item(
-        Item={
-            "pk": "RUN",
-            "sk": run_id,
-            "state": "SCORING",
-            "expected": expected,
-            "model": model.name,
-            "model_sha256": model.sha256,
-            **more,
-        }
-    )
+    run = {"expected": expected, "model": model.name, "model_sha256": model.sha256, **more}
+    begin_run(run_id, pipeline.outputs["TableName"], **run)
+
+
+def _job(run_id: str, bucket: str, key: str) -> dict[str, Any]:
+    return {"RunId": run_id, "RunUid": uid(run_id), "Bucket": bucket, "Keys": [key]}
 
 
 def _send(pipeline: Pipeline, job: dict[str, Any]) -> None:

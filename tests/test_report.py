@@ -21,7 +21,7 @@ from classifier.checks import WarningCode
 from classifier.images import ErrorCode, Preprocessing, decode
 from classifier.model import Model
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from support import BUCKET, PREFIX, ROOT, STREAM, TABLE
+from support import BUCKET, PREFIX, ROOT, STREAM, TABLE, begin_run
 from typer.testing import CliRunner
 
 from cxr import RESEARCH_ONLY, report, report_command, report_gallery, report_page
@@ -514,7 +514,7 @@ def command(aws: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[i
     """`cxr report` on a stack with a run of two images, one of which is in the bucket."""
     model = Model(SHIPPED)
     dynamodb, s3 = boto3.client("dynamodb"), boto3.client("s3")
-    run = {
+    run: dict[str, Any] = {
         "state": "COMPLETE",
         "model": model.name,
         "model_sha256": model.sha256,
@@ -523,7 +523,7 @@ def command(aws: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[i
         "created_at": "2026-11-24T20:10:00+00:00",
         "completed_at": "2026-11-24T20:11:00+00:00",
     }
-    dynamodb.put_item(TableName=TABLE, Item=predictions.run_key("first") | predictions.pack(run))
+    begin_run("first", **run)
     for name, score in (("a.png", "0.9"), ("b.png", "0.1")):
         one = predictions.Prediction(
             PREFIX + name, {"abnormal": Decimal(score)}, ("abnormal",) if score == "0.9" else ()

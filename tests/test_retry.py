@@ -9,7 +9,7 @@ import pytest
 from classifier.jobs import Job, from_record
 from classifier.predictions import Prediction
 from moto.kinesis.models import KinesisBackend
-from support import BUCKET, FAILURES, STREAM
+from support import BUCKET, FAILURES, STREAM, uid
 from test_runs import STACK, put_predictions, put_run
 
 from cxr.errors import Failed, InputError
@@ -44,7 +44,7 @@ def give_up(*jobs: tuple[str, str]) -> None:
 
 
 def _record(number: int, run: str, keys: str) -> dict[str, Any]:
-    body = json.dumps({"RunId": run, "Bucket": "theirs", "Keys": list(keys)}).encode()
+    body = json.dumps({"RunId": run, "RunUid": uid(run), "Bucket": "theirs", "Keys": list(keys)}).encode()
     return {
         "eventID": f"shardId-0:{number}",
         "kinesis": {
@@ -83,8 +83,8 @@ def test_images_without_a_prediction_are_sent_as_of_a_run_that_goes_on() -> None
     give_up(("first", "abc"), ("first", "d"))
     assert retry_run(STACK, "first") == Retried(given_up=2, objects_left=1)
     assert sorted(on_the_stream(), key=lambda job: job.keys) == [
-        Job("first", "theirs", ("c",), continued=True),
-        Job("first", "theirs", ("d",), continued=True),
+        Job("first", "theirs", ("c",), uid("first"), continued=True),
+        Job("first", "theirs", ("d",), uid("first"), continued=True),
     ]
     assert left() == 1
 
@@ -128,6 +128,25 @@ def test_a_deleted_runs_images_keep_no_object() -> None:
     put_predictions("first", *scored("a"))
     give_up(("first", "a"), ("deleted", "b"))
     assert retry_run(STACK, "first") == Retried(completing=1, objects_deleted=1)
+
+
+def test_jobs_of_an_earlier_run_of_the_same_name_are_not_sent() -> None:
+    put_run("first", state="SCORING", expected=1, uid="another")
+    give_up(("first", "a"))
+    give_up(("gone", "b"))
+    assert waiting(boto3.client("s3"), FAILURES, "another", None).images == 0
+    assert retry_run(STACK, "first") == Retried(objects_deleted=2)  # nobody else's, so nobody would
+    assert (left(), on_the_stream()) == (0, [])
+
+
+def test_a_payload_is_read_as_a_string_and_as_json() -> None:
+    put_run("first", state="SCORING", expected=1)
+    give_up(("first", "a"))
+    (entry,) = boto3.client("s3").list_objects_v2(Bucket=FAILURES)["Contents"]
+    document = json.load(boto3.client("s3").get_object(Bucket=FAILURES, Key=entry["Key"])["Body"])
+    document["payload"] = json.loads(document["payload"])
+    boto3.client("s3").put_object(Bucket=FAILURES, Key=entry["Key"], Body=json.dumps(document).encode())
+    assert retry_run(STACK, "first") == Retried(given_up=1, objects_left=1)
 
 
 def test_what_is_no_failure_record_is_left_alone() -> None:
@@ -231,10 +250,10 @@ def test_a_stream_that_takes_nothing_is_said_and_named_no_key(monkeypatch: pytes
 
 def test_what_waits_is_counted_once_and_by_few_requests() -> None:
     s3 = boto3.client("s3")
-    assert waiting(s3, FAILURES, "first", None) == Waiting()
+    assert waiting(s3, FAILURES, uid("first"), None) == Waiting()
     give_up(("first", "ab"), ("second", "c"))
     give_up(("first", "b"))
-    found = waiting(s3, FAILURES, "first", None)
+    found = waiting(s3, FAILURES, uid("first"), None)
     assert (found.images, found.more, found.until) == (2, False, None)
     s3.put_bucket_lifecycle_configuration(
         Bucket=FAILURES,
@@ -243,10 +262,10 @@ def test_what_waits_is_counted_once_and_by_few_requests() -> None:
         },
     )
     first_put = min(entry["LastModified"] for entry in s3.list_objects_v2(Bucket=FAILURES)["Contents"])
-    until = waiting(s3, FAILURES, "first", None).until
+    until = waiting(s3, FAILURES, uid("first"), None).until
     assert until
     assert 90 <= (until - first_put).total_seconds() / 86_400 <= 91
     assert (until.hour, until.minute) == (0, 0)
     for _ in range(LOOKED_INTO):
         give_up(("second", "d"))
-    assert waiting(s3, FAILURES, "second", None).more
+    assert waiting(s3, FAILURES, uid("second"), None).more

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -15,14 +16,15 @@ from typing import Any
 
 import boto3
 import pytest
-from classifier.predictions import Prediction, pack
-from classifier.table import Table
-from support import BUCKET, FAILURES, PREFIX, STREAM, TABLE, table_items
+from classifier.predictions import Prediction
+from classifier.table import RunGone, Table
+from support import BUCKET, FAILURES, PREFIX, STREAM, TABLE, begin_run, table_items, uid
 
 import cxr
-from cxr import operations
+from cxr import operations, results_command, run_commands
 from cxr.cohort import read_results
 from cxr.errors import InputError
+from cxr.local_commands import print_outcomes
 from cxr.results_command import Format, write
 from cxr.runs import MODEL_JSON, Outcome, RunStatus, list_runs, outcomes, results, rows, run_status
 from cxr.stack import Stack
@@ -36,12 +38,11 @@ NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 def put_run(run: str, **fields: Any) -> None:
     """A run's item, as the job creator makes it."""
     made = {"state": "COMPLETE", "model": "demo:1.0.0", "model_sha256": "ab" * 32}
-    item = {"pk": "RUN", "sk": run, "created_at": "2026-11-24T12:00:00+00:00", **made, **fields}
-    boto3.client("dynamodb").put_item(TableName=TABLE, Item=pack(item))
+    begin_run(run, **{"created_at": "2026-11-24T12:00:00+00:00", **made, **fields})
 
 
 def put_predictions(run: str, *predictions: Prediction) -> None:
-    Table(TABLE, boto3.client("dynamodb"), "demo:1.0.0", "ab" * 32).write(run, predictions, {})
+    Table(TABLE, boto3.client("dynamodb"), "demo:1.0.0", "ab" * 32).write(run, uid(run), predictions, {})
 
 
 def two_labels(key: str, abnormal: str, mass: str) -> Prediction:
@@ -207,12 +208,23 @@ def test_a_csv(labels: list[str], text: str, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("key", ["a\rb.png", "a\nb.png", 'a"b.png', "a,b.png"])
+@pytest.mark.parametrize("key", ["a\rb.png", "a\nb.png", 'a"b.png', "a,b.png", "a;b.png", "a\tb.png"])
 def test_a_csv_of_any_key_is_read_again(key: str) -> None:
     file = io.StringIO()
     write(file, rows([dataclasses.replace(SCORED, key=key), FAILED], ["abnormal"]))
     read = list(csv.DictReader(io.StringIO(file.getvalue(), newline="")))
     assert [row["key"] for row in read] == [key, FAILED.key]
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_no_part_of_a_key_becomes_a_cell_of_its_own(separator: str) -> None:
+    """A spreadsheet may split at another separator than the comma, and takes a cell that begins with = to heart."""
+    key = f"a{separator}=HYPERLINK(A1){separator}.png"
+    file = io.StringIO()
+    write(file, rows([dataclasses.replace(SCORED, key=key)], ["abnormal"]))
+    _, row = csv.reader(io.StringIO(file.getvalue(), newline=""), delimiter=separator)
+    assert [cell for cell in row if cell.startswith("=")] == []
+    assert row[0].startswith(key)
 
 
 def test_a_csv_of_nothing_has_its_heading() -> None:
@@ -222,12 +234,50 @@ def test_a_csv_of_nothing_has_its_heading() -> None:
 
 
 def test_json_lines_hold_any_key() -> None:
-    odd = Outcome('é "x"\n.png', {"abnormal": Decimal("0.5")}, frozenset(), "", ("COLOUR",))
+    odd = Outcome(
+        'é "x"\n\x1b[2J\x9b31m\u202egnp.png', {"abnormal": Decimal("0.5")}, frozenset(), "", ("COLOUR",)
+    )
     file = io.StringIO()
     write(file, rows([odd, FAILED], ["abnormal"]), Format.jsonl)
+    assert file.getvalue().replace("\n", "").isprintable()  # piped to a terminal, no key commands it
     first, second = map(json.loads, file.getvalue().splitlines())
     assert (first["key"], first["score"], first["warnings"]) == (odd.key, 0.5, ["COLOUR"])
     assert (second["score"], second["error"]) == (None, "IMAGE_EMPTY")
+
+
+def test_on_a_terminal_no_key_and_no_label_commands_it(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, label = "a\x1b[2J\x9b31m\u202egnp.png", "mass\x1b]0;owned\x07"
+    put_run("first")
+    put_predictions("first", Prediction(key, {"abnormal": Decimal("0.1"), label: Decimal("0.9")}, (label,)))
+    monkeypatch.setattr(Stack, "find", lambda *_: STACK)
+    ours, terminal = os.openpty()
+    with open(terminal, "w", encoding="utf-8") as stdout, monkeypatch.context() as patch:  # noqa: PTH123 - it has no path
+        patch.setattr(sys, "stdout", stdout)
+        results_command.results("first", label=label)
+        results_command.results("first", Format.jsonl, label=label)
+    heading, row, line = os.read(ours, 10_000).decode().splitlines()
+    os.close(ours)
+    assert heading == r"key,status,score,label,error,score_mass\x1b]0;owned\x07,score_abnormal"
+    assert row.startswith(r"a\x1b[2J\x9b31m\u202egnp.png,SCORED,0.900000,mass\x1b]0;owned\x07,")
+    assert line.isprintable()
+    assert (json.loads(line)["key"], json.loads(line)["label"]) == (key, label)
+
+
+def test_no_name_in_a_bundle_commands_the_terminal(
+    aws: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    model, label = "x\x1b[2Jy[red]", "ab\x1b[31mn[red]"
+    put_run("first", model=model)
+    monkeypatch.setattr(Stack, "find", lambda *_: STACK)
+    run_commands.runs()
+    listed = capsys.readouterr().out
+    found = [Outcome("a.png", {label: Decimal("0.9")}, frozenset({label}), "")]
+    print_outcomes(found, label, PREFIX, run_status(boto3.client("dynamodb"), TABLE, "first"))
+    printed = capsys.readouterr().out
+    for text in (listed, printed):
+        assert text.replace("\n", "").isprintable()
+        assert r"x\x1b[2Jy[red]" in text
+    assert printed.count(r"ab\x1b[31mn[red]") == 2
 
 
 def test_a_run_at_work_is_cancelled(aws: None) -> None:
@@ -283,6 +333,39 @@ def test_an_interrupted_deletion_goes_on(aws: None, monkeypatch: pytest.MonkeyPa
 def test_a_run_without_a_name_is_none(aws: None) -> None:
     with pytest.raises(InputError, match="name is empty"):
         cxr.status(STACK, "")
+
+
+def test_a_deleted_run_takes_no_prediction_from_who_is_still_at_work(
+    aws: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A classifier that read the run before writes at the worst moment: when the first partition is gone."""
+    put_run("first")
+    put_predictions("first", *(Prediction(f"{number}.png", error="IMAGE_EMPTY") for number in range(9)))
+    delete, calls = operations._delete, count()
+
+    def at_work(*arguments: Any) -> int:
+        if next(calls) == 3:
+            with pytest.raises(RunGone, match="run first was deleted"):
+                put_predictions("first", *(Prediction(f"{n}.png", error="IMAGE_MISSING") for n in range(50)))
+        return delete(*arguments)
+
+    monkeypatch.setattr(operations, "_delete", at_work)
+    monkeypatch.setattr(operations, "DELETERS", 1)  # moto's table is not for two threads
+    assert cxr.delete_run(STACK, "first") == 9
+    assert table_items() == {}
+
+
+def test_a_run_that_was_started_again_meanwhile_is_not_deleted(
+    aws: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_run("first", state="CANCELLED")
+    found = operations.check_deletable(STACK, "first")
+    put_run("first", state="LISTING")
+    before = table_items()
+    monkeypatch.setattr(operations, "check_deletable", lambda *_: found)
+    with pytest.raises(InputError, match="run first has just been changed by somebody else"):
+        cxr.delete_run(STACK, "first")
+    assert table_items() == before
 
 
 def test_a_run_at_work_is_not_deleted(aws: None) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import re
+import secrets
 import time
 import uuid
 import warnings
@@ -35,11 +36,13 @@ PUT_ATTEMPTS = 12  # of one call's records: about a minute in all under throttli
 DEADLINE_MARGIN_MS = 10_000
 EVENT_SOURCE, EVENT_TYPE = "chest-xray-inference", "Run Complete"  # as the classifier's
 NAMESPACE = "chest-xray-inference"  # of the metrics, as the classifier's
+PARTITIONS, COUNTERS = 64, 16  # of a run's predictions and counts, as the classifier's
+BEGIN_ATTEMPTS = 8
 CHECK_SECONDS = 1  # from one look at whether the run is cancelled, or the time is up, to the next
 
 
 class RunIdTaken(Exception):
-    """The RunId belongs to a run from another source or with another model."""
+    """The RunId belongs to a run of other images or with another model."""
 
 
 class RunStopped(Exception):
@@ -119,20 +122,22 @@ class JobCreator:
         first = next(keys, None)
         if first is None:
             raise EventError(f"{request.kind}: no image there; expected at least one key of an image")
-        continued = self._open(request)
+        run_uid, continued = self._open(request)
+        keys_sha256 = hashlib.sha256()
         image_count = job_count = resent = 0
         check_at = time.monotonic()
         with ThreadPoolExecutor(SENDERS) as pool:
             sending: set[Future[int]] = set()
             for records, count in batches(
-                chain([first], keys),
+                _hashed(chain([first], keys), keys_sha256),
                 run_id=request.run_id,
+                run_uid=run_uid,
                 bucket=self._bucket,
                 images_per_job=self._images_per_job,
                 continued=continued,
             ):
                 if time.monotonic() >= check_at:
-                    self._check(request.run_id, image_count, remaining_ms)
+                    self._check(request.run_id, run_uid, image_count, remaining_ms)
                     check_at = time.monotonic() + CHECK_SECONDS
                 if len(sending) == SENDERS:
                     done, sending = wait(sending, return_when=FIRST_COMPLETED)
@@ -141,7 +146,7 @@ class JobCreator:
                 image_count += count
                 job_count += len(records)
             resent += sum(future.result() for future in sending)
-        self._close(request.run_id, image_count)
+        self._close(request.run_id, run_uid, image_count, keys_sha256.hexdigest())
         _log(
             {"ImagesSent": image_count, "JobsSent": job_count, "JobsResent": resent},
             run=request.run_id,
@@ -204,26 +209,29 @@ class JobCreator:
             "invoke with the same event to go on"
         )
 
-    def _check(self, run_id: str, sent: int, remaining_ms: Callable[[], int]) -> None:
+    def _check(self, run_id: str, run_uid: str, sent: int, remaining_ms: Callable[[], int]) -> None:
         if remaining_ms() < DEADLINE_MARGIN_MS:
             raise RunStopped(
                 f"the function's time is up after {sent} images of run {run_id}; "
                 "split the run by Prefix, or give it an index of what is left"
             )
-        if self._read(run_id).get("state") == "CANCELLED":
+        run = self._read(run_id)
+        if run.get("uid") != run_uid or run["state"] == "DELETING":
+            raise RunStopped(f"run {run_id} was deleted after {sent} images")
+        if run["state"] == "CANCELLED":
             raise RunStopped(f"run {run_id} was cancelled after {sent} images; invoke again to go on")
 
-    def _open(self, request: Request) -> bool:
-        """Makes the run's item, or finds it made: whether the run continues. Raises RunIdTaken."""
-        run = {"source": request.source, **self._model}
-        item = {**_key(request.run_id), **_pack({**run, "state": "LISTING", "created_at": _now()})}
-        try:
-            self._dynamodb.put_item(
-                TableName=self._table, Item=item, ConditionExpression="attribute_not_exists(pk)"
-            )
-            return False
-        except self._dynamodb.exceptions.ConditionalCheckFailedException:
-            found = self._read(request.run_id)
+    def _open(self, request: Request) -> tuple[str, bool]:
+        """Begins the run, or finds it begun: its uid, and whether it continues. Raises RunIdTaken."""
+        run = {"source": request.source, "bucket": self._bucket, **self._model}
+        for attempt in range(1, BEGIN_ATTEMPTS + 1):
+            if run_uid := self._begin(request.run_id, run):
+                return run_uid, False
+            if found := self._read(request.run_id):
+                break
+            time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
+        else:
+            raise RunStopped(f"run {request.run_id} is being begun or deleted by others; invoke again")
         if found.get("state") == "DELETING":
             raise RunIdTaken(f"RunId {request.run_id} is being deleted; finish that, or choose another")
         for name, asked in run.items():
@@ -233,26 +241,81 @@ class JobCreator:
                     f"RunId {request.run_id} is taken: that run has {name} {there}, "
                     f"this event asks for {here}; choose another RunId"
                 )
+        self._check_images(request, found)
         self._update(
             request.run_id,
             "SET #state = :listing REMOVE expected",
-            "#state = :cancelled",
-            {":listing": "LISTING", ":cancelled": "CANCELLED"},
+            "uid = :uid AND #state = :cancelled",
+            {":uid": found["uid"], ":listing": "LISTING", ":cancelled": "CANCELLED"},
         )
-        return True
+        return found["uid"], True
 
-    def _close(self, run_id: str, expected: int) -> None:
+    def _begin(self, run_id: str, run: dict[str, Any]) -> str:
+        """Makes the run's item and its counters, all or nothing; its uid, or nothing if that did not go.
+
+        What a run's counters do is in the classifier's predictions.py.
+        """
+        run_uid = secrets.token_hex(8)
+        item = {**run, "uid": run_uid, "state": "LISTING", "created_at": _now()}
+        counters = ({"pk": f"RUN#{run_id}", "sk": f"COUNT#{n:02d}", "uid": run_uid} for n in range(COUNTERS))
+        puts: Any = [
+            {"Put": {"TableName": self._table, "Item": _pack(each)}}
+            for each in ({"pk": "RUN", "sk": run_id, **item}, *counters)
+        ]
+        puts[0]["Put"]["ConditionExpression"] = "attribute_not_exists(pk)"
+        try:
+            self._dynamodb.transact_write_items(TransactItems=puts)
+        except self._dynamodb.exceptions.TransactionCanceledException:
+            return ""
+        return run_uid
+
+    def _check_images(self, request: Request, run: dict[str, Any]) -> None:
+        """Raises RunIdTaken if an image that has a prediction is not the run's any more.
+
+        Its outcome would be counted for an image that has none. New images may join the run.
+        """
+        if request.kind == "Keys":
+            return  # whose hash is the source
+        keys_sha256 = hashlib.sha256()
+        for _ in _hashed(self._keys(request), keys_sha256):
+            pass
+        if keys_sha256.hexdigest() == run.get("keys_sha256"):
+            return
+        there = set(map(hash, self._keys(request)))  # as `distinct` remembers keys
+        gone = sum(hash(key) not in there for key in self._predicted(request.run_id))
+        if gone:
+            raise RunIdTaken(
+                f"RunId {request.run_id} is taken: {gone:,} of that run's images are no longer among those "
+                f"of {request.kind}; put them back, or choose another RunId"
+            )
+
+    def _predicted(self, run_id: str) -> Iterator[str]:
+        """The keys of the run's predictions."""
+        pages = self._dynamodb.get_paginator("query")
+        for number in range(PARTITIONS):
+            for page in pages.paginate(
+                TableName=self._table,
+                KeyConditionExpression="pk = :pk",
+                ExpressionAttributeValues=_pack({":pk": f"RUN#{run_id}#{number:02x}"}),
+                ProjectionExpression="sk",
+                ConsistentRead=True,
+            ):
+                yield from (item["sk"]["S"] for item in page["Items"])
+
+    def _close(self, run_id: str, run_uid: str, expected: int, keys_sha256: str) -> None:
         """Tells the run how many predictions to expect, and completes it if they are there already."""
         self._update(
             run_id,
-            "SET #state = :scoring, expected = :expected, listed_at = :now",
+            "SET #state = :scoring, expected = :expected, keys_sha256 = :keys_sha256, listed_at = :now",
             # Another invocation of the same event may have got here first, and the run have completed.
-            "#state <> :cancelled AND NOT (#state = :complete AND expected = :expected)",
+            "uid = :uid AND (#state IN (:listing, :scoring) OR #state = :complete AND expected <> :expected)",
             {
+                ":uid": run_uid,
+                ":listing": "LISTING",
                 ":scoring": "SCORING",
                 ":complete": "COMPLETE",
-                ":cancelled": "CANCELLED",
                 ":expected": expected,
+                ":keys_sha256": keys_sha256,
                 ":now": _now(),
             },
         )
@@ -330,6 +393,13 @@ def _take_keys(response_dict: dict[str, Any], customized_response_dict: dict[str
         head, rest = page.split(b"<Contents>", maxsplit=1)
         response_dict["body"] = head + rest.rpartition(b"</Contents>")[2]
         customized_response_dict["Contents"] = [{"Key": key.decode()} for key in keys]
+
+
+def _hashed(keys: Iterator[str], digest: Any) -> Iterator[str]:
+    """The keys; each goes into the digest as it passes."""
+    for key in keys:
+        digest.update(f"{key}\0".encode())
+        yield key
 
 
 def _key(run_id: str) -> dict[str, Any]:

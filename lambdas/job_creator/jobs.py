@@ -195,14 +195,14 @@ def distinct(keys: Iterable[str]) -> Iterator[str]:
 
 
 def batches(
-    keys: Iterable[str], *, run_id: str, bucket: str, images_per_job: int, continued: bool
+    keys: Iterable[str], *, run_id: str, run_uid: str, bucket: str, images_per_job: int, continued: bool
 ) -> Iterator[tuple[list[Record], int]]:
     """Jobs as records, packed as PutRecords takes them, each batch with its number of images."""
     records: list[Record] = []
     size = count = 0
     keys = iter(keys)
     while group := list(islice(keys, images_per_job)):
-        record = _record(run_id, bucket, group, continued)
+        record = _record({"RunId": run_id, "RunUid": run_uid, "Bucket": bucket}, group, continued)
         length = len(record["Data"]) + len(record["PartitionKey"])
         if records and (len(records) == _MAX_RECORDS or size + length > _MAX_BYTES):
             yield records, count
@@ -214,8 +214,8 @@ def batches(
         yield records, count
 
 
-def _record(run_id: str, bucket: str, keys: list[str], continued: bool) -> Record:
-    job: Mapping[str, Any] = {"RunId": run_id, "Bucket": bucket, "Keys": keys}
+def _record(run: Mapping[str, str], keys: list[str], continued: bool) -> Record:
+    job: Mapping[str, Any] = {**run, "Keys": keys}
     if continued:
         job = {**job, "Continued": True}
     # Spreads the jobs over the shards, and keeps object keys out of what Kinesis shows.

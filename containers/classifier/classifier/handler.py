@@ -25,7 +25,7 @@ from classifier.images import MAX_BYTES, ImageError
 from classifier.jobs import Job, JobError
 from classifier.model import Model
 from classifier.predictions import SCORED, Prediction, announcement
-from classifier.table import Table
+from classifier.table import RunGone, Table
 
 if TYPE_CHECKING:
     from mypy_boto3_events import EventBridgeClient
@@ -54,6 +54,7 @@ class Task:
     """A job with what is left of it."""
 
     job: Job
+    run_uid: str
     keys: tuple[str, ...]  # those not SCORED, as far as that was read
     stored: Mapping[str, str]  # S3 key -> name of its count, as far as that was read
 
@@ -138,7 +139,7 @@ class Classifier:
                 failures[number] = str(outcome)
             else:
                 written += outcome
-        for run_id in {job.run_id for job in given.values()}:
+        for run_id in dict.fromkeys(job.run_id for job in given.values()):
             try:
                 self._complete(run_id)
             except (ClientError, BotoCoreError, NotDone) as error:
@@ -168,7 +169,7 @@ class Classifier:
 
     def _direct(self, given: list[Job], remaining_ms: Callable[[], int]) -> dict[str, Any]:
         started = time.monotonic()
-        for run_id in {job.run_id for job in given}:
+        for run_id in dict.fromkeys(job.run_id for job in given):
             self._table.claim(run_id)
         answers = []
         written: list[Prediction] = []
@@ -204,27 +205,29 @@ class Classifier:
 
     def _read_run(self, run_id: str) -> dict[str, Any] | NotDone:
         try:
-            run = self._table.run(run_id)
+            return self._table.run(run_id)
         except (ClientError, BotoCoreError) as error:
             return NotDone(_reason(error))
-        if run and run["model_sha256"] != self._model.sha256:
-            return NotDone(
-                f"run {run_id} is pinned to {run['model']}, this function holds {self._model.name}"
-            )
-        return run
 
     def _task(self, job: Job, run: Mapping[str, Any] | NotDone) -> Task | NotDone:
         if isinstance(run, NotDone):
             return run
-        if not run or run["state"] in ("CANCELLED", "DELETING"):  # a run that is not there was deleted
-            return Task(job, (), {})
+        # A run that is not there was deleted; one with another uid was begun since, under the same name.
+        gone = not run or run["state"] == "DELETING" or job.run_uid not in (None, run["uid"])
+        if gone or run["state"] == "CANCELLED":
+            return Task(job, "", (), {})
+        if run["model_sha256"] != self._model.sha256:
+            return NotDone(
+                f"run {job.run_id} is pinned to {run['model']}, this function holds {self._model.name}"
+            )
         if not job.continued:
-            return Task(job, job.keys, {})
+            return Task(job, run["uid"], job.keys, {})
         try:
             stored = self._table.stored(job.run_id, job.keys)
         except (ClientError, BotoCoreError) as error:
             return NotDone(_reason(error))
-        return Task(job, tuple(key for key in job.keys if stored.get(key) != SCORED), stored)
+        keys = tuple(key for key in job.keys if stored.get(key) != SCORED)
+        return Task(job, run["uid"], keys, stored)
 
     def _fetch(self, bucket: str, key: str, remaining_ms: Callable[[], int], most: int) -> bytes:
         _check_time(remaining_ms)
@@ -271,8 +274,8 @@ class Classifier:
             except (ClientError, BotoCoreError, NotDone) as error:
                 problem = _reason(error)
         try:
-            self._table.write(task.job.run_id, done, task.stored)
-        except (ClientError, BotoCoreError) as error:
+            self._table.write(task.job.run_id, task.run_uid, done, task.stored)
+        except (ClientError, BotoCoreError, RunGone) as error:
             problem = _reason(error)
         return NotDone(problem) if problem else done
 
@@ -349,9 +352,9 @@ def _log(
     print(json.dumps(record))
 
 
-def _reason(error: ClientError | BotoCoreError | NotDone) -> str:
+def _reason(error: ClientError | BotoCoreError | NotDone | RunGone) -> str:
     """What went wrong, without AWS's message: some of S3's name the object."""
-    if isinstance(error, NotDone):
+    if isinstance(error, NotDone | RunGone):
         return str(error)
     if isinstance(error, ClientError):
         return f"{error.operation_name}: {error.response['Error']['Code']}"

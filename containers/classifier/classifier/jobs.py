@@ -25,6 +25,7 @@ class Job:
     run_id: str
     bucket: str
     keys: tuple[str, ...]  # 1 to 99, each once
+    run_uid: str | None = None  # the run's; a direct job's is whichever has the name
     continued: bool = False  # the run was there before: its SCORED images are to be skipped
 
 
@@ -41,7 +42,13 @@ def from_record(record: Mapping[str, Any]) -> Job:
         raise JobError("Keys: expected a list of S3 keys")
     if not 1 <= len(set(keys)) <= MAX_KEYS:
         raise JobError(f"Keys: expected 1 to {MAX_KEYS} keys, found {len(set(keys))}")
-    return Job(_run_id(body), _text(body, "Bucket"), tuple(dict.fromkeys(keys)), bool(body.get("Continued")))
+    return Job(
+        _run_id(body),
+        _text(body, "Bucket"),
+        tuple(dict.fromkeys(keys)),
+        _text(body, "RunUid"),
+        bool(body.get("Continued")),
+    )
 
 
 def from_direct(event: Mapping[str, Any], bucket: str) -> list[Job]:

@@ -1,9 +1,13 @@
 """Predictions and a run's counts, as DynamoDB holds them.
 
 pk                    sk          one item for
-RUN                   <run>       each run: source, model, state, expected
+RUN                   <run>       each run: uid, source, model, state, expected
 RUN#<run>             COUNT#<n>   a sixteenth of its counts: SCORED and FAILED#<code>, summed when read
 RUN#<run>#<00..3f>    <key>       each prediction; 64 partitions, for one holds 1,000 writes a second
+
+A run's name may be used again once the run is deleted; its uid may not. The counters are made with the run
+and hold its uid, and each transaction that writes predictions adds to one on that condition: so a run whose
+counters are gone takes no prediction any more.
 """
 
 import hashlib
@@ -75,6 +79,7 @@ def count_of(item: Item) -> str:
 def transaction(
     table: str,
     run_id: str,
+    uid: str,
     predictions: Iterable[Prediction],
     stored: Mapping[str, str],
     stamp: Mapping[str, str],
@@ -82,8 +87,9 @@ def transaction(
     """One TransactWriteItems that puts predictions and moves the run's counts with them.
 
     `stored` is what is known to be in the table, S3 key -> name of its count; each put is conditional on it.
-    SCORED is never overwritten, and FAILED only by another outcome. `stamp` goes into every prediction.
-    Empty when there is nothing to change.
+    SCORED is never overwritten, and FAILED only by another outcome. `stamp` goes into every prediction. The
+    last action is the counter's; its condition fails where the run of this uid is gone. Empty when there is
+    nothing to change.
     """
     puts = []
     moved: Counter[str] = Counter()
@@ -97,11 +103,22 @@ def transaction(
         moved.update(f"WARNING#{warning}" for warning in prediction.warnings)
         if before:
             moved[before] -= 1
-    changes = {name: n for name, n in moved.items() if n}
-    if not changes:
-        return puts
+    if not puts:
+        return []
     counter = int(hashlib.sha256(puts[0]["Put"]["Item"]["sk"]["S"].encode()).hexdigest(), 16) % _COUNTERS
-    return [*puts, {"Update": {"TableName": table, **_add(run_id, counter, changes)}}]
+    return [*puts, {"Update": {"TableName": table, **_add(run_id, counter, uid, moved)}}]
+
+
+def begin(table: str, run_id: str, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One TransactWriteItems that puts the run's item, of these fields with its uid, and its counters.
+
+    The first action's condition fails where there is a run of that name.
+    """
+    uid = pack({"uid": fields["uid"]})
+    items = [run_key(run_id) | pack(fields), *(counter_key(run_id, n) | uid for n in range(_COUNTERS))]
+    actions: list[dict[str, Any]] = [{"Put": {"TableName": table, "Item": item}} for item in items]
+    actions[0]["Put"]["ConditionExpression"] = "attribute_not_exists(pk)"
+    return actions
 
 
 def counter_key(run_id: str, counter: int) -> Item:
@@ -113,7 +130,7 @@ def total(counters: Iterable[Item]) -> Counter[str]:
     """The run's counts by name, from its counter items. `outcomes` of them are images."""
     counts: Counter[str] = Counter()
     for item in map(unpack, counters):
-        counts.update({name: int(n) for name, n in item.items() if name not in ("pk", "sk")})
+        counts.update({name: int(n) for name, n in item.items() if name not in ("pk", "sk", "uid")})
     return counts
 
 
@@ -150,10 +167,13 @@ def _still(before: str | None) -> dict[str, Any]:
     }
 
 
-def _add(run_id: str, counter: int, changes: Mapping[str, int]) -> dict[str, Any]:
+def _add(run_id: str, counter: int, uid: str, changes: Mapping[str, int]) -> dict[str, Any]:
     return {
         "Key": counter_key(run_id, counter),
         "UpdateExpression": "ADD " + ", ".join(f"#c{i} :c{i}" for i in range(len(changes))),
+        "ConditionExpression": "uid = :uid",
         "ExpressionAttributeNames": {f"#c{i}": name for i, name in enumerate(changes)},
-        "ExpressionAttributeValues": pack({f":c{i}": n for i, n in enumerate(changes.values())}),
+        "ExpressionAttributeValues": pack(
+            {":uid": uid, **{f":c{i}": n for i, n in enumerate(changes.values())}}
+        ),
     }

@@ -1,6 +1,7 @@
 """The run's items, predictions and counts in DynamoDB: every call the classifier makes to its table."""
 
 import random
+import secrets
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -15,11 +16,21 @@ if TYPE_CHECKING:
 
 WRITE_ATTEMPTS = 8
 # Reasons of a cancelled transaction that another attempt may find gone.
-_PASSING = {"None", "ConditionalCheckFailed", "TransactionConflict", "ThrottlingError"}
+_PASSING = {
+    "None",
+    "ConditionalCheckFailed",
+    "TransactionConflict",
+    "ThrottlingError",
+    "ProvisionedThroughputExceeded",
+}
 
 
 class RunIdTaken(Exception):
     """Direct jobs name a run that is not theirs."""
+
+
+class RunGone(Exception):
+    """The run was deleted meanwhile, and takes no prediction any more."""
 
 
 class Table:
@@ -41,6 +52,7 @@ class Table:
         """S3 key -> name of its count, for those of at most 100 keys that have a prediction."""
         wanted: Any = [predictions.prediction_key(run_id, key) for key in keys]
         found: dict[str, str] = {}
+        attempt = 0
         while wanted:
             request: Any = {
                 "Keys": wanted,
@@ -51,26 +63,34 @@ class Table:
             answer: Any = self._dynamodb.batch_get_item(RequestItems={self._name: request})
             found |= {item["sk"]["S"]: predictions.count_of(item) for item in answer["Responses"][self._name]}
             wanted = answer["UnprocessedKeys"].get(self._name, {}).get("Keys")
+            if wanted:  # DynamoDB was throttled: its guide asks to wait (BatchGetItem)
+                attempt = min(attempt + 1, WRITE_ATTEMPTS)
+                _wait(attempt)
         return found
 
-    def write(self, run_id: str, done: Collection[Prediction], stored: Mapping[str, str]) -> None:
+    def write(self, run_id: str, uid: str, done: Collection[Prediction], stored: Mapping[str, str]) -> None:
         """Writes at most 99 predictions and the run's counts, all or nothing.
 
         `stored` is what is known to be there; where it is out of date, it is read and the rest written.
+        Raises RunGone where there is no run of this uid any more.
         """
         stamp = {**self._model, "scored_at": _now()}
         for attempt in range(1, WRITE_ATTEMPTS + 1):
-            actions: Any = predictions.transaction(self._name, run_id, done, stored, stamp)
+            actions: Any = predictions.transaction(self._name, run_id, uid, done, stored, stamp)
             if not actions:
                 return
             try:
                 self._dynamodb.transact_write_items(TransactItems=actions)
                 return
             except self._dynamodb.exceptions.TransactionCanceledException as error:
-                reasons = {reason["Code"] for reason in error.response["CancellationReasons"]}
-                if not reasons <= _PASSING or attempt == WRITE_ATTEMPTS:
+                *_, of_counter = reasons = [
+                    reason["Code"] for reason in error.response["CancellationReasons"]
+                ]
+                if of_counter == "ConditionalCheckFailed":
+                    raise RunGone(f"run {run_id} was deleted") from None
+                if not _PASSING.issuperset(reasons) or attempt == WRITE_ATTEMPTS:
                     raise
-            time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
+            _wait(attempt)
             stored = self.stored(run_id, [prediction.key for prediction in done])
 
     def complete(self, run_id: str, by: str) -> Counter[str] | None:
@@ -122,24 +142,47 @@ class Table:
 
         Raises RunIdTaken if it is the job creator's or another model's: their counts must stay their own.
         """
-        claimed = self._update_run(
+        # Another may begin it between the first two.
+        if not (self._claim_again(run_id) or self._begin(run_id) or self._claim_again(run_id)):
+            raise RunIdTaken(
+                f"RunId {run_id} is the job creator's, another model's or being deleted; "
+                "direct jobs need one of their own"
+            )
+
+    def _claim_again(self, run_id: str) -> bool:
+        """Whether the run is there, and is one of direct jobs and of this model."""
+        return self._update_run(
             run_id,
-            "SET #source = :source, #state = :complete, model = :model, model_sha256 = :model_sha256, "
-            "created_at = if_not_exists(created_at, :now), completed_at = :now",
-            "attribute_not_exists(pk) OR (#source.kind = :direct AND model_sha256 = :model_sha256)",
+            "SET completed_at = :now",
+            "#source.kind = :direct AND model_sha256 = :model_sha256 AND #state = :complete",
             {
-                ":source": {"kind": "Direct"},
                 ":direct": "Direct",
                 ":complete": "COMPLETE",
+                ":model_sha256": self._model["model_sha256"],
                 ":now": _now(),
-                **{f":{name}": value for name, value in self._model.items()},
             },
             {"#source": "source", "#state": "state"},
         )
-        if not claimed:
-            raise RunIdTaken(
-                f"RunId {run_id} is the job creator's or another model's; direct jobs need one of their own"
-            )
+
+    def _begin(self, run_id: str) -> bool:
+        """Whether a run of direct jobs was made: there was none of that name."""
+        now = _now()
+        fields = {
+            "uid": secrets.token_hex(8),
+            "source": {"kind": "Direct"},
+            "state": "COMPLETE",
+            **self._model,
+            "created_at": now,
+            "completed_at": now,
+        }
+        actions: Any = predictions.begin(self._name, run_id, fields)
+        try:
+            self._dynamodb.transact_write_items(TransactItems=actions)
+        except self._dynamodb.exceptions.TransactionCanceledException as error:
+            if error.response["CancellationReasons"][0]["Code"] != "ConditionalCheckFailed":
+                raise
+            return False
+        return True
 
     def _update_run(
         self, run_id: str, update: str, condition: str, values: Mapping[str, Any], names: Mapping[str, str]
@@ -157,6 +200,10 @@ class Table:
         except self._dynamodb.exceptions.ConditionalCheckFailedException:
             return False
         return True
+
+
+def _wait(attempt: int) -> None:
+    time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
 
 
 def _now() -> str:
