@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from aws_cdk import App
-from aws_cdk.assertions import Template
+from aws_cdk.assertions import Match, Template
 from aws_cdk.aws_dynamodb import Attribute, AttributeType, Table
 from aws_cdk.aws_kinesis import Stream
 from cfnlint.api import ManualArgs, lint
@@ -162,6 +162,7 @@ def test_resources(template: Template) -> None:
         "AWS::Kinesis::Stream": 1,
         "AWS::Lambda::Function": 2,
         "AWS::Lambda::EventSourceMapping": 1,
+        "AWS::Lambda::EventInvokeConfig": 1,
         "AWS::Logs::LogGroup": 2,
         "AWS::IAM::Role": 2,
         "AWS::IAM::Policy": 2,
@@ -340,16 +341,28 @@ def test_each_function_logs_to_a_group_of_its_own(synth: Synth, settings: tuple[
     )
 
 
+def test_lambda_starts_no_run_again(template: Template) -> None:
+    """A run that was cancelled while it was listed would go on by itself."""
+    template.has_resource_properties(
+        "AWS::Lambda::EventInvokeConfig",
+        {
+            "FunctionName": {"Ref": Match.string_like_regexp("^JobCreator")},
+            "MaximumRetryAttempts": 0,
+        },
+    )
+
+
 def test_what_the_job_creator_may_do(template: Template) -> None:
     assert allowed(template, "JobCreatorRole") == [
         ("logs:CreateLogStream logs:PutLogEvents", "JobCreatorRoleLogs.Arn", {}),
         ("xray:PutTelemetryRecords xray:PutTraceSegments", "*", {}),
         ("s3:GetObject", "StorageImages.Arn/cxr-nih/*", {}),
         ("s3:ListBucket", "StorageImages.Arn", {"StringLike": {"s3:prefix": "cxr-nih/*"}}),
+        ("dynamodb:GetItem dynamodb:Query", "StorageTable.Arn", {}),
         (
-            "dynamodb:GetItem dynamodb:PutItem dynamodb:Query dynamodb:UpdateItem",
+            "dynamodb:PutItem dynamodb:UpdateItem",
             "StorageTable.Arn",
-            {},
+            {"ForAllValues:StringNotLike": {"dynamodb:LeadingKeys": "RUN#*#*"}},
         ),
         ("kinesis:PutRecords", "JobsStream.Arn", {}),
         (
@@ -383,7 +396,7 @@ def test_what_the_classifier_may_do(template: Template) -> None:
             "JobsStream.Arn",
             {},
         ),
-        ("s3:PutObject", "JobsFailures.Arn/*", own_account),
+        ("s3:PutObject", "JobsFailures.Arn/aws/lambda/*", own_account),
         ("s3:ListBucket", "JobsFailures.Arn", own_account),
     ]
 
@@ -397,7 +410,7 @@ def test_all_that_is_kept_is_encrypted_with_the_key_of_ones_own(synth: Synth) ->
     }
     assert {name for name, by_key in encrypted.items() if not by_key} == {
         "StorageAccessLogs96FB524C",  # S3 delivers access logs only where it holds the key itself
-        *(name for name in encrypted if re.search("Policy|Mapping|MetricFilter|Filter", name)),
+        *(name for name in encrypted if re.search("Policy|Mapping|InvokeConfig|Filter", name)),
     }
     template.has_resource_properties(
         "AWS::DynamoDB::Table",
