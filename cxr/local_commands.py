@@ -147,12 +147,13 @@ def print_outcomes(found: list[Outcome], primary: str, prefix: str, status: RunS
     for outcome in found[:MAXIMUM_ROWS]:
         image = shown(outcome.key.removeprefix(prefix))
         odd = f"[red]{outcome.error}[/]{', '.join(outcome.warnings)}"
-        table.add_row(image, outcome.score(primary), outcome.label(primary), odd)
+        table.add_row(image, outcome.score(primary), shown(outcome.label(primary)), odd)
     console.print(table)
     if len(found) > MAXIMUM_ROWS:
         console.print(f"... and {len(found) - MAXIMUM_ROWS} more")
     positive = sum(primary in outcome.positive for outcome in found)
-    console.print(f"\n{status.counts['SCORED']} scored by {status.model}, {positive} of them {primary}")
+    scored_by = f"{status.counts['SCORED']} scored by {shown(status.model)}"
+    console.print(f"\n{scored_by}, {positive} of them {shown(primary)}")
     for code, count in sorted(status.failures.items()):
         console.print(f"[red]{count} failed: {code}[/]")
 

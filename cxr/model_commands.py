@@ -84,7 +84,7 @@ def explain(
         picture = overlay(pixels, maps[chosen], f"{chosen} {scored:.3f} by {loaded.name}")
         with whole_file(path) as part:
             picture.save(part, "PNG")
-        console.print(f"{chosen} {scored:.3f}. Wrote {shown(str(path))}. [bold]{RESEARCH_ONLY}[/]")
+        console.print(f"{shown(chosen)} {scored:.3f}. Wrote {shown(str(path))}. [bold]{RESEARCH_ONLY}[/]")
 
 
 @model.command()
@@ -154,9 +154,8 @@ def _score(loaded: Model, file: Path) -> dict[str, Any]:
 
 
 def _print_scores(loaded: Model, results: list[dict[str, Any]]) -> None:
-    table = Table(
-        "file", *loaded.thresholds, "positive", "warnings", box=None, pad_edge=False, header_style="bold"
-    )
+    labels = map(shown, loaded.thresholds)
+    table = Table("file", *labels, "positive", "warnings", box=None, pad_edge=False, header_style="bold")
     table.columns[0].overflow = "fold"
     for result in results:
         file = shown(result["file"])
@@ -164,9 +163,10 @@ def _print_scores(loaded: Model, results: list[dict[str, Any]]) -> None:
             table.add_row(file, *[""] * len(loaded.thresholds), "", f"[red]{result['error']}[/]")
         else:
             scores = (f"{score:.3f}" for score in result["scores"].values())
-            table.add_row(file, *scores, ", ".join(result["positive"]), ", ".join(result["warnings"]))
+            positive = shown(", ".join(result["positive"]))
+            table.add_row(file, *scores, positive, ", ".join(result["warnings"]))
     console.print(table)
-    console.print(f"\nScored by {loaded.name}. [bold]{RESEARCH_ONLY}[/]")
+    console.print(f"\nScored by {shown(loaded.name)}. [bold]{RESEARCH_ONLY}[/]")
 
 
 def _self_test(loaded: Model) -> None:
@@ -180,6 +180,6 @@ def _self_test(loaded: Model) -> None:
     off = {label: abs(float(scores[label]) - value) for label, value in expected.items()}
     if max(off.values()) > SELF_TEST_TOLERANCE:
         worst = max(off, key=lambda label: off[label])
-        console.print(f"\n[red]✗[/] self-test: {worst} is {scores[worst]}, expected {expected[worst]}")
+        console.print(f"\n[red]✗[/] self-test: {shown(worst)} is {scores[worst]}, expected {expected[worst]}")
         raise typer.Exit(1)
     console.print(f"\n[green]✓[/] self-test: a drawing scores as expected, to {max(off.values()):.1e}")

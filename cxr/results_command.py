@@ -86,9 +86,9 @@ def results(
                 min_score=min_score,
                 max_score=max_score,
             )
-            # On a terminal the rows themselves show how far it is, and no key may command it.
-            rows = map(readable, found) if file.isatty() else counting(found)
-            number = write(file, rows, format)
+            # On a terminal the rows themselves show how far it is, and none may command it: JSON never does.
+            shown = found if format is Format.jsonl else map(readable, found)
+            number = write(file, shown if file.isatty() else counting(found), format)
     if out:
         notes.print(f"Wrote {counted(number, 'row')} to {out}", markup=False)
 
@@ -106,8 +106,8 @@ def opened(out: Path | None) -> Iterator[TextIO]:
 
 
 def readable(row: Row) -> Row:
-    """The row as a terminal may have it; a file gets the key as it is."""
-    return {**row, "key": plain(row["key"])}
+    """The row as a terminal may have it; a file gets the key, and the label's name, as they are."""
+    return {plain(name): plain(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def counting(rows: Iterable[Row]) -> Iterator[Row]:
@@ -125,15 +125,16 @@ def write(file: TextIO, rows: Iterable[Row], format: Format = Format.csv) -> int
     table = None
     for number, row in enumerate(rows, 1):  # noqa: B007 - it is the count
         if format is Format.jsonl:
-            file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
+            file.write(f"{json.dumps(row)}\n")
             continue
         if not table:
             scores = [name for name in row if name.startswith("score_")]
             table, quoted = _table(file, scores), _table(file, scores, csv.QUOTE_ALL)
             table.writeheader()
         cells = {name: f"{v:.6f}" if isinstance(v, float) else v for name, v in row.items()}
-        # csv quotes a carriage return only where its own lines end with one.
-        (quoted if "\r" in row["key"] else table).writerow(cells)
+        # csv quotes a carriage return only where its own lines end with one, and no separator but its own:
+        # a spreadsheet that splits at another would make cells, and maybe formulas, of the key's parts.
+        (quoted if set("\r;\t") & set(row["key"]) else table).writerow(cells)
     if format is Format.csv and not table:
         _table(file, []).writeheader()
     return number

@@ -63,7 +63,8 @@ def upload(
     Run it again to go on where it stopped: a file is skipped if an object with
     its key, size and MD5 is there. (In a bucket with a KMS key the MD5 is not
     to be had, and all is sent again.) Ctrl-C leaves no half object. Hidden
-    files are left out.
+    files are left out. A link to a file is followed wherever it leads, one to
+    a folder is not.
 
     The JSON is one object: uploaded, unchanged.
 
@@ -162,13 +163,13 @@ def runs(stack: StackName = NAME, as_json: Json = False) -> None:
                 unknown = "?" if each.at_work else "-"  # of direct jobs nothing is expected
                 failed = each.failures.total()
                 table.add_row(
-                    each.run,
+                    shown(each.run),
                     f"[{COLOURS[each.state]}]{each.state}[/]",
                     unknown if each.expected is None else f"{each.expected:,}",
                     f"{each.scored:,}",
                     f"[red]{failed:,}[/]" if failed else "0",
                     moment_text(each.created_at),
-                    each.model,
+                    shown(each.model),
                 )
             console.print(table)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -71,8 +72,7 @@ def errors_reported() -> Iterator[None]:
         if _tracebacks or isinstance(error, BrokenPipeError):
             raise  # a pipe that its reader has closed, as `head` does, is no error: click ends quietly
         text = str(error) if isinstance(error, InputError | Failed) else explained(error)
-        lines = "\n".join(plain(line) for line in text.split("\n"))
-        notes.print(f"Error: {lines}", markup=False, soft_wrap=True)
+        _print_plainly(f"Error: {text}")
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
 
 
@@ -80,7 +80,17 @@ def show_tracebacks(on: bool) -> None:
     """Whether an error is printed with its traceback, or in one line: an unforeseen one too."""
     global _tracebacks
     _tracebacks = on
-    sys.excepthook = sys.__excepthook__ if on else _report_crash
+    sys.excepthook = _print_traceback if on else _report_crash
+
+
+def _print_plainly(text: str) -> None:
+    """Print lines that may hold what others wrote, such as AWS or a file, to the terminal."""
+    lines = "\n".join(plain(line) for line in text.split("\n"))
+    notes.print(lines, markup=False, soft_wrap=True)
+
+
+def _print_traceback(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    _print_plainly("".join(traceback.format_exception(error)).rstrip("\n"))
 
 
 def _report_crash(kind: type[BaseException], _error: BaseException, _trace: TracebackType | None) -> None:

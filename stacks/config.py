@@ -82,11 +82,12 @@ class Config:
     )
     images_kms_key: str | None = _key("key that the existing imagesBucket is encrypted with")
     kms_key: str | None = _key("key of your own that all the stack keeps is to be encrypted with")
-    # No `*`, `?` or `$`: the prefix stands in IAM policies, where they are wildcards and variables.
+    # No `*`, `?` or `$`: the prefix stands in IAM policies, where they are wildcards and variables. And every
+    # key begins with it, which in a spreadsheet must not make it a formula.
     prefix: str = _text(
         "cxr-nih/",
-        r"([A-Za-z0-9 !_.()=+@,-]+/)+",
-        "one or more folders of letters, digits, spaces and !_.()=+@,- each ending in '/'",
+        r"(?![=+@-])([A-Za-z0-9 !_.()=+@,-]+/)+",
+        "folders of letters, digits, spaces and !_.()=+@,- each ending in '/', with none of =+@- first",
         "start of every image's key; the functions can read nothing else in the bucket",
     )
     shards: int = _number(5, range(1, 1001), "shards of the Kinesis stream, some 11 dollars a month each")

@@ -14,7 +14,7 @@ from reliability.world import World
 ENOUGH = 400  # random schedules that must find every one of them
 
 # What takes more random schedules than a test has time for; the simplest schedule catches these.
-RARE = {"forgets a mended failure", "forgets refused jobs"}
+RARE = {"forgets a mended failure", "forgets refused jobs", "takes forbidden for missing"}
 
 create, drain = Step("create"), Step("drain")
 # The shortest way to see each of them.

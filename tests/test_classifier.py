@@ -5,7 +5,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -32,6 +32,7 @@ from support import (
     table_items,
     uid,
 )
+from urllib3.exceptions import ProtocolError, SSLError
 
 pytestmark = pytest.mark.usefixtures("aws")
 
@@ -215,6 +216,28 @@ class TestPredictions:
         assert failed(classifier(event(job(*keys)), plenty)) == []
         assert agreed() == {"SCORED": 99}
         assert table_items()[("RUN", "r")]["state"] == "COMPLETE"
+
+    @pytest.mark.parametrize("error", [SSLError("secret"), OSError("secret"), ProtocolError("secret")])
+    def test_a_body_that_breaks_off_brings_its_own_job_back(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, capsys: Any, error: Exception
+    ) -> None:
+        """Also where botocore has no error of its own for how it does."""
+        start("r")
+        a, b = put(a=image_bytes(), b=image_bytes(seed=1))
+        read = StreamingBody.read
+        breaks: Iterator[bool] = iter([True, False])
+
+        def broken(self: StreamingBody, *args: Any, **kwargs: Any) -> Any:
+            if next(breaks, False):
+                raise error
+            return read(self, *args, **kwargs)
+
+        monkeypatch.setattr(StreamingBody, "read", broken)
+        assert len(failed(classifier(event(job(a), job(b)), plenty))) == 1  # whichever is read first
+        assert agreed() == {"SCORED": 1}
+        printed = capsys.readouterr().out
+        assert type(error).__name__ in printed
+        assert "secret" not in printed
 
     def test_an_object_too_large_is_not_read(
         self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch

@@ -53,6 +53,20 @@ def test_ctrl_c_while_the_commands_load_leaves_no_traceback() -> None:
     assert "Traceback" not in said
 
 
+def test_no_name_in_a_bundle_commands_the_terminal(altered: Any, xrays: list[Path], tmp_path: Path) -> None:
+    label = {"name": "ab\x1b[31mn[red]", "threshold": 0.001}
+    bundle = altered(name="x\x1b]0;owned\x07[red]", labels=[label], self_test={label["name"]: 0.987})
+    scored = cxr("score", xrays[0], "--bundle", bundle)
+    explained = cxr("explain", xrays[0], "--bundle", bundle, "--out", tmp_path / "map.png")
+    checked = cxr("model", "check", bundle)
+    for result, code in ((scored, 0), (explained, 0), (checked, 1)):
+        assert result.exit_code == code
+        assert result.stdout.replace("\n", "").isprintable()
+        assert r"ab\x1b[31mn[red]" in result.stdout  # not obeyed, and not taken for rich's markup
+    assert scored.stdout.count(r"ab\x1b[31mn[red]") == 2  # a heading, and what the image is positive for
+    assert r"Scored by x\x1b]0;owned\x07[red]:" in scored.stdout
+
+
 class TestScore:
     def test_a_pipe_is_refused_and_a_huge_file_is_not_read_whole(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.png")

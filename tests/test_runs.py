@@ -218,7 +218,7 @@ def test_a_csv_of_any_key_is_read_again(key: str) -> None:
 
 @pytest.mark.parametrize("separator", [";", "\t"])
 def test_no_part_of_a_key_becomes_a_cell_of_its_own(separator: str) -> None:
-    """A spreadsheet may split at another separator than the comma, and takes a cell that begins with = to heart."""
+    """A spreadsheet may split at another separator than the comma, and obeys a cell that begins with =."""
     key = f"a{separator}=HYPERLINK(A1){separator}.png"
     file = io.StringIO()
     write(file, rows([dataclasses.replace(SCORED, key=key)], ["abnormal"]))

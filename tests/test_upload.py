@@ -25,6 +25,16 @@ def test_a_folder_with_only_hidden_files_is_refused(tmp_path: Path) -> None:
         files_in(tmp_path)
 
 
+def test_links_are_followed_to_files_and_not_into_folders(tmp_path: Path) -> None:
+    """As the help says: sets of images are made of links, and a folder may lead back to itself."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").write_bytes(b"a")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "b.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "set" / "c").symlink_to(tmp_path / "elsewhere")
+    assert files_in(tmp_path / "set") == [Path("b.png")]
+
+
 def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     (tmp_path / "gone.png").symlink_to(tmp_path / "elsewhere.png")

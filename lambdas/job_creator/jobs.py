@@ -18,6 +18,7 @@ _NO_IMAGES = ("/", ".csv", ".json", ".txt", ".xml", ".zip", ".gz", ".md")
 _MAX_KEY_BYTES = 1024  # S3 user guide, object-keys
 _MAX_COUNT = 10**9
 _BLOCK = 2**16  # characters of an index that are looked at together
+_MAX_ROW = 2**20  # characters: what has no end is not read into memory
 
 # Kinesis takes 500 records and 5 MiB a PutRecords, partition keys included (Kinesis API, PutRecords).
 _MAX_RECORDS = 500
@@ -121,17 +122,16 @@ def check_index(text: TextIO, stack_prefix: str) -> bool:
         column, line = _header(text)
         while block := _block(text):
             keys = _plain_keys(block, column)
-            if not keys or not _are_keys(keys, stack_prefix):
+            if not keys or not _are_keys(keys, stack_prefix) or len(block) >= _BLOCK + _MAX_ROW:
                 break
             in_order = in_order and last < keys[0] and all(map(lt, keys, keys[1:]))
             last = keys[-1]
             line += block.count("\n")
-        rows = csv.reader(chain(StringIO(block, newline=""), text), strict=True)
-        for row in rows:
+        for number, row in _rows(text, line, block):
             if not row:
                 continue  # an empty line
             if len(row) <= column or not _is_key(row[column], stack_prefix):
-                raise _no_key(stack_prefix, f"IndexKey, line {line + rows.line_num}, Key")
+                raise _no_key(stack_prefix, f"IndexKey, line {number}, Key")
             in_order = in_order and last < row[column]
             last = row[column]
     except (UnicodeDecodeError, csv.Error):
@@ -145,25 +145,46 @@ def indexed(text: TextIO) -> Iterator[str]:
     while block := _block(text):
         keys = _plain_keys(block, column)
         if keys is None:
-            rows = csv.reader(chain(StringIO(block, newline=""), text), strict=True)
-            yield from (row[column] for row in rows if row)
+            yield from (row[column] for _, row in _rows(text, 0, block) if row)
         else:
             yield from keys
 
 
 def _header(text: TextIO) -> tuple[int, int]:
     """Which column the keys are in, and how many lines the header takes."""
-    rows = csv.reader(text, strict=True)
-    header = next(rows, [])
+    line, header = next(_rows(text), (0, []))
     if "Key" not in header:
         raise EventError("IndexKey: expected a CSV with a column Key")
-    return header.index("Key"), rows.line_num
+    return header.index("Key"), line
+
+
+def _rows(text: TextIO, line: int = 0, block: str = "") -> Iterator[tuple[int, list[str]]]:
+    """The rows of a block and of the text behind it, each with its last line; `line` is the one before.
+
+    Raises EventError for a row of _MAX_ROW characters, and csv.Error.
+    """
+    begins, length = line + 1, 0
+
+    def lines() -> Iterator[str]:
+        nonlocal line, length
+        for part in chain(StringIO(block, newline=""), iter(lambda: text.readline(_MAX_ROW), "")):
+            length += len(part)
+            if length >= _MAX_ROW:
+                raise EventError(
+                    f"IndexKey, line {begins}: expected a row of less than {_MAX_ROW:,} characters"
+                )
+            line += 1
+            yield part
+
+    for row in csv.reader(lines(), strict=True):
+        yield line, row
+        begins, length = line + 1, 0
 
 
 def _block(text: TextIO) -> str:
-    """The next whole lines, some thousand; nothing at the end."""
+    """The next whole lines, some thousand; nothing at the end. A line without end stops half-way."""
     block = text.read(_BLOCK)
-    return block + text.readline() if block else ""
+    return block + text.readline(_MAX_ROW) if block else ""
 
 
 def _plain_keys(block: str, column: int) -> list[str] | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
 from classifier import jobs
 from classifier.images import MAX_BYTES, ImageError
@@ -237,7 +238,7 @@ class Classifier:
             if size > min(most, MAX_BYTES):
                 found["Body"].close()
                 raise ImageError("IMAGE_TOO_LARGE") if size > MAX_BYTES else _TooLargeAhead
-            return found["Body"].read()
+            return _body(found)
         except ClientError as error:
             code = error.response["Error"]["Code"]
             # To a role that may not list the whole bucket, S3 answers 403 for a missing key too.
@@ -290,6 +291,14 @@ def _ahead(
         if len(futures) > window:
             yield futures.popleft()
     yield from futures
+
+
+def _body(answer: Mapping[str, Any]) -> bytes:
+    """An object's bytes. Raises NotDone, and BotoCoreError: botocore has a name only for some of its ends."""
+    try:
+        return bytes(answer["Body"].read())
+    except (HTTPError, OSError) as error:
+        raise NotDone(type(error).__name__) from None
 
 
 def _check_time(remaining_ms: Callable[[], int]) -> None:
