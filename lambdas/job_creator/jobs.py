@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from itertools import chain, islice, repeat
 from operator import lt
@@ -167,7 +168,7 @@ def _rows(text: TextIO, line: int = 0, block: str = "") -> Iterator[tuple[int, l
 
     def lines() -> Iterator[str]:
         nonlocal line, length
-        for part in chain(StringIO(block, newline=""), iter(lambda: text.readline(_MAX_ROW), "")):
+        for part in chain(StringIO(block, newline=""), iter(partial(text.readline, _MAX_ROW), "")):
             length += len(part)
             if length >= _MAX_ROW:
                 raise EventError(
