@@ -238,7 +238,8 @@ class Lane:
         DG services-kinesis-batchfailurereporting: with bisecting, a partial success splits the batch at the
         returned sequence number and only the rest is retried; a failure splits it in two (so does the first
         record's number, at which nothing can be split and of which the guide says nothing). DG
-        kinesis-on-failure-destination: splitting does not use up retries.
+        kinesis-on-failure-destination: splitting does not use up retries. Of a partial success without
+        bisecting the guide says nothing: here it uses up one.
         """
         settings, rest = self.mapping.settings, batch.after(failed)
         size = len(rest.records)
