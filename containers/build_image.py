@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import boto3
 from classifier.model import Model
-from classifier.predictions import prediction_key, unpack
+from classifier.predictions import begin, prediction_key, unpack
 
 from cxr.execution_environment import ExecutionEnvironment, FunctionSpec
 from cxr.files import whole_file
@@ -171,8 +171,9 @@ def smoke_test(engine: Engine, xray: bytes) -> float:
             ],
             AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in ("pk", "sk")],
         )
-        run_item = {"pk": "RUN", "sk": "smoke", "state": "LISTING", "model_sha256": model.sha256}
-        boto3.resource("dynamodb").Table("runs").put_item(Item=run_item)
+        fields = {"uid": "smoke", "state": "LISTING", "model_sha256": model.sha256}
+        actions: Any = begin("runs", "smoke", fields)
+        boto3.client("dynamodb").transact_write_items(TransactItems=actions)
         processes = Processes()
         spec = FunctionSpec(
             {
@@ -187,7 +188,9 @@ def smoke_test(engine: Engine, xray: bytes) -> float:
             log=aws.logs / "container.log",
             start=engine.command,
         )
-        job = json.dumps({"RunId": "smoke", "Bucket": "images", "Keys": ["x.png"]}).encode()
+        job = json.dumps(
+            {"RunId": "smoke", "RunUid": "smoke", "Bucket": "images", "Keys": ["x.png"]}
+        ).encode()
         record = {"kinesis": {"sequenceNumber": "1", "data": base64.b64encode(job).decode()}}
         container = ExecutionEnvironment(spec, processes)
         try:
