@@ -77,8 +77,13 @@ class TrainingSet:
         patients = {reference.patient for _, reference in cohort.images if reference.patient is not None}
         return (
             sum(fingerprint(name) in self.images for name in names),
-            sum(fingerprint(patient) in self.patients for patient in patients),
+            sum(patient_fingerprint(patient) in self.patients for patient in patients),
         )
+
+
+def patient_fingerprint(patient: str) -> str:
+    """Of a number without its leading zeros: NIH's patient 398 is 00000398 in the names of files."""
+    return fingerprint(str(int(patient)) if patient.isdecimal() else patient)
 
 
 def fingerprint(text: str) -> str:

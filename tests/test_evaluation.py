@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -403,6 +404,8 @@ def test_a_bundle_says_what_it_was_trained_on(run: Evaluate, bundle: Path) -> No
     assert trained == {"images": 2, "patients": 3, "of_images": 12, "of_patients": 6}
     said_first = " ".join(run().stdout.split())[:100]
     assert "was trained on 2 of these 12 images, 3 of 6 patients" in said_first
+    padded = re.sub(r"(?<=png,\d,)", "0000", LABELS)  # as NIH's files name their patients
+    assert in_json(run("--json", labels=padded))["training_overlap"] == trained
 
     (bundle / "trained_on.json").write_text('{"images": [], "patients": []}')
     said = " ".join(run().stdout.split())

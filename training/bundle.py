@@ -13,7 +13,7 @@ from classifier.images import Preprocessing
 from classifier.model import Model
 from torch import nn
 
-from cxr.cohort import fingerprint
+from cxr.cohort import fingerprint, patient_fingerprint
 from cxr.phantoms import draw_phantom
 from training.data import Images
 
@@ -30,7 +30,7 @@ def write(model: onnx.ModelProto, card: dict[str, Any], images: Images, out: Pat
         _write_json(
             {
                 "images": sorted({fingerprint(PurePosixPath(name).name) for name in images.name.tolist()}),
-                "patients": sorted({fingerprint(patient) for patient in images.patient.tolist()}),
+                "patients": sorted({patient_fingerprint(patient) for patient in images.patient.tolist()}),
             },
             folder / "trained_on.json",
         )
