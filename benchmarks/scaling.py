@@ -227,7 +227,7 @@ def changes() -> Iterator[str]:
         "S3 lists 1,000 keys a call, one call after another, so that the job creator goes through "
         f"{10**6 / capacity.job_creator_seconds(workload(10**6)):,.0f} keys a second. Lambda's 15 minutes "
         f"end at some {listing:,} images by listing, half of that where a run goes on, and {indexed:,} by an "
-        "index in order; of another it remembers every key, and 12 million take 1.2 GB. *Beyond:* one run "
+        "index in order; of another it remembers every key, and its memory ends sooner. *Beyond:* one run "
         "for each Prefix, all at once, as the stack is. To make it one run again, the listing has to be "
         "split inside it: one job creator a prefix, and the number expected added up by the last."
     )
