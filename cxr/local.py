@@ -59,7 +59,7 @@ class LocalAws:
     def __enter__(self) -> Self:
         """Start MiniStack and the function host. Raises LocalAwsError."""
         try:
-            self.logs.mkdir(parents=True)
+            self.logs.mkdir(mode=0o700, parents=True)
             logging.getLogger("cxr").addHandler(self._log_handler)
             self._folder.mkdir(mode=0o700)
             self._start()

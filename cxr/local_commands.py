@@ -166,6 +166,7 @@ def environment_file(aws: LocalAws, outputs: Mapping[str, str]) -> Iterator[None
     variables = aws.environment | {name: outputs[output] for name, output in names.items()}
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
     text = "".join(["unset AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN\n", *lines])
+    ENVIRONMENT_FILE.touch(mode=0o600)
     ENVIRONMENT_FILE.write_text(text)
     try:
         yield
