@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from classifier import predictions
 
 from cxr.errors import Failed, InputError
 from cxr.failure_bucket import jobs_in, objects
+from cxr.retry import Missing
 from cxr.runs import DELETING, RunStatus, query, run_status
 from cxr.stack import Stack, client
 
@@ -157,26 +157,19 @@ def delete_run(stack: Stack, run: str, tell: Callable[[int], object] = lambda _:
         for number in pool.map(lambda pk: _delete(dynamodb, stack.table, pk), partitions):
             deleted += number
             tell(deleted)
-    _delete_given_up(stack, dynamodb, found.uid)
+    _delete_given_up(stack, dynamodb, found)
     with suppress(dynamodb.exceptions.ConditionalCheckFailedException):  # somebody else has deleted it
         values |= {":found": DELETING}
         dynamodb.delete_item(**only_it, ExpressionAttributeValues=predictions.pack(values))
     return deleted
 
 
-def _delete_given_up(stack: Stack, dynamodb: DynamoDBClient, run_uid: str) -> None:
+def _delete_given_up(stack: Stack, dynamodb: DynamoDBClient, run: RunStatus) -> None:
     """The failure objects that hold jobs of no run that is there, but of this one."""
-    s3 = client("s3")
-
-    @cache
-    def uid_of(run: str) -> str:
-        key = predictions.run_key(run)
-        found = dynamodb.get_item(TableName=stack.table, Key=key, ConsistentRead=True)
-        return str(predictions.unpack(found.get("Item", {})).get("uid"))
-
+    s3, missing = client("s3"), Missing(dynamodb, stack, run)
     for entry in list(objects(s3, stack.failure_bucket)):  # a whole list: objects go while it is walked
         jobs = jobs_in(s3, stack.failure_bucket, entry["Key"])
-        if jobs and not any(uid_of(job.run_id) == job.run_uid != run_uid for job in jobs):
+        if jobs and not any(missing.state(job) for job in jobs if not missing.belongs(job)):
             s3.delete_object(Bucket=stack.failure_bucket, Key=entry["Key"])
 
 

@@ -67,7 +67,7 @@ def retry_run(stack: Stack, run: str, *, codes: Collection[str] = ()) -> Retried
         )
     if found.state == DELETING:
         raise InputError(f"run {run} is being deleted; `cxr delete {run}` goes on with it")
-    missing = _Missing(dynamodb, stack, found)
+    missing = Missing(dynamodb, stack, found)
     given_up = completing = deleted = left = 0
     for entry in list(objects(s3, stack.failure_bucket)):  # a whole list: objects go while it is walked
         outcome = _retry_object(s3, kinesis, stack, entry["Key"], missing)
@@ -85,7 +85,7 @@ def retry_run(stack: Stack, run: str, *, codes: Collection[str] = ()) -> Retried
     return Retried(given_up, failed, completing, deleted, left)
 
 
-class _Missing:
+class Missing:
     """Which images of which runs still have no prediction."""
 
     def __init__(self, dynamodb: DynamoDBClient, stack: Stack, run: RunStatus) -> None:
@@ -117,7 +117,7 @@ class _Missing:
         return str(run["state"]) if run and run["uid"] == job.run_uid else ""
 
 
-def _retry_object(s3: S3Client, kinesis: KinesisClient, stack: Stack, key: str, missing: _Missing) -> Retried:
+def _retry_object(s3: S3Client, kinesis: KinesisClient, stack: Stack, key: str, missing: Missing) -> Retried:
     """Send what is missing of the run; delete the object if no run needs it any more."""
     jobs = jobs_in(s3, stack.failure_bucket, key)
     ours = [job for job in jobs if missing.belongs(job)]

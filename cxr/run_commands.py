@@ -124,14 +124,14 @@ def run(
             raise InputError("--watch and --no-wait: expected one of them")
         listed = read_keys(keys) if keys else None
         found = Stack.find(stack)
-        with goes_on(run):
-            with notes.status("Starting"):
-                started = start_run(
-                    found, run, prefix=prefix, index=index, keys=listed, count=count, wait=not no_wait
-                )
-            if not as_json and started.images is not None:
-                print_started(started.images, started.jobs or 0)
-            if watch:
+        with goes_on(run, "may have been started, and then goes on without you"), notes.status("Starting"):
+            started = start_run(
+                found, run, prefix=prefix, index=index, keys=listed, count=count, wait=not no_wait
+            )
+        if not as_json and started.images is not None:
+            print_started(started.images, started.jobs or 0)
+        if watch:
+            with goes_on(run):
                 watch_run(found, run, as_json)
         if as_json and not watch:
             typer.echo(json.dumps(asdict(started)))
@@ -223,7 +223,8 @@ def retry(
     Sends the jobs in the failure bucket, less the images that have a prediction
     by now. An object there goes once every image in it has one, and no other
     run in it is at work, so those of this retry go with the next. FAILED images
-    are sent only if asked for; they stay FAILED until they score.
+    are sent only if asked for; they stay FAILED until they score. An object whose
+    runs are all deleted goes, too.
 
     The JSON is one object: given_up and failed (images sent), completing (jobs
     sent to complete a run whose images are all there), objects_deleted,
@@ -253,12 +254,11 @@ def retry(
         if retried.objects_deleted:
             console.print(
                 f"{counted(retried.objects_deleted, 'object')} of the failure bucket deleted, "
-                "whose every image has a prediction"
+                "which no run needs any more"
             )
         if sent or retried.completing:
-            watch = (
-                " --watch" if retried.given_up or retried.completing else ""
-            )  # the others have an outcome, if a bad one
+            # FAILED images have an outcome, if a bad one: a run of no others is COMPLETE, and not to be watched.
+            watch = " --watch" if retried.given_up or retried.completing else ""
             console.print(f"Follow it by `cxr status {run}{watch}`", markup=False, soft_wrap=True)
 
 

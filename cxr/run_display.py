@@ -78,12 +78,12 @@ def follow(look: Callable[[], RunStatus], stuck: Callable[[float], bool]) -> Run
 
 
 @contextmanager
-def goes_on(run: str) -> Iterator[None]:
+def goes_on(run: str, how: str = "goes on without you") -> Iterator[None]:
     """Say on Ctrl-C that the run does not end with the command."""
     try:
         yield
     except SystemExit:
-        line = f"Run {run} goes on without you: `cxr status {run}`, `cxr cancel {run}`"
+        line = f"Run {run} {how}: `cxr status {run}`, `cxr cancel {run}`"
         notes.print(line, markup=False, soft_wrap=True)
         raise
 

@@ -3,11 +3,15 @@
 import base64
 from typing import Any
 
+import boto3
 import handler
 import jobs as producer
 import pytest
 from classifier import jobs as consumer
+from classifier import predictions
 from classifier.predictions import announcement
+from support import BUCKET, PREFIX, TABLE, table_items
+from test_job_creator import job_creator
 
 
 def records(keys: list[str], **options: Any) -> list[dict[str, Any]]:
@@ -50,6 +54,18 @@ def test_the_largest_job_the_stack_allows() -> None:
 def test_any_run_id_the_producer_takes(run_id: str) -> None:
     assert producer.Request.from_event({"RunId": run_id}, "p/").run_id == run_id
     assert consumer.from_record(records(["k"], run_id=run_id)[0]).run_id == run_id
+
+
+def test_both_begin_a_run_alike(aws: None) -> None:
+    """An item and the counters on which every write of predictions depends."""
+    assert (handler.PARTITIONS, handler.COUNTERS) == (predictions.PARTITIONS, predictions._COUNTERS)
+    boto3.client("s3").put_object(Bucket=BUCKET, Key=f"{PREFIX}a.png")
+    job_creator()({"RunId": "r"}, lambda: 900_000)
+    made = table_items()
+    fields = made["RUN", "r"]
+    puts = predictions.begin(TABLE, "r", fields)
+    assert made.keys() == {(put["Put"]["Item"]["pk"]["S"], put["Put"]["Item"]["sk"]["S"]) for put in puts}
+    assert all(item["uid"] == fields["uid"] for item in made.values())
 
 
 def test_both_announce_a_run_alike() -> None:

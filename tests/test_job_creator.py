@@ -533,7 +533,7 @@ class TestRuns:
         boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"{PREFIX}a.png")
         put_index("c.png", "d.png", "b.png")
         before = table_items(), sent()
-        with pytest.raises(handler.RunIdTaken, match=r"1 of that run's images are no longer among those of "):
+        with pytest.raises(handler.RunIdTaken, match=r"cannot go on, for images .*: 1\. Put them back"):
             create(event)
         assert (table_items(), sent()) == before
         put("a.png")

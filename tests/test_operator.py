@@ -452,10 +452,8 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(
-        lambda: any(run.run == "interrupted" and run.state == "SCORING" for run in list_runs(stack)),
-        "jobs on the stream",
-    )
+    assert command.stdout
+    assert "on the stream" in command.stdout.readline()
     command.send_signal(signal.SIGINT)
     _, said = command.communicate(timeout=20)
     assert command.returncode == 130
@@ -464,6 +462,17 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(
     ]
     held(False)
     cxr("status", "interrupted", "--watch")
+
+
+def test_ctrl_c_before_the_job_creator_answers_promises_nothing(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> Any:
+        raise SystemExit(130)
+
+    monkeypatch.setattr(run_commands, "start_run", interrupted)
+    done = cxr("run", "never", exit_code=130)
+    assert "Run never may have been started, and then goes on without you: `cxr status never`" in done.stderr
 
 
 def test_ctrl_c_leaves_no_half_results(all_of_nih: str, tmp_path: Path) -> None:

@@ -285,8 +285,8 @@ class JobCreator:
         gone = sum(hash(key) not in there for key in self._predicted(request.run_id))
         if gone:
             raise RunIdTaken(
-                f"RunId {request.run_id} is taken: {gone:,} of that run's images are no longer among those "
-                f"of {request.kind}; put them back, or choose another RunId"
+                f"run {request.run_id} cannot go on, for images with a prediction are gone from its "
+                f"{request.kind}: {gone:,}. Put them back, or choose another RunId"
             )
 
     def _predicted(self, run_id: str) -> Iterator[str]:
