@@ -35,12 +35,12 @@ wire: $(DEV)  ## Score 2,000 images on local AWS with faults on the wire: make w
 	$(BIN)/python -m reliability.wire $(if $(IMAGES),--images-from "$(IMAGES)")
 
 image: install  ## Build the classifier's image, see it score an X-ray, print its layers: make image [XRAY=FILE]
-	$(BIN)/python -m containers.build_image $(if $(XRAY),--xray "$(XRAY)")
+	$(BIN)/python -m tools.build_image $(if $(XRAY),--xray "$(XRAY)")
 
 lint: $(DEV)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy app.py stacks lambdas benchmarks reliability containers/build_image.py containers/classifier/classifier cxr tests/*.py
+	$(BIN)/mypy app.py stacks lambdas benchmarks reliability tools/build_image.py containers/classifier/classifier cxr tests/*.py
 	$(BIN)/hadolint containers/classifier/Dockerfile
 
 format: $(DEV)  ## Put the code into the house's form
@@ -48,7 +48,7 @@ format: $(DEV)  ## Put the code into the house's form
 	$(BIN)/ruff format .
 
 audit: $(DEV)  ## Rules of the HIPAA pack against docs/hipaa.md; known vulnerabilities, where the network allows
-	JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION=20 $(BIN)/python -m stacks.audit
+	JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION=20 $(BIN)/python -m tools.audit
 
 lock: $(DEV)  ## Pin every library, with hashes, for what the *.in files ask
 	$(LOCK) containers/classifier/requirements.in --output-file containers/classifier/requirements.txt

@@ -1,7 +1,7 @@
 """Measures everything side by side with the original's way: `make bench [IMAGES=DIR]`.
 
-Writes docs/benchmarks.md, the same figures to build/bench.json, and cxr/service_times.json, which `cxr plan`
-reckons with.
+Writes docs/benchmarks.md, the same figures to build/bench.json, and cxr/planning/service_times.json,
+from which `cxr plan` calculates.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 from benchmarks import cold_start, engines, fan_out, pipeline, report
 from benchmarks.engines import Kind
+from cxr.commands.terminal import console
 from cxr.files import whole_file
-from cxr.local import PROJECT
+from cxr.local_aws.local_aws import PROJECT
 from cxr.phantoms import draw_phantom
-from cxr.terminal import console
 
 TORCH = PROJECT / ".venv-training" / "bin" / "python"
 OURS = Path(sys.executable)
@@ -157,7 +157,7 @@ def main() -> None:
     if not options.quick:
         texts[PROJECT / "docs" / "benchmarks.md"] = page
         times = json.dumps(report.service_times(found), indent=2) + "\n"
-        texts[PROJECT / "cxr" / "service_times.json"] = times
+        texts[PROJECT / "cxr" / "planning" / "service_times.json"] = times
     for path, text in texts.items():
         with whole_file(path) as part:
             part.write_text(text)

@@ -20,7 +20,7 @@ import boto3
 from rich.console import Console
 
 from benchmarks.listing import PREFIX, key, listing
-from cxr.local import PROJECT, LocalAws
+from cxr.local_aws.local_aws import PROJECT, LocalAws
 from reliability.table import create_table
 
 BUCKET, TABLE = "images", "predictions"
@@ -35,7 +35,7 @@ WAYS = ("index", "listing", "original")
 INVOKE = """
 import json, sys, time
 from types import SimpleNamespace
-import handler
+from job_creator import handler
 from benchmarks.memory import peak_mb
 context = SimpleNamespace(get_remaining_time_in_millis=lambda: 900_000)
 handler.setup()
@@ -79,7 +79,7 @@ def index_key(count: int) -> str:
 def invoke(event: dict[str, Any], listing_endpoint: str) -> dict[str, Any]:
     """The job creator's answer to an event whose RunId is its stream; the seconds and its peak_mb."""
     environment = {
-        "PYTHONPATH": str(PROJECT / "lambdas" / "job_creator"),
+        "PYTHONPATH": str(PROJECT / "lambdas"),
         "BUCKET_NAME": BUCKET,
         "KEY_PREFIX": PREFIX,
         "STREAM_NAME": event["RunId"],

@@ -21,10 +21,11 @@ import psutil
 from classifier import handler, images, model, table
 from classifier.predictions import begin
 
-from cxr.local import LocalAws
+from cxr.local_aws.local_aws import LocalAws
 from cxr.runs import run_status
 from cxr.upload import upload
 
+MINISTACK = "cxr.local_aws.guarded_ministack"
 COPIES = 10  # of every image, each with a key of its own
 WORKER_COPIES = 3  # of them, for a worker alone
 KEYS_A_JOB = 32
@@ -89,7 +90,7 @@ def _run(aws: LocalAws, stack: dict[str, str], run_id: str) -> dict[str, float]:
         "seconds": seconds,
         "images_per_second": status.done / seconds,
         "job_creator_seconds": sent,
-        "local_aws_cpu_seconds": used["cxr.guarded_ministack"],
+        "local_aws_cpu_seconds": used[MINISTACK],
         "classifier_cpu_seconds": used["awslambdaric"],
     }
 
@@ -100,7 +101,7 @@ def _cpu_seconds() -> dict[str, float]:
     for process in psutil.Process().children(recursive=True):
         with process.oneshot():
             times, command = process.cpu_times(), process.cmdline()
-        name = next((part for part in ("cxr.guarded_ministack", "awslambdaric") if part in command), "other")
+        name = next((part for part in (MINISTACK, "awslambdaric") if part in command), "other")
         used[name] += times.user + times.system
     return used
 

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and cxr/service_times.json, of what was measured."""
+"""docs/benchmarks.md and cxr/planning/service_times.json, of what was measured."""
 
 from __future__ import annotations
 

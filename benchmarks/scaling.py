@@ -1,6 +1,6 @@
-"""From ten thousand to a hundred million images: writes docs/scaling.md and its plots, from cxr/capacity.py.
+"""Write docs/scaling.md and its plots: ten thousand to a hundred million images, by cxr/planning/capacity.py.
 
-Run it by `python -m benchmarks.scaling` after cxr/service_times.json or cxr/prices.json has changed.
+Run it by `python -m benchmarks.scaling` after service_times.json or prices.json in cxr/planning/ has changed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from classifier.handler import FETCHES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cxr import capacity
-from cxr.capacity import Plan, Workload
+from cxr.commands.plan import HELP, changed
+from cxr.evaluation.plots import STYLE, save
 from cxr.files import whole_file
-from cxr.plan_command import HELP, changed, duration, money
-from cxr.plots import STYLE, save
+from cxr.planning import capacity
+from cxr.planning.capacity import Plan, Workload
+from cxr.words import duration, money
 from stacks.config import Config
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -99,7 +100,7 @@ def introduction() -> Iterator[str]:
     yield (
         "How long a run takes and what it costs as it grows, what bounds it, and where the design has to "
         "change. `python -m benchmarks.scaling` writes this page from the formulas in "
-        "[cxr/capacity.py](../cxr/capacity.py), which `cxr plan` uses too; no result was typed by hand."
+        "[cxr/planning/capacity.py](../cxr/planning/capacity.py), which `cxr plan` uses too."
     )
     yield (
         f"**What it stands on.** Service times of {MEASURED['measured']} ({MEASURED['machine']}): one worker "

@@ -6,7 +6,7 @@ import signal
 def main() -> None:
     """Load the commands and run the one that was asked for."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from cxr.cli import app
+    from cxr.commands.app import app
 
     app()
 

@@ -1,25 +1,18 @@
-"""`cxr doctor`: whether all that a run needs is there, and how to mend what is not."""
+"""Whether all that a run needs is there, and what to do about what is not."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-import typer
 from botocore.exceptions import BotoCoreError, ClientError
-from rich.table import Column, Table
 
 from cxr.errors import InputError, explained
-from cxr.model_commands import Json
-from cxr.run_commands import StackName
-from cxr.stack import NAME, Stack, client, session
-from cxr.terminal import console, errors_reported, shown
+from cxr.stack import Stack, client, session
 
-SIGNS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
 NODE = 20  # the oldest that the CDK runs on
 
 # What an answer means that says nothing about the stack: the call is not allowed, or not emulated.
@@ -45,35 +38,6 @@ class Finding:
     level: str  # ok, warn or fail
     text: str
     mend: str = ""
-
-
-def doctor(stack: StackName = NAME, as_json: Json = False) -> None:
-    """Check credentials, stack, quotas and tools, and say how to mend what is wrong.
-
-    Changes nothing. What these credentials may not ask, or an AWS on this
-    machine does not know, is said to be so, and is no failure.
-
-    The JSON is one object: ok, and checks with name, level (ok, warn, fail),
-    text and mend.
-
-    Ends with 0, also if it warns, and with 1 if a check failed.
-    """
-    with errors_reported():
-        found = []
-        for finding in examine(stack):
-            found.append(finding)
-            if not as_json:
-                line = Table.grid(Column(width=1), Column(width=12), Column(overflow="fold"), padding=(0, 1))
-                line.add_row(SIGNS[finding.level], f"[bold]{finding.name}[/]", shown(finding.text))
-                console.print(line)
-                if finding.mend:  # not wrapped: it may be a command to copy
-                    console.print(f"{'':15}[dim]→[/] {shown(finding.mend)}", soft_wrap=True)
-        healthy = all(finding.level != "fail" for finding in found)
-        if as_json:
-            checks = [asdict(finding) for finding in found]
-            typer.echo(json.dumps({"ok": healthy, "checks": checks}, indent=2))
-        if not healthy:
-            raise typer.Exit(1)
 
 
 def examine(name: str) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cxr.files import whole_file
 from reliability import dicom, jpeg, png
-from reliability.kind import NO_IMAGE, SAME, Kind, original, plain, saved
+from reliability.bad_file import NO_IMAGE, SAME, Kind, original, plain, saved
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad-images.md"
 

@@ -197,7 +197,7 @@ def _takes_forbidden_for_missing() -> Iterator[None]:
 @contextmanager
 def _forgets_refused_jobs() -> Iterator[None]:
     """The job creator takes a PutRecords that was refused in part for a whole one."""
-    from handler import JobCreator
+    from job_creator.handler import JobCreator
 
     def broken(self: Any, records: list[Any]) -> int:
         self._kinesis.put_records(StreamName=self._stream, Records=records)

@@ -17,7 +17,7 @@ from botocore.awsrequest import AWSResponse
 from classifier.jobs import Job, from_record
 from classifier.predictions import SCORED
 
-from reliability import account
+from reliability import fake_aws as account
 from reliability.faults import Killed, Request
 from reliability.schedules import DIRECT, ERRORS, Schedule, image_number, run_id, run_number
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from classifier.images import ErrorCode
 from PIL import Image
 
-from reliability.kind import CORRUPT, FLAT, NEARLY, NO_IMAGE, SAME, SCORED, Kind, original, plain, saved
+from reliability.bad_file import CORRUPT, FLAT, NEARLY, NO_IMAGE, SAME, SCORED, Kind, original, plain, saved
 
 LITTLE, IMPLICIT, BIG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 DEFLATED, RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"

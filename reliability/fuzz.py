@@ -36,7 +36,7 @@ from PIL import Image
 from cxr.files import whole_file
 from cxr.phantoms import draw_phantom
 from reliability import dicom, jpeg, png
-from reliability.kind import saved
+from reliability.bad_file import saved
 
 ROOT = Path(__file__).parents[1]
 FAILURES = ROOT / "build" / "fuzz"

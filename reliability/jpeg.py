@@ -9,7 +9,7 @@ import numpy as np
 from classifier.checks import WarningCode
 from PIL import Image, ImageChops
 
-from reliability.kind import CORRUPT, FLAT, NEARLY, NO_IMAGE, SCORED, Kind, original, saved
+from reliability.bad_file import CORRUPT, FLAT, NEARLY, NO_IMAGE, SCORED, Kind, original, saved
 
 DHT, SOS = 0xC4, 0xDA
 NAMES = {0xD8: "SOI", 0xE0: "APP0", 0xDB: "DQT", 0xC0: "SOF", DHT: "DHT", 0xDD: "DRI", SOS: "SOS"}

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from classifier.images import ErrorCode
 from PIL import Image, ImageCms
 
+from reliability.bad_file import CORRUPT, FLAT, NO_IMAGE, SAME, SCORED, Kind, original, plain, saved
 from reliability.jpeg import exif
-from reliability.kind import CORRUPT, FLAT, NO_IMAGE, SAME, SCORED, Kind, original, plain, saved
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Chunk = tuple[bytes, bytes]  # type, body

@@ -34,18 +34,19 @@ from classifier.model import Model
 from PIL import Image
 from rich.table import Table
 
+from cxr.commands.terminal import console, notes
 from cxr.errors import Failed
-from cxr.execution_environment import Function
 from cxr.failure_bucket import jobs_in, objects
-from cxr.local import PROJECT, LocalAws
+from cxr.local_aws.execution_environment import Function
+from cxr.local_aws.local_aws import PROJECT, LocalAws
 from cxr.operations import start_run
 from cxr.phantoms import draw_phantom
 from cxr.retry import retry_run
 from cxr.runs import Outcome, outcomes, run_status
 from cxr.stack import Stack, client
-from cxr.terminal import console, counted, notes
+from cxr.words import counted
 from reliability.endpoint import LOST, FaultyEndpoint
-from reliability.page import place, put_table
+from reliability.markdown import place, put_table
 
 # Few retries and little to bisect: some jobs end in the failure bucket. One batch of two jobs a shard at a
 # time: one that is done comes again with one that is not.

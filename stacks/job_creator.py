@@ -22,7 +22,7 @@ from stacks.classifier import Model
 from stacks.config import ONE_VCPU_MB, Config
 from stacks.function_role import FunctionRole
 
-CODE = Path(__file__).parents[1] / "lambdas" / "job_creator"
+CODE = Path(__file__).parents[1] / "lambdas"
 
 
 class JobCreator(Construct):
@@ -51,7 +51,7 @@ class JobCreator(Construct):
             description="Creates a run: lists its images and sends them to the stream as jobs",
             runtime=Runtime.PYTHON_3_14,
             code=Code.from_asset(str(CODE), exclude=["__pycache__"]),
-            handler="handler.handle",
+            handler="job_creator.handler.handle",
             role=role,
             log_group=role.log_group,
             # As the classifier's: above INFO, metrics would be lost.

@@ -13,7 +13,7 @@ from moto.kinesis.models import KinesisBackend
 from permissions import Call, watched
 from support import BUCKET, FAILURES, STREAM, TABLE, XRAYS
 
-from cxr.processes import STOP_SIGNALS
+from cxr.local_aws.processes import STOP_SIGNALS
 from reliability.table import create_table
 
 

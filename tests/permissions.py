@@ -128,9 +128,9 @@ def role_arn(role: str) -> str:
 @contextmanager
 def watched() -> Iterator[set[Call]]:
     """What the handlers ask for with the clients that they are given from here on, each thing once."""
-    import handler
     from classifier.handler import Classifier
     from classifier.table import Table
+    from job_creator import handler
 
     calls: set[Call] = set()
 

@@ -16,8 +16,8 @@ from classifier.model import Model
 from classifier.table import Table
 from support import BUCKET, PREFIX, ROOT, TABLE, begin_run, events_noted, table_items, uid
 
+from reliability.bad_file import SCORED, Kind, plain
 from reliability.bad_images import PAGE, kinds, page
-from reliability.kind import SCORED, Kind, plain
 
 BUNDLE = ROOT / "containers" / "classifier" / "model"
 MEMORY_MB = 300  # over what the classifier holds before; a function has 1,769

@@ -12,6 +12,6 @@ def test_the_originals_way_is_short(name: str) -> None:
 
 
 def test_service_times_are_of_the_model_that_ships() -> None:
-    times = json.loads((ROOT / "cxr" / "service_times.json").read_text())
+    times = json.loads((ROOT / "cxr" / "planning" / "service_times.json").read_text())
     card = json.loads((ROOT / "containers" / "classifier" / "model" / "model.json").read_text())
     assert next(iter(times["images_per_second"])) == card["name"]

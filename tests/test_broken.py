@@ -9,7 +9,7 @@ from test_schedules import schedule
 from reliability.broken import BROKEN
 from reliability.checker import Violation
 from reliability.schedules import Schedule, Step, Trouble, schedules
-from reliability.world import World
+from reliability.simulator import World
 
 ENOUGH = 400  # random schedules that must find every one of them
 

@@ -11,17 +11,17 @@ from typing import Any
 
 import boto3
 import botocore.client
-import jobs as job_creator
 import numpy as np
 import pytest
 from classifier.handler import Classifier
 from classifier.predictions import Prediction, transaction
 from classifier.table import Table
+from job_creator import jobs as job_creator
 from support import BUCKET, PREFIX, ROOT, TABLE, begin_run, image_bytes, uid
 
 from benchmarks import scaling
-from cxr import capacity
-from cxr.capacity import Plan, Workload, busiest_lane
+from cxr.planning import capacity
+from cxr.planning.capacity import Plan, Workload, busiest_lane
 from stacks.config import Config
 
 PRICES = capacity.read_json(capacity.PRICES)["prices"]

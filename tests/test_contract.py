@@ -4,12 +4,12 @@ import base64
 from typing import Any
 
 import boto3
-import handler
-import jobs as producer
 import pytest
 from classifier import jobs as consumer
 from classifier import predictions
 from classifier.predictions import announcement
+from job_creator import handler
+from job_creator import jobs as producer
 from support import BUCKET, PREFIX, TABLE, table_items
 from test_job_creator import job_creator
 

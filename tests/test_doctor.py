@@ -11,7 +11,7 @@ from test_runs import STACK
 from typer.testing import CliRunner
 
 from cxr import doctor
-from cxr.cli import app
+from cxr.commands.app import app
 from cxr.doctor import Finding
 
 

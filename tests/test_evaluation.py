@@ -30,12 +30,12 @@ from sklearn.metrics import (
 from support import TABLE, begin_run, uid
 from typer.testing import CliRunner
 
-from cxr import evaluation
-from cxr.cli import app
-from cxr.cohort import fingerprint
-from cxr.evaluation import LabelledScores, at_prevalence, evaluate, proportion_interval, reliability
-from cxr.evaluation import threshold_at_sensitivity as threshold_at
-from cxr.model_commands import SHIPPED
+from cxr.commands.app import app
+from cxr.commands.model import SHIPPED
+from cxr.evaluation import measures as evaluation
+from cxr.evaluation.cohort import fingerprint
+from cxr.evaluation.measures import LabelledScores, at_prevalence, evaluate, proportion_interval, reliability
+from cxr.evaluation.measures import threshold_at_sensitivity as threshold_at
 
 # Twelve images, six positive (P), with ties of a positive and a negative at 0.8, 0.6 and 0.5:
 #   0.9 P   0.8 P   0.8 N   0.7 P   0.6 N   0.6 P   0.5 P   0.5 N   0.4 N   0.3 P   0.2 N   0.1 N
@@ -268,7 +268,7 @@ def run(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Evalua
     """`cxr evaluate results.csv --labels labels.csv` in a folder with these two files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluation, "RESAMPLES", 50)
-    monkeypatch.setattr("cxr.evaluation_command.SHIPPED", bundle)
+    monkeypatch.setattr("cxr.commands.evaluate.SHIPPED", bundle)
 
     def evaluated(*options: str, results: str | bytes = RESULTS, labels: str | bytes = LABELS) -> Any:
         for name, content in {"results.csv": results, "labels.csv": labels}.items():
@@ -429,7 +429,7 @@ def test_a_run_is_read_from_the_table(bundle: Path, monkeypatch: pytest.MonkeyPa
     ]
     failed = Prediction("cxr/empty.png", error="IMAGE_EMPTY")
     Table(TABLE, dynamodb, model.name, model.sha256).write("first", uid("first"), [*predictions, failed], {})
-    monkeypatch.setattr("cxr.evaluation_command.Stack.find", lambda name: SimpleNamespace(table=TABLE))
+    monkeypatch.setattr("cxr.commands.evaluate.Stack.find", lambda name: SimpleNamespace(table=TABLE))
     Path("labels.csv").write_text(LABELS)
     found = in_json(CliRunner().invoke(app, ["evaluate", "first", "--labels", "labels.csv", "--json"]))
     assert values(found["overall"]) | BY_HAND == pytest.approx(values(found["overall"]))

@@ -13,8 +13,6 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import boto3
-import handler
-import jobs
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
@@ -22,6 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import EndpointConnectionError
 from classifier.predictions import Prediction
 from classifier.table import Table
+from job_creator import handler, jobs
 from moto.core.botocore_stubber import MockRawResponse
 from moto.kinesis.models import KinesisBackend
 from support import BUCKET, PREFIX, STREAM, TABLE, begin_run, events_noted, table_items

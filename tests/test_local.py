@@ -21,13 +21,13 @@ import boto3
 import pytest
 from support import wait_for
 
-from cxr import processes as processes_module
-from cxr.execution_environment import Function, FunctionSpec
-from cxr.function_host import PROXY_URL, FunctionHost
-from cxr.local import LocalAws, LocalAwsError
-from cxr.loopback import LoopbackServer, Reply
-from cxr.processes import Processes, StoppingError, signals_held
-from cxr.stream_mapping import FunctionError
+from cxr.local_aws import processes as processes_module
+from cxr.local_aws.execution_environment import Function, FunctionSpec
+from cxr.local_aws.function_host import PROXY_URL, FunctionHost
+from cxr.local_aws.local_aws import LocalAws, LocalAwsError
+from cxr.local_aws.loopback import LoopbackServer, Reply
+from cxr.local_aws.processes import Processes, StoppingError, signals_held
+from cxr.local_aws.stream_mapping import FunctionError
 
 TOY = """
 import os, signal, time

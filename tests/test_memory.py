@@ -9,7 +9,7 @@ from pathlib import Path
 import boto3
 from support import BUCKET, PREFIX, TABLE, image_bytes
 
-from cxr.local import LocalAws
+from cxr.local_aws.local_aws import LocalAws
 from reliability.table import create_table
 
 BATCHES, FIRST = 1000, 100

@@ -16,7 +16,7 @@ from PIL import Image
 from support import ROOT, image_bytes
 from typer.testing import CliRunner, Result
 
-from cxr.cli import app
+from cxr.commands.app import app
 from cxr.explanation import LESS, MORE, SIDE, overlay
 
 BUNDLE = ROOT / "containers" / "classifier" / "model"

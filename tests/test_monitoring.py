@@ -13,7 +13,7 @@ from aws_cdk.assertions import Template
 from support import PREFIX, ROOT, image_bytes
 from test_classifier import Brightness, event, job, key, plenty
 
-from cxr import capacity
+from cxr.planning import capacity
 from stacks.config import Config
 from stacks.inference_stack import InferenceStack
 

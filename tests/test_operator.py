@@ -21,11 +21,13 @@ from classifier.predictions import counter_key, pack, prediction_key
 from support import PREFIX, ROOT, begin_run, counts, recounted, table_items, wait_for
 from typer.testing import CliRunner
 
-from cxr import Stack, list_runs, results, run_commands, run_display, start_run, status
-from cxr.cli import app
+from cxr import Stack, results, start_run, status
+from cxr.commands import options, run_display
+from cxr.commands import runs as run_commands
+from cxr.commands.app import app
 from cxr.errors import explained
-from cxr.local import LocalAws
-from cxr.loopback import LoopbackServer, Reply
+from cxr.local_aws.local_aws import LocalAws
+from cxr.local_aws.loopback import LoopbackServer, Reply
 from cxr.stack import client
 from cxr.upload import files_in, upload
 
@@ -159,7 +161,7 @@ def test_runs_are_listed(small: str) -> None:
     run = next(run for run in cxr_json("runs") if run["run"] == small)
     assert (run["state"], run["expected"], run["scored"]) == ("COMPLETE", 2, 2)
     assert small in cxr("runs").stdout
-    assert run_commands.complete_run(type("Context", (), {"params": {}}), "sma") == [small]  # type: ignore[arg-type]
+    assert options.complete_run(type("Context", (), {"params": {}}), "sma") == [small]  # type: ignore[arg-type]
 
 
 def test_keys_of_a_file_and_of_an_index(folder: Path, xrays: list[Path], tmp_path: Path) -> None:
@@ -301,7 +303,7 @@ def test_a_run_of_all_of_nih_is_read_in_little_memory(all_of_nih: str, command: 
     code = """
 import atexit, pathlib, sys
 atexit.register(lambda: sys.stderr.write(pathlib.Path("/proc/self/status").read_text()))
-from cxr.cli import app
+from cxr.commands.app import app
 app()
 """
     name, *options = command

@@ -31,11 +31,11 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from support import BUCKET, PREFIX, ROOT, STREAM, TABLE, recounted, table_items
 from test_dicom import RAMP, dicom
 
-from cxr.execution_environment import ExecutionEnvironment, FunctionSpec
-from cxr.local import LocalAws
-from cxr.loopback import LoopbackServer, Reply
-from cxr.processes import Processes
-from cxr.stream_mapping import FunctionError
+from cxr.local_aws.execution_environment import ExecutionEnvironment, FunctionSpec
+from cxr.local_aws.local_aws import LocalAws
+from cxr.local_aws.loopback import LoopbackServer, Reply
+from cxr.local_aws.processes import Processes
+from cxr.local_aws.stream_mapping import FunctionError
 from reliability.table import create_table
 
 MARKER = "Qmarkerq"
@@ -155,7 +155,7 @@ class Aws:
         return self._spec("classifier.handler.handle", ROOT / "containers" / "classifier", logging, timeout)
 
     def job_creator(self, logging: dict[str, str]) -> FunctionSpec:
-        return self._spec("handler.handle", ROOT / "lambdas" / "job_creator", logging, 900)
+        return self._spec("job_creator.handler.handle", ROOT / "lambdas", logging, 900)
 
     def _spec(self, handler: str, code: Path, logging: dict[str, str], timeout: float) -> FunctionSpec:
         card = json.loads((ROOT / "containers/classifier/model/model.json").read_text())

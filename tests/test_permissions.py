@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import boto3
-import handler
 import pytest
 from aws_cdk import App
 from aws_cdk.assertions import Template
@@ -24,6 +23,7 @@ from classifier.handler import Classifier
 from classifier.handler import setup as set_up_classifier
 from classifier.table import Table
 from iam import Request, Statement, allows, applies, single
+from job_creator import handler
 from moto import mock_aws
 from permissions import (
     ACCOUNT,

@@ -17,7 +17,7 @@ import pytest
 from classifier.model import Model
 from support import PREFIX, ROOT, begin_run, counts, image_bytes, png, recounted, table_items, uid, wait_for
 
-from cxr.local import LocalAws
+from cxr.local_aws.local_aws import LocalAws
 
 AWSCLI = "awscli==1.46.3"
 README = (ROOT / "README.md").read_text()

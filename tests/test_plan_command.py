@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cxr import capacity
-from cxr.cli import app
+from cxr.commands.app import app
+from cxr.planning import capacity
+from cxr.words import duration
 
 MEASURED, PRICED = capacity.read_json(capacity.SERVICE_TIMES), capacity.read_json(capacity.PRICES)
 MODELS = ", ".join(MEASURED["images_per_second"])
@@ -163,7 +164,6 @@ class TestText:
         [(7.06, "7.1 s"), (59.7, "60 s"), (518, "8.6 min"), (5700, "95 min"), (7200, "2.0 h")],
     )
     def test_durations(self, seconds: float, said: str) -> None:
-        from cxr.plan_command import duration
 
         assert duration(seconds) == said
 

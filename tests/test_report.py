@@ -24,12 +24,16 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from support import BUCKET, PREFIX, ROOT, STREAM, TABLE, begin_run
 from typer.testing import CliRunner
 
-from cxr import RESEARCH_ONLY, report, report_command, report_gallery, report_page
-from cxr.cohort import Reference, TrainingSet, fingerprint, read_labels
+from cxr import RESEARCH_ONLY
+from cxr.commands import report as report_command
+from cxr.commands.model import SHIPPED
 from cxr.errors import InputError
-from cxr.evaluation import LabelledScores, evaluate
-from cxr.model_commands import SHIPPED
+from cxr.evaluation.cohort import Reference, TrainingSet, fingerprint, read_labels
+from cxr.evaluation.measures import LabelledScores, evaluate
 from cxr.phantoms import draw_phantom
+from cxr.report_page import document as report
+from cxr.report_page import gallery as report_gallery
+from cxr.report_page import template as report_page
 from cxr.runs import Outcome, RunStatus
 from cxr.stack import Stack
 from stacks.config import Config

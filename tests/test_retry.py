@@ -14,9 +14,9 @@ from test_runs import STACK, put_predictions, put_run
 
 from cxr.errors import Failed, InputError
 from cxr.failure_bucket import LOOKED_INTO, Waiting, waiting
+from cxr.local_aws.stream_mapping import FunctionError, MappingSettings, StreamMapping
 from cxr.operations import delete_run
 from cxr.retry import Retried, retry_run
-from cxr.stream_mapping import FunctionError, MappingSettings, StreamMapping
 
 SETTINGS = MappingSettings(
     "mapping", "arn:function", "arn:stream", maximum_retry_attempts=0, failure_bucket=FAILURES

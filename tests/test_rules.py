@@ -14,9 +14,9 @@ from aws_cdk.aws_s3 import Bucket
 from cdk_nag import AwsSolutionsChecks
 from support import ROOT
 
-from stacks import audit
 from stacks.config import Config
 from stacks.inference_stack import InferenceStack
+from tools import audit
 
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 EXISTING_BUCKET = {"imagesBucket": "hospital", "imagesKmsKey": KEY, "prefix": "chest/"}

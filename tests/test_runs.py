@@ -21,11 +21,13 @@ from classifier.table import RunGone, Table
 from support import BUCKET, FAILURES, PREFIX, STREAM, TABLE, begin_run, table_items, uid
 
 import cxr
-from cxr import operations, results_command, run_commands
-from cxr.cohort import read_results
+from cxr import operations
+from cxr.commands import results as results_command
+from cxr.commands import runs as run_commands
+from cxr.commands.local import print_outcomes
+from cxr.commands.results import Format, write
 from cxr.errors import InputError
-from cxr.local_commands import print_outcomes
-from cxr.results_command import Format, write
+from cxr.evaluation.cohort import read_results
 from cxr.runs import MODEL_JSON, Outcome, RunStatus, list_runs, outcomes, results, rows, run_status
 from cxr.stack import Stack
 

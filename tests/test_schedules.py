@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from reliability.faults import KINDS, kinds
 from reliability.schedules import CLASSIFIER, Schedule, Step, Trouble, schedules
-from reliability.world import World
+from reliability.simulator import World
 
 SCHEDULES = 500
 

@@ -515,10 +515,11 @@ def test_image_is_built_on_the_base_that_is_given(synth: Synth) -> None:
     assert image["source"]["dockerBuildArgs"] == {"BASE_IMAGE": base}
 
 
-def test_zip_holds_the_job_creator_alone(synth: Synth) -> None:
-    (handler,) = synth().folder.glob("asset.*/handler.py")
-    sources = {path.name for path in (ROOT / "lambdas" / "job_creator").glob("*.py")}
-    assert {path.name for path in handler.parent.iterdir()} == sources
+def test_zip_holds_the_job_creator_and_the_run_protocol_alone(synth: Synth) -> None:
+    (handler,) = synth().folder.glob("asset.*/job_creator/handler.py")
+    asset, sources = handler.parents[1], ROOT / "lambdas"
+    packed = {path.relative_to(asset) for path in asset.rglob("*") if path.is_file()}
+    assert packed == {path.relative_to(sources) for path in sources.rglob("*.py")}
 
 
 @pytest.mark.parametrize(("settings", "policy"), [((), "Retain"), (CHANGED, "Delete")])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cxr.stream_mapping import FunctionError, MappingSettings, Record, StreamMapping, ThrottledError
+from cxr.local_aws.stream_mapping import FunctionError, MappingSettings, Record, StreamMapping, ThrottledError
 
 START = 1_800_000_000.0
 UUID = "0f1e2d3c-0000-4000-8000-000000000000"

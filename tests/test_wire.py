@@ -12,7 +12,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ResponseStreamingError
 from support import ROOT
 
-from cxr.loopback import LoopbackServer, Reply
+from cxr.local_aws.loopback import LoopbackServer, Reply
 from cxr.stack import Stack
 from reliability.endpoint import Answer, FaultyEndpoint, Request
 from reliability.wire import SETTINGS, WireAws, bodies, put_images, score, start, totals

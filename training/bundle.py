@@ -13,7 +13,7 @@ from classifier.images import Preprocessing
 from classifier.model import Model
 from torch import nn
 
-from cxr.cohort import fingerprint, patient_fingerprint
+from cxr.evaluation.cohort import fingerprint, patient_fingerprint
 from cxr.phantoms import draw_phantom
 from training.data import Images
 

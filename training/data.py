@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from classifier.images import ImageError, Pixels, Preprocessing, decode
 
-from cxr.cohort import ABNORMAL, FINDINGS_COLUMNS, IMAGE_COLUMNS, NO_FINDING, PATIENT_COLUMNS
 from cxr.errors import InputError
+from cxr.evaluation.cohort import ABNORMAL, FINDINGS_COLUMNS, IMAGE_COLUMNS, NO_FINDING, PATIENT_COLUMNS
 
 # The names of this project's labels and those of NIH's Data_Entry_2017.csv.
 VIEW_COLUMNS = ("view", "View Position")

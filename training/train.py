@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from cxr.cohort import ABNORMAL
 from cxr.errors import InputError
+from cxr.evaluation.cohort import ABNORMAL
 from cxr.files import whole_file
 from training import bundle, card, data, fitting, report, splits, tuning
 from training.checkpoint import CheckpointError

@@ -23,7 +23,8 @@ import boto3
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from jobs import EventError, Record, Request, batches, check_index, distinct, images, indexed
+
+from job_creator.jobs import EventError, Record, Request, batches, check_index, distinct, images, indexed
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

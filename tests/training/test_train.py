@@ -13,8 +13,8 @@ import torch
 from classifier.model import Model
 from PIL import Image
 
-from cxr.cohort import fingerprint
 from cxr.errors import InputError
+from cxr.evaluation.cohort import fingerprint
 from training import card, data, networks, splits, train, tuning
 from training.densenet121 import densenet121
 from training.features import FULL

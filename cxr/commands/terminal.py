@@ -22,11 +22,6 @@ notes = Console(stderr=True, highlight=False)  # what goes on meanwhile, and err
 _tracebacks = False
 
 
-def counted(number: int, noun: str) -> str:
-    """The number and its noun: 1 file, 2 files."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def plain(text: str) -> str:
     """What a terminal would obey (escape sequences, right-to-left overrides), written out."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

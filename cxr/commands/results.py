@@ -12,13 +12,14 @@ from typing import Annotated, Literal, TextIO
 
 import typer
 
+from cxr.commands.options import RunName, StackName
+from cxr.commands.terminal import errors_reported, notes, plain, progress
 from cxr.errors import InputError
 from cxr.files import whole_file
-from cxr.run_commands import RunName, StackName
 from cxr.runs import Row
 from cxr.runs import results as read_results
 from cxr.stack import NAME, Stack
-from cxr.terminal import counted, errors_reported, notes, plain, progress
+from cxr.words import counted
 
 COLUMNS = ("key", "status", "score", "label", "error")
 

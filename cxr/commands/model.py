@@ -13,18 +13,17 @@ from classifier.model import BundleError, Model
 from rich.table import Table
 
 from cxr import RESEARCH_ONLY
+from cxr.commands.options import Bundle, Json
+from cxr.commands.terminal import console, errors_reported, shown
 from cxr.errors import InputError
 from cxr.explanation import overlay
 from cxr.files import whole_file
-from cxr.local import PROJECT
+from cxr.local_aws.local_aws import PROJECT
 from cxr.phantoms import draw_phantom
-from cxr.terminal import console, errors_reported, shown
 
 SHIPPED = PROJECT / "containers" / "classifier" / "model"
 SELF_TEST_TOLERANCE = 1e-3  # processors differ in the last bits of a float, not here
 
-Bundle = Annotated[Path, typer.Option(metavar="DIR", help="Folder of model.onnx and model.json.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 model = typer.Typer(no_args_is_help=True, help="Model bundles: what a model is, and whether it works here.")
 

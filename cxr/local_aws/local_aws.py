@@ -22,12 +22,12 @@ import boto3
 from botocore.config import Config
 
 from cxr.errors import Failed
-from cxr.execution_environment import Function, FunctionSpec
-from cxr.function_host import FunctionHost
-from cxr.processes import Processes, signals_held
+from cxr.local_aws.execution_environment import Function, FunctionSpec
+from cxr.local_aws.function_host import FunctionHost
+from cxr.local_aws.processes import Processes, signals_held
 from cxr.stack import NAME
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 ACCOUNT, REGION = "000000000000", "us-east-1"  # MiniStack's own
 START_SECONDS = 60
 LOG_TAIL_LINES = 15
@@ -151,7 +151,8 @@ class LocalAws:
             "LOG_LEVEL": "WARNING",  # below, it names S3 keys
             "TMPDIR": str(self._folder),
         }
-        command, environment = [sys.executable, "-m", "cxr.guarded_ministack"], {**os.environ, **settings}
+        command = [sys.executable, "-m", "cxr.local_aws.guarded_ministack"]
+        environment = {**os.environ, **settings}
         self._ministack = self._processes.start(command, cwd=self._folder, environment=environment, log=log)
         deadline = time.monotonic() + START_SECONDS
         while not _healthy(port):

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from classifier.model import Model
 
-from cxr.cohort import Result
 from cxr.errors import InputError
+from cxr.evaluation.cohort import Result
 from cxr.runs import Outcome
 
 MILLION = 1_000_000  # scores have six decimals, and travel as whole numbers

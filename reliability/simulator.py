@@ -10,13 +10,11 @@ import functools
 import io
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -29,21 +27,18 @@ from classifier.handler import NotDone
 from classifier.jobs import JobError, from_record
 from classifier.model import Model
 from classifier.table import RunIdTaken
+from job_creator import handler as creator_handler
+from job_creator import jobs as creator_jobs
 from moto import mock_aws
 
 from cxr import operations, retry, stack
 from cxr.errors import Failed, InputError
-from cxr.stream_mapping import FunctionError, MappingSettings, StreamMapping, first_failure
-from reliability import account
-from reliability.account import BUCKET, FAILURES, REGION, STREAM, TABLE
+from cxr.local_aws.stream_mapping import FunctionError, MappingSettings, StreamMapping, first_failure
+from reliability import fake_aws as account
 from reliability.checker import Checker, Totals, there
+from reliability.fake_aws import BUCKET, FAILURES, REGION, STREAM, TABLE
 from reliability.faults import KINDS, Killed, Request, aws
 from reliability.schedules import DIRECT, IMAGES, PREFIX, PUT_LATER, Schedule, Step, key, run_id
-
-sys.path.append(str(Path(__file__).parents[1] / "lambdas" / "job_creator"))  # a zip, and no package
-
-import handler as creator_handler
-import jobs as creator_jobs
 
 STACK = stack.Stack("ChestXray", BUCKET, PREFIX, "creator", STREAM, "classifier", "mapping", TABLE, FAILURES)
 ENVIRONMENT = {

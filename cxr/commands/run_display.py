@@ -13,11 +13,11 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from cxr.plan_command import duration
+from cxr.commands.terminal import console, notes, progress, shown
 from cxr.runs import RunStatus, Status, run_status
 from cxr.runs import status as read_status
 from cxr.stack import Stack, client
-from cxr.terminal import console, counted, notes, progress, shown
+from cxr.words import counted, duration
 
 LOOK_SECONDS = 0.5  # from one look at a run that is watched to the next: two small requests each
 SPEED_SECONDS = 10  # over which the speed of a run that is watched is taken

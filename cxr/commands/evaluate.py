@@ -13,20 +13,21 @@ from botocore.exceptions import BotoCoreError, ClientError
 from rich.table import Table
 
 from cxr import RESEARCH_ONLY
-from cxr.cohort import Result, TrainingSet, join, read_labels, read_results
+from cxr.commands.model import SHIPPED, load
+from cxr.commands.options import Json, StackName
+from cxr.commands.terminal import console, errors_reported, shown
 from cxr.errors import InputError, explained
+from cxr.evaluation.cohort import Result, TrainingSet, join, read_labels, read_results
 from cxr.files import whole_file
-from cxr.model_commands import SHIPPED, Json, load
-from cxr.run_commands import StackName
 from cxr.runs import outcomes, run_status
 from cxr.stack import NAME, Stack, client
-from cxr.terminal import console, counted, errors_reported, shown
+from cxr.words import counted
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take a second or two, which `cxr --help` should not
     from classifier.model import Model
 
-    from cxr.evaluation import AtPrevalence, Estimate, Evaluation, LabelledScores
-    from cxr.evaluation_report import Report
+    from cxr.evaluation.assessment import Report
+    from cxr.evaluation.measures import AtPrevalence, Estimate, Evaluation, LabelledScores
 
 COUNTS = ("tp", "fp", "tn", "fn")
 GROUP_MEASURES = ("auc", "sensitivity", "specificity")  # all of them are in the JSON
@@ -81,7 +82,7 @@ def evaluate(
     Ends with 0, with 2 if what was given cannot be used, and with 1 if the files cannot be written.
     """
     with errors_reported():
-        from cxr.evaluation_report import labelled_scores, report
+        from cxr.evaluation.assessment import labelled_scores, report
 
         if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"--threshold {threshold:g}: expected a score from 0 to 1")
@@ -161,7 +162,7 @@ def read_scores(
 
 def write_files(folder: Path, found: Report, data: LabelledScores, document: str) -> None:
     """The plots as PNG and SVG, and evaluation.json, each whole or not at all. Raises OSError."""
-    from cxr.plots import figures, save
+    from cxr.evaluation.plots import figures, save
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures(found, data):
@@ -226,7 +227,7 @@ def _about_training(found: Report) -> str:
 
 
 def _measures_table(overall: Evaluation) -> Table:
-    from cxr.evaluation import MEASURES
+    from cxr.evaluation.measures import MEASURES
 
     table = _table("measure", "value", "95% interval")
     for name, estimate in overall.measures.items():
@@ -236,7 +237,7 @@ def _measures_table(overall: Evaluation) -> Table:
 
 
 def _groups_table(column: str, evaluations: dict[str, Evaluation]) -> Table:
-    from cxr.evaluation import MEASURES
+    from cxr.evaluation.measures import MEASURES
 
     patients = "" if None in {evaluation.patients for evaluation in evaluations.values()} else "\npatients"
     table = _table(column, f"images{patients}", "positive", *(MEASURES[name] for name in GROUP_MEASURES))

@@ -9,16 +9,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cxr import RESEARCH_ONLY, run_commands
-from cxr.doctor import doctor
-from cxr.evaluation_command import evaluate
-from cxr.local_commands import local
-from cxr.model_commands import explain, model, score
-from cxr.plan_command import plan
-from cxr.processes import STOP_SIGNALS
-from cxr.report_command import report
-from cxr.results_command import results
-from cxr.terminal import show_tracebacks
+from cxr import RESEARCH_ONLY
+from cxr.commands import runs as run_commands
+from cxr.commands.doctor import doctor
+from cxr.commands.evaluate import evaluate
+from cxr.commands.local import local
+from cxr.commands.model import explain, model, score
+from cxr.commands.plan import plan
+from cxr.commands.report import report
+from cxr.commands.results import results
+from cxr.commands.terminal import show_tracebacks
+from cxr.local_aws.processes import STOP_SIGNALS
 
 BEFORE, RUNS, RESULTS, HERE = "Before a run", "Runs", "Results", "Here, without AWS"
 

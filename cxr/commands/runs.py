@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from botocore.exceptions import BotoCoreError, ClientError
 from rich.table import Table
 
-from cxr.errors import Failed, InputError
-from cxr.model_commands import Json
-from cxr.operations import cancel_run, check_deletable, delete_run, start_run
-from cxr.retry import ERROR_CODES, retry_run
-from cxr.run_display import (
+from cxr.commands.options import Json, RunName, StackName
+from cxr.commands.run_display import (
     COLOURS,
     goes_on,
     moment_text,
@@ -26,27 +22,16 @@ from cxr.run_display import (
     run_document,
     watch_run,
 )
+from cxr.commands.terminal import console, errors_reported, notes, progress, shown
+from cxr.errors import Failed, InputError
+from cxr.operations import cancel_run, check_deletable, delete_run, start_run
+from cxr.retry import ERROR_CODES, retry_run
 from cxr.runs import RunStatus, list_runs
 from cxr.runs import status as read_status
 from cxr.stack import NAME, Stack, client
-from cxr.terminal import console, counted, errors_reported, notes, progress, shown
 from cxr.upload import files_in
 from cxr.upload import upload as send
-
-
-def complete_run(context: typer.Context, incomplete: str) -> list[str]:
-    """The names of runs, for the shell; none if AWS does not answer."""
-    try:
-        runs = list_runs(Stack.find(context.params.get("stack") or NAME))
-    except (InputError, BotoCoreError, ClientError):
-        return []
-    return [run.run for run in runs if run.run.startswith(incomplete)]
-
-
-StackName = Annotated[
-    str, typer.Option("--stack", metavar="NAME", help="The deployed stack, in AWS_REGION and AWS_PROFILE.")
-]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", autocompletion=complete_run)]
+from cxr.words import counted
 
 
 def upload(
@@ -257,7 +242,7 @@ def retry(
                 "which no run needs any more"
             )
         if sent or retried.completing:
-            # FAILED images have an outcome, if a bad one: a run of no others is COMPLETE, and not to be watched.
+            # A run whose only failures are FAILED images is COMPLETE: there is nothing to watch.
             watch = " --watch" if retried.given_up or retried.completing else ""
             console.print(f"Follow it by `cxr status {run}{watch}`", markup=False, soft_wrap=True)
 

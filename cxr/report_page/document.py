@@ -19,16 +19,16 @@ import numpy.typing as npt
 from classifier.model import Model
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from cxr import capacity
-from cxr.cohort import Cohort, Reference, TrainingSet, join
-from cxr.evaluation import MEASURES, Estimate, Evaluation, reliability
-from cxr.evaluation_report import Report, labelled_scores, report
+from cxr.evaluation.assessment import Report, labelled_scores, report
+from cxr.evaluation.cohort import Cohort, Reference, TrainingSet, join
+from cxr.evaluation.measures import MEASURES, Estimate, Evaluation, reliability
 from cxr.files import whole_file
-from cxr.plan_command import duration, money
-from cxr.report_gallery import Fetch, gallery
-from cxr.report_page import Template
-from cxr.report_rows import Rows
+from cxr.planning import capacity
+from cxr.report_page.gallery import Fetch, gallery
+from cxr.report_page.rows import Rows
+from cxr.report_page.template import Template
 from cxr.runs import Outcome, RunStatus
+from cxr.words import counted, duration, money
 from stacks.config import Config, context_name
 
 FAILURES = {
@@ -239,14 +239,14 @@ def evaluation(found: Report, cohort: Cohort, labels: Labels) -> dict[str, Any]:
         "labels without an image": found.labels_without_image,
         "labels given again": labels.repeated,
     }
-    patients = "" if overall.patients is None else f" of {_counted(overall.patients, 'patient')}"
+    patients = "" if overall.patients is None else f" of {counted(overall.patients, 'patient')}"
     roc = precision_recall = None
     if data.two_classes:
         fall_out, sensitivity, _ = roc_curve(data.positive, data.scores)
         precision, recall, _ = precision_recall_curve(data.positive, data.scores, drop_intermediate=True)
         roc, precision_recall = _curve(fall_out, sensitivity), _curve(recall[::-1], precision[::-1])
     return {
-        "on": f"{_counted(overall.images, 'image')}{patients}, of which {overall.positives:,} are "
+        "on": f"{counted(overall.images, 'image')}{patients}, of which {overall.positives:,} are "
         f"{found.label} by reference: prevalence {overall.prevalence:.3f}",
         "left_out": ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n),
         "intervals": found.intervals,
@@ -454,10 +454,6 @@ def _quantity(value: float) -> str:
 
 def _share(part: int, whole: int, of: str) -> str:
     return f"{100 * part / whole:.1f}% {of}" if part else "none"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _notice(kind: str, text: str) -> dict[str, str]:

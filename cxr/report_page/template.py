@@ -15,7 +15,7 @@ from cxr import RESEARCH_ONLY
 from cxr.errors import InputError
 
 PAGE = Path(__file__).with_name("page")
-NODE_MODULES = Path(__file__).parents[1] / "node_modules"
+NODE_MODULES = Path(__file__).parents[2] / "node_modules"
 LIBRARIES = {  # npm package -> the file of it that goes into the page
     "d3": "dist/d3.min.js",
     "@observablehq/plot": "dist/plot.umd.min.js",

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from cxr import RESEARCH_ONLY
-from cxr.evaluation import Estimate, LabelledScores, reliability
-from cxr.evaluation_report import Report
-from cxr.terminal import counted
+from cxr.evaluation.assessment import Report
+from cxr.evaluation.measures import Estimate, LabelledScores, reliability
+from cxr.words import counted
 
 # Okabe and Ito's palette, https://jfly.uni-koeln.de/color/
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#595959"

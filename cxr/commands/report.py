@@ -9,16 +9,16 @@ import typer
 from botocore.exceptions import ClientError
 
 from cxr import RESEARCH_ONLY
+from cxr.commands.model import SHIPPED, load
+from cxr.commands.options import RunName, StackName
+from cxr.commands.terminal import console, errors_reported, notes, shown
 from cxr.errors import InputError
-from cxr.model_commands import SHIPPED, load
-from cxr.run_commands import RunName, StackName
 from cxr.stack import NAME, Stack, client
-from cxr.terminal import console, errors_reported, notes, shown
 
 if TYPE_CHECKING:
     from classifier.model import Model
 
-    from cxr.report_gallery import Fetch
+    from cxr.report_page.gallery import Fetch
     from stacks.config import Config
 
 _MISSING = {"NoSuchKey", "404"}
@@ -69,9 +69,9 @@ def report(
     the file system fails.
     """
     with errors_reported():
-        from cxr import report as page
-        from cxr.cohort import ABNORMAL, TrainingSet, read_labels
-        from cxr.report_page import Template
+        from cxr.evaluation.cohort import ABNORMAL, TrainingSet, read_labels
+        from cxr.report_page import document as page
+        from cxr.report_page.template import Template
         from cxr.runs import labels_of, outcomes, run_status
 
         if group and not labels:

@@ -19,9 +19,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from cxr.loopback import LoopbackServer, Reply
-from cxr.processes import Processes
-from cxr.stream_mapping import FunctionError
+from cxr.local_aws.loopback import LoopbackServer, Reply
+from cxr.local_aws.processes import Processes
+from cxr.local_aws.stream_mapping import FunctionError
 
 INIT_SECONDS = 10  # initialisation may take so long outside the function's timeout
 DOCKERFILE_CMD = re.compile(r'^CMD \["(?P<handler>[^"]+)"\]', re.MULTILINE)

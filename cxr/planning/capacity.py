@@ -205,8 +205,8 @@ def work_seconds(workload: Workload, config: Config) -> float:
 def write_units(workload: Workload, config: Config) -> float:
     """DynamoDB write units: in a transaction each item takes 2 a KB (DynamoDB guide, transaction-apis).
 
-    One item an image and one counter a job; to begin the run, its own item and its sixteen counters. That item
-    changes twice after.
+    One item an image and one counter a job. Beginning the run writes its item and its sixteen counters;
+    later its item changes twice.
     """
     kilobytes = math.ceil((ITEM_BYTES + workload.key_bytes) / 1024)
     return 2 * (workload.images * kilobytes + jobs(workload, config) + 17) + 2

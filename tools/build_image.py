@@ -24,11 +24,11 @@ import boto3
 from classifier.model import Model
 from classifier.predictions import begin, prediction_key, unpack
 
-from cxr.execution_environment import ExecutionEnvironment, FunctionSpec
 from cxr.files import whole_file
-from cxr.local import PROJECT, LocalAws
+from cxr.local_aws.execution_environment import ExecutionEnvironment, FunctionSpec
+from cxr.local_aws.local_aws import PROJECT, LocalAws
+from cxr.local_aws.processes import Processes
 from cxr.phantoms import draw_phantom
-from cxr.processes import Processes
 
 CONTEXT = PROJECT / "containers" / "classifier"
 BUILD = PROJECT / "build"

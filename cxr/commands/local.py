@@ -16,19 +16,20 @@ import typer
 from rich.table import Table
 
 from cxr import RESEARCH_ONLY
+from cxr.commands.results import write
+from cxr.commands.run_display import follow, print_started
+from cxr.commands.runs import upload_files
+from cxr.commands.terminal import console, errors_reported, shown, stage
 from cxr.errors import Failed, InputError
 from cxr.files import whole_file
-from cxr.local import PROJECT, LocalAws, LocalAwsError
+from cxr.local_aws.local_aws import PROJECT, LocalAws, LocalAwsError
 from cxr.operations import start_run
 from cxr.phantoms import write_phantoms
-from cxr.results_command import write
-from cxr.run_commands import upload_files
-from cxr.run_display import follow, print_started
 from cxr.runs import Outcome, RunStatus, labels_of, outcomes, rows, run_status
 from cxr.runs import status as read_status
 from cxr.stack import Stack, client
-from cxr.terminal import console, counted, errors_reported, shown, stage
 from cxr.upload import files_in
+from cxr.words import counted
 
 ENVIRONMENT_FILE = PROJECT / ".cxr-local.env"
 MAXIMUM_ROWS = 50  # in the table of results

@@ -16,7 +16,7 @@ from classifier.model import Model
 from PIL import Image, ImageOps
 
 from cxr.explanation import LESS, MORE, STRONGEST
-from cxr.report_rows import MILLION, Rows
+from cxr.report_page.rows import MILLION, Rows
 
 GALLERY_SIZE = 12  # images in each part of the gallery
 THUMBNAIL, MAP = 320, 64  # sides in pixels; the browser enlarges a map smoothly

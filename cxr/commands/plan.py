@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from cxr.commands.options import Json
+from cxr.commands.terminal import console, errors_reported, shown
 from cxr.errors import InputError
-from cxr.model_commands import Json
-from cxr.terminal import console, counted, errors_reported, shown
+from cxr.words import counted, duration, money
 
 if TYPE_CHECKING:
-    from cxr.capacity import Plan
+    from cxr.planning.capacity import Plan
     from stacks.config import Config
 
 MAX_IMAGES = 10**9  # as many as the job creator takes
@@ -81,7 +82,7 @@ def plan(
     used.
     """
     with errors_reported():
-        from cxr import capacity
+        from cxr.planning import capacity
 
         measured, priced = capacity.read_json(capacity.SERVICE_TIMES), capacity.read_json(capacity.PRICES)
         config = read_settings(settings or [])
@@ -239,19 +240,6 @@ def print_plan(present: Plan, better: dict[str, Plan]) -> None:
         console.print(f"  {shown(deploy_command(found.config))}", soft_wrap=True)
     if not better:
         console.print("\nNo other settings are worth it: none is as fast for less, or much faster.")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes = seconds / 60
-    return f"{minutes:.{minutes < 10:d}f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
-
-
-def money(dollars: float) -> str:
-    """Dollars, with decimals as far as they tell."""
-    return f"${dollars:,.{2 if dollars >= 0.1 else 4}f}"
 
 
 def _bill(present: Plan) -> Table:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cxr.execution_environment import Function
-from cxr.loopback import LoopbackServer, Reply
-from cxr.processes import StoppingError
-from cxr.stream_mapping import FunctionError, Lane, MappingSettings, Record, StreamMapping
+from cxr.local_aws.execution_environment import Function
+from cxr.local_aws.loopback import LoopbackServer, Reply
+from cxr.local_aws.processes import StoppingError
+from cxr.local_aws.stream_mapping import FunctionError, Lane, MappingSettings, Record, StreamMapping
 
 if TYPE_CHECKING:
     from mypy_boto3_lambda import LambdaClient

@@ -8,7 +8,7 @@ from typing import Any
 
 from ministack import app as ministack  # type: ignore[import-untyped]
 
-from cxr.loopback import REFUSAL, asks_as_a_program
+from cxr.local_aws.loopback import REFUSAL, asks_as_a_program
 
 _answer = ministack.app
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from classifier.model import Model
 
-from cxr.cohort import Cohort, Result, TrainingSet
 from cxr.errors import InputError
-from cxr.evaluation import (
+from cxr.evaluation.cohort import Cohort, Result, TrainingSet
+from cxr.evaluation.measures import (
     RESAMPLES,
     AtPrevalence,
     Evaluation,
