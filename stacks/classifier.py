@@ -34,8 +34,8 @@ from constructs import Construct
 from stacks.config import Config, ConfigError
 from stacks.function_role import FunctionRole
 
-CODE = Path(__file__).parents[1] / "containers" / "classifier"
-MODEL_BUNDLE = CODE / "model"
+PROJECT = Path(__file__).parents[1]
+MODEL_BUNDLE = PROJECT / "containers" / "classifier" / "model"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class Classifier(Construct):
             "Function",
             description="Scores the images of its jobs and writes a prediction for each",
             code=DockerImageCode.from_image_asset(
-                str(CODE),
+                str(PROJECT),
+                file="containers/classifier/Dockerfile",
                 platform=platform,
                 build_args={"BASE_IMAGE": config.base_image} if config.base_image else None,
             ),
