@@ -1,0 +1,57 @@
+"""Why an image has no score, and what is odd about one that has: every code with its meaning.
+
+A meaning goes on from "The image ...". The docs, the report and the command line print from these lists.
+"""
+
+from enum import StrEnum
+
+
+class _Code(StrEnum):
+    """A code that is stored with a prediction."""
+
+    meaning: str
+
+    def __new__(cls, code: str, meaning: str) -> "_Code":
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+
+class ErrorCode(_Code):
+    """Why an image can never be scored. It is stored with a FAILED prediction."""
+
+    IMAGE_MISSING = "IMAGE_MISSING", "is not in the bucket"
+    IMAGE_EMPTY = "IMAGE_EMPTY", "holds no bytes"
+    NOT_AN_IMAGE = "NOT_AN_IMAGE", "is neither PNG, JPEG nor DICOM"
+    IMAGE_CORRUPT = (
+        "IMAGE_CORRUPT",
+        "is cut short, damaged or contradicts itself, or would take a decoder minutes or gigabytes",
+    )
+    IMAGE_TOO_SMALL = "IMAGE_TOO_SMALL", "has a side under 64 pixels"
+    IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE", "has over 50 megapixels, or over 64 MiB as a file"
+    IMAGE_TOO_NARROW = "IMAGE_TOO_NARROW", "is over four times as long as wide, or as wide as long"
+    BIT_DEPTH_UNKNOWN = (
+        "BIT_DEPTH_UNKNOWN",
+        "is a 16-bit PNG that uses 12 bits or fewer, and the model's bundle names no bit depth",
+    )
+    DICOM_NO_PIXELS = "DICOM_NO_PIXELS", "is DICOM without pixel data of 8 or 16 bits"
+    DICOM_MULTI_FRAME = "DICOM_MULTI_FRAME", "is DICOM with more than one frame"
+    DICOM_PHOTOMETRIC = "DICOM_PHOTOMETRIC", "is DICOM in colour: neither MONOCHROME1 nor MONOCHROME2"
+    DICOM_TRANSFER_SYNTAX = (
+        "DICOM_TRANSFER_SYNTAX",
+        "is DICOM in a compression that is not decoded: deflated, JPEG Lossless, JPEG-LS or video",
+    )
+
+
+class WarningCode(_Code):
+    """What is odd about an image that was scored. It never stops the scoring."""
+
+    COLOUR = "COLOUR", "has colour in it, where an X-ray is grey"
+    LOOKS_SIDEWAYS = "LOOKS_SIDEWAYS", "looks more like a chest when turned by a quarter"
+    LOOKS_INVERTED = "LOOKS_INVERTED", "looks like a chest when black and white change places"
+    NOT_A_FRONTAL_CHEST = "NOT_A_FRONTAL_CHEST", "does not look like a frontal chest X-ray, turned or inverted"
+    OUT_OF_TRAINING_RANGE = (
+        "OUT_OF_TRAINING_RANGE",
+        "is darker, brighter, flatter or harsher than every image the model was trained on",
+    )

@@ -1,0 +1,86 @@
+"""The prediction for one image, and the counts of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+SCORED, FAILED, WARNING = "SCORED", "FAILED", "WARNING"
+
+Counts = Counter[str]  # SCORED, FAILED#<code> and WARNING#<code> -> images
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one image came to: scores, or the code of why it has none."""
+
+    key: str
+    scores: Mapping[str, Decimal] = field(default_factory=dict)  # label -> 0..1, 6 decimals; empty if FAILED
+    positive: tuple[str, ...] = ()  # labels whose score reaches the label's threshold
+    warnings: tuple[str, ...] = ()  # of runs.codes.WarningCode
+    error: str | None = None  # of runs.codes.ErrorCode; None if SCORED
+
+    @property
+    def status(self) -> str:
+        """SCORED or FAILED."""
+        return FAILED if self.error else SCORED
+
+    @property
+    def count(self) -> str:
+        """The name of the count that this image is in."""
+        return f"{FAILED}#{self.error}" if self.error else SCORED
+
+    def label(self, label: str) -> str | None:
+        """The decision in a word: `label`, or else `normal` for `abnormal` and `no <label>` for any other."""
+        if self.error:
+            return None
+        return label if label in self.positive else negative(label)
+
+    def to_fields(self) -> dict[str, Any]:
+        """Its attributes in the table, besides its key."""
+        if self.error:
+            return {"status": FAILED, "error": str(self.error)}
+        return {
+            "status": SCORED,
+            "scores": dict(self.scores),
+            "positive": list(self.positive),
+            "warnings": list(map(str, self.warnings)),
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Prediction:
+        """The prediction that an item of the table holds."""
+        return cls(
+            key=fields["sk"],
+            scores=fields.get("scores", {}),
+            positive=tuple(fields.get("positive", ())),
+            warnings=tuple(fields.get("warnings", ())),
+            error=fields.get("error"),
+        )
+
+
+def negative(label: str) -> str:
+    """The word for an image below the label's threshold."""
+    return "normal" if label == "abnormal" else f"no {label}"
+
+
+def total(counters: Iterable[Mapping[str, Any]]) -> Counts:
+    """The counts of a run: the sum of its counter items, zeros left out."""
+    counts: Counts = Counter()
+    for item in counters:
+        counts.update({name: int(n) for name, n in item.items() if name not in ("pk", "sk", "uid")})
+    return +counts
+
+
+def outcomes(counts: Mapping[str, int]) -> int:
+    """How many images have a prediction. An image may have several warnings, or none."""
+    return sum(n for name, n in counts.items() if not name.startswith(f"{WARNING}#"))
+
+
+def by_code(counts: Mapping[str, int], kind: str) -> Counter[str]:
+    """Images by error code (kind FAILED) or by warning code (kind WARNING)."""
+    prefix = f"{kind}#"
+    return Counter({name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)})

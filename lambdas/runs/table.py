@@ -1,0 +1,390 @@
+"""The table of runs, counts and predictions: every call that anybody makes to it."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import secrets
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from runs import keys
+from runs.attributes import Item, pack, unpack
+from runs.predictions import FAILED, SCORED, WARNING, Counts, Prediction, outcomes, total
+from runs.run import Run, State
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+WRITE_ATTEMPTS = 8
+DELETE_BATCH = 25  # keys that BatchWriteItem takes
+# Reasons of a cancelled transaction that may be gone in the next attempt.
+_TRANSIENT = {
+    "None",
+    "ConditionalCheckFailed",
+    "TransactionConflict",
+    "ThrottlingError",
+    "ProvisionedThroughputExceeded",
+}
+
+
+class RunGone(Exception):
+    """The run was deleted meanwhile, and takes no prediction any more."""
+
+
+class RunTable:
+    """The table. Every method raises ClientError and BotoCoreError."""
+
+    def __init__(self, dynamodb: DynamoDBClient, name: str) -> None:
+        self._dynamodb = dynamodb
+        self._name = name
+
+    # Runs
+
+    def run(self, run_id: str) -> Run | None:
+        """The run of this name; None if there is none."""
+        answer = self._dynamodb.get_item(
+            TableName=self._name, Key=pack(keys.run_key(run_id)), ConsistentRead=True
+        )
+        return Run.from_fields(unpack(answer["Item"])) if "Item" in answer else None
+
+    def runs(self) -> Iterator[Run]:
+        """Every run, in the order of their names."""
+        return (Run.from_fields(unpack(item)) for item in self._query(keys.RUNS))
+
+    def begin(self, run_id: str, fields: Mapping[str, Any]) -> str | None:
+        """Make the run's item and its counters, all or nothing. Its uid; None if there is such a run.
+
+        None also where another caller is making or deleting it: ask again.
+        """
+        uid = secrets.token_hex(8)
+        item = {**fields, "uid": uid, "state": State.LISTING, "created_at": now()}
+        actions = begin_actions(self._name, run_id, item)
+        try:
+            self._dynamodb.transact_write_items(TransactItems=actions)
+        except self._dynamodb.exceptions.TransactionCanceledException:
+            return None
+        return uid
+
+    def resume(self, run_id: str, uid: str) -> bool:
+        """Take the run from CANCELLED to LISTING. Whether it was CANCELLED."""
+        return self._update_run(
+            run_id,
+            "SET #state = :listing REMOVE expected",
+            "uid = :uid AND #state = :cancelled",
+            {":uid": uid, ":listing": State.LISTING, ":cancelled": State.CANCELLED},
+        )
+
+    def expect(self, run_id: str, uid: str, images: int, keys_sha256: str) -> bool:
+        """Take the run to SCORING, now that all its jobs are sent: it expects so many images.
+
+        Whether that was done. It is not for a run that is CANCELLED or gone by now, nor for one that another
+        invocation with the same event has brought to COMPLETE with as many images.
+        """
+        return self._update_run(
+            run_id,
+            "SET #state = :scoring, expected = :expected, keys_sha256 = :keys_sha256, listed_at = :now",
+            "uid = :uid AND (#state IN (:listing, :scoring) OR #state = :complete AND expected <> :expected)",
+            {
+                ":uid": uid,
+                ":listing": State.LISTING,
+                ":scoring": State.SCORING,
+                ":complete": State.COMPLETE,
+                ":expected": images,
+                ":keys_sha256": keys_sha256,
+                ":now": now(),
+            },
+        )
+
+    def cancel(self, run_id: str) -> bool:
+        """Take the run to CANCELLED. Whether it was at work."""
+        return self._update_run(
+            run_id,
+            "SET #state = :cancelled, cancelled_at = :now",
+            "#state IN (:listing, :scoring)",
+            {
+                ":cancelled": State.CANCELLED,
+                ":listing": State.LISTING,
+                ":scoring": State.SCORING,
+                ":now": now(),
+            },
+        )
+
+    def complete(self, run_id: str, by: str) -> Counts | None:
+        """Mark the run COMPLETE once its counts reach what it expects; one of all callers gets the counts.
+
+        `by` is the caller's own: if an answer is lost, the SDK's next try finds its own mark. If this raises,
+        the run may have been completed all the same: call `undo_completion`.
+        """
+        run = self.run(run_id)
+        if run is None or run.state != State.SCORING or run.expected is None:
+            return None
+        counts = self.counts(run_id)  # read after the caller's own write: the last to write sees all counts
+        if outcomes(counts) < run.expected:
+            return None
+        completed = self._update_run(
+            run_id,
+            "SET #state = :complete, completed_at = :now, completed_by = :by",
+            "uid = :uid AND expected = :expected "
+            "AND (#state = :scoring OR #state = :complete AND completed_by = :by)",
+            {
+                ":uid": run.uid,
+                ":complete": State.COMPLETE,
+                ":scoring": State.SCORING,
+                ":expected": run.expected,
+                ":by": by,
+                ":now": now(),
+            },
+        )
+        return counts if completed else None
+
+    def undo_completion(self, run_id: str, by: str) -> None:
+        """Take a run that this caller has completed back to SCORING, for the next caller to complete."""
+        self._update_run(
+            run_id,
+            "SET #state = :scoring REMOVE completed_at, completed_by",
+            "#state = :complete AND completed_by = :by",
+            {":complete": State.COMPLETE, ":scoring": State.SCORING, ":by": by},
+        )
+
+    def delete(self, run: Run) -> Iterator[int]:
+        """Delete the run's counters and predictions, and yield how many predictions each partition had.
+
+        The item of the run stays, in state DELETING, for `forget`. Without its counters the run takes no
+        prediction any more, so they go first.
+        """
+        self._delete_partition(keys.counters_partition(run.run_id))
+        yield from map(self._delete_partition, keys.partitions(run.run_id))
+
+    def mark_deleting(self, run: Run) -> bool:
+        """Take the run to DELETING. Whether it was still in the state that `run` says."""
+        return self._update_run(
+            run.run_id,
+            "SET #state = :deleting",
+            "uid = :uid AND #state = :found",
+            {":uid": run.uid, ":found": run.state, ":deleting": State.DELETING},
+        )
+
+    def forget(self, run: Run) -> None:
+        """Delete the item of a run that is DELETING, if it is still there."""
+        try:
+            self._dynamodb.delete_item(
+                TableName=self._name,
+                Key=pack(keys.run_key(run.run_id)),
+                ConditionExpression="uid = :uid AND #state = :deleting",
+                ExpressionAttributeNames={"#state": "state"},
+                ExpressionAttributeValues=pack({":uid": run.uid, ":deleting": State.DELETING}),
+            )
+        except self._dynamodb.exceptions.ConditionalCheckFailedException:
+            return
+
+    # Counts and predictions
+
+    def counts(self, run_id: str) -> Counts:
+        """The counts of the run, in one request."""
+        return total(map(unpack, self._query(keys.counters_partition(run_id))))
+
+    def stored(self, run_id: str, images: Iterable[str]) -> dict[str, str]:
+        """S3 key -> name of its count, for those of at most 100 keys that have a prediction."""
+        wanted: Any = [pack(keys.prediction_key(run_id, key)) for key in images]
+        found: dict[str, str] = {}
+        attempt = 0
+        while wanted:
+            request: Any = {
+                "Keys": wanted,
+                "ConsistentRead": True,
+                "ProjectionExpression": "sk, #error",
+                "ExpressionAttributeNames": {"#error": "error"},
+            }
+            answer: Any = self._dynamodb.batch_get_item(RequestItems={self._name: request})
+            for item in answer["Responses"][self._name]:
+                prediction = Prediction.from_fields(unpack(item))
+                found[prediction.key] = prediction.count
+            wanted = answer["UnprocessedKeys"].get(self._name, {}).get("Keys")
+            if wanted:  # DynamoDB was throttled, and its guide asks to wait (BatchGetItem)
+                attempt = min(attempt + 1, WRITE_ATTEMPTS)
+                _wait(attempt)
+        return found
+
+    def write(
+        self,
+        run_id: str,
+        uid: str,
+        done: Collection[Prediction],
+        stored: Mapping[str, str],
+        stamp: Mapping[str, str],
+    ) -> None:
+        """Write at most 99 predictions and move the run's counts with them, all or nothing.
+
+        `stored` is what is known to be in the table: S3 key -> name of its count. Where it is out of date, it
+        is read, and the rest written. `stamp` (model, model_sha256) goes into every prediction. Raises
+        RunGone if there is no run of this uid any more.
+        """
+        stamp = {**stamp, "scored_at": now()}
+        for attempt in range(1, WRITE_ATTEMPTS + 1):
+            actions: Any = write_actions(self._name, run_id, uid, done, stored, stamp)
+            if not actions:
+                return
+            try:
+                self._dynamodb.transact_write_items(TransactItems=actions)
+                return
+            except self._dynamodb.exceptions.TransactionCanceledException as error:
+                *_, of_counter = reasons = [
+                    reason["Code"] for reason in error.response["CancellationReasons"]
+                ]
+                if of_counter == "ConditionalCheckFailed":
+                    raise RunGone(f"run {run_id} was deleted") from None
+                if not _TRANSIENT.issuperset(reasons) or attempt == WRITE_ATTEMPTS:
+                    raise
+            _wait(attempt)
+            stored = self.stored(run_id, [prediction.key for prediction in done])
+
+    def predictions(self, run_id: str) -> Iterator[Prediction]:
+        """Every prediction of the run, partition by partition, in each in the order of the keys."""
+        names = ("sk", "scores", "positive", "error", "warnings")
+        for partition in keys.partitions(run_id):
+            for item in self._query(partition, names):
+                yield Prediction.from_fields(unpack(item))
+
+    def predicted_keys(self, run_id: str, codes: Collection[str] = ()) -> Iterator[str]:
+        """The keys of all images that have a prediction, or of those FAILED with one of the codes."""
+        options: dict[str, Any] = {}
+        if codes:
+            named = {f":code{number}": code for number, code in enumerate(sorted(codes))}
+            options = {
+                "FilterExpression": f"#error IN ({', '.join(named)})",
+                "ExpressionAttributeNames": {"#error": "error"},
+                "ExpressionAttributeValues": pack(named),
+            }
+        for partition in keys.partitions(run_id):
+            yield from (item["sk"]["S"] for item in self._query(partition, ("sk",), **options))
+
+    # Requests
+
+    def _query(self, partition: str, names: Sequence[str] = (), **options: Any) -> Iterator[Item]:
+        """The items of a partition, page by page; with `names`, only these attributes of them."""
+        if names:
+            options["ProjectionExpression"] = ", ".join(f"#{name}" for name in names)
+            named = {f"#{name}": name for name in names}
+            options["ExpressionAttributeNames"] = named | options.get("ExpressionAttributeNames", {})
+        options["ExpressionAttributeValues"] = {
+            **options.get("ExpressionAttributeValues", {}),
+            ":pk": {"S": partition},
+        }
+        pages = self._dynamodb.get_paginator("query").paginate(
+            TableName=self._name, KeyConditionExpression="pk = :pk", ConsistentRead=True, **options
+        )
+        return (item for page in pages for item in page["Items"])
+
+    def _update_run(self, run_id: str, update: str, condition: str, values: Mapping[str, Any]) -> bool:
+        """Update the run's item if the condition holds. Whether it held."""
+        try:
+            self._dynamodb.update_item(
+                TableName=self._name,
+                Key=pack(keys.run_key(run_id)),
+                UpdateExpression=update,
+                ConditionExpression=condition,
+                ExpressionAttributeNames={"#state": "state"},
+                ExpressionAttributeValues=pack(values),
+            )
+        except self._dynamodb.exceptions.ConditionalCheckFailedException:
+            return False
+        return True
+
+    def _delete_partition(self, partition: str) -> int:
+        """Delete all items of a partition. How many there were."""
+        deleted = 0
+        items = self._query(partition, ("pk", "sk"))
+        while batch := list(islice(items, DELETE_BATCH)):
+            requests: Any = {self._name: [{"DeleteRequest": {"Key": key}} for key in batch]}
+            while requests:  # the client's own retries slow it down where DynamoDB throttles
+                requests = self._dynamodb.batch_write_item(RequestItems=requests)["UnprocessedItems"]
+            deleted += len(batch)
+        return deleted
+
+
+def begin_actions(table: str, run_id: str, fields: Mapping[str, Any]) -> Any:
+    """One TransactWriteItems that puts a run's item with these fields, its uid among them, and its counters.
+
+    The first action's condition fails if there is a run of that name. A counter holds the uid of its run, and
+    every write of predictions adds to a counter on that condition: after the run is deleted, no write of its
+    jobs succeeds, also if its name is used again.
+    """
+    uid = {"uid": fields["uid"]}
+    counters = [keys.counter_key(run_id, number) | uid for number in range(keys.COUNTERS)]
+    actions: list[dict[str, Any]] = [
+        {"Put": {"TableName": table, "Item": pack(item)}}
+        for item in ({**keys.run_key(run_id), **fields}, *counters)
+    ]
+    actions[0]["Put"]["ConditionExpression"] = "attribute_not_exists(pk)"
+    return actions
+
+
+def write_actions(
+    table: str,
+    run_id: str,
+    uid: str,
+    predictions: Iterable[Prediction],
+    stored: Mapping[str, str],
+    stamp: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """One TransactWriteItems that puts predictions and moves the run's counts with them.
+
+    Each put has the condition that the table still holds what `stored` says. A SCORED prediction is never
+    overwritten, and a FAILED one only by another outcome. The last action is the counter's; its condition
+    fails if the run of this uid is gone. Empty if there is nothing to change.
+    """
+    puts = []
+    moved: Counts = Counter()
+    for prediction in predictions:
+        before = stored.get(prediction.key)
+        if before in (SCORED, prediction.count):
+            continue
+        fields = {**keys.prediction_key(run_id, prediction.key), **prediction.to_fields(), **stamp}
+        puts.append({"Put": {"TableName": table, "Item": pack(fields), **_unchanged(before)}})
+        moved[prediction.count] += 1
+        moved.update(f"{WARNING}#{warning}" for warning in prediction.warnings)
+        if before:
+            moved[before] -= 1
+    if not puts:
+        return []
+    first_key = puts[0]["Put"]["Item"]["sk"]["S"]
+    counter = int(hashlib.sha256(first_key.encode()).hexdigest(), 16) % keys.COUNTERS
+    return [*puts, {"Update": {"TableName": table, **_add(run_id, counter, uid, moved)}}]
+
+
+def _unchanged(before: str | None) -> dict[str, Any]:
+    """The condition that the prediction is as it was read (None: there was none)."""
+    if before is None:
+        return {"ConditionExpression": "attribute_not_exists(pk)"}
+    return {
+        "ConditionExpression": "#error = :error",  # only a FAILED prediction has an error
+        "ExpressionAttributeNames": {"#error": "error"},
+        "ExpressionAttributeValues": pack({":error": before.removeprefix(f"{FAILED}#")}),
+    }
+
+
+def _add(run_id: str, counter: int, uid: str, changes: Mapping[str, int]) -> dict[str, Any]:
+    """The update that adds to one counter of the run of this uid."""
+    return {
+        "Key": pack(keys.counter_key(run_id, counter)),
+        "UpdateExpression": "ADD " + ", ".join(f"#c{i} :c{i}" for i in range(len(changes))),
+        "ConditionExpression": "uid = :uid",
+        "ExpressionAttributeNames": {f"#c{i}": name for i, name in enumerate(changes)},
+        "ExpressionAttributeValues": pack(
+            {":uid": uid, **{f":c{i}": n for i, n in enumerate(changes.values())}}
+        ),
+    }
+
+
+def _wait(attempt: int) -> None:
+    time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
+
+
+def now() -> str:
+    """The time in UTC, to the second, in ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
