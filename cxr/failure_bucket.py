@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
-from classifier.jobs import Job, JobError, from_record
+from runs.jobs import Job, JobError, decode
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -69,7 +69,7 @@ def jobs_in(s3: S3Client, bucket: str, key: str) -> list[Job]:
     jobs = []
     for record in records:
         with suppress(JobError, KeyError, TypeError):
-            jobs.append(from_record(record))
+            jobs.append(decode(record))
     return jobs
 
 

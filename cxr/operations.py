@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import islice
-from typing import TYPE_CHECKING, Any
 
-from classifier import predictions
+from runs.run import State
+from runs.table import RunTable
 
 from cxr.errors import Failed, InputError
 from cxr.failure_bucket import jobs_in, objects
 from cxr.retry import Missing
-from cxr.runs import DELETING, RunStatus, query, run_status
+from cxr.runs import RunStatus, run_status, run_table
 from cxr.stack import Stack, client
-
-if TYPE_CHECKING:
-    from mypy_boto3_dynamodb import DynamoDBClient
 
 # Lambda guide, gettingstarted-limits.
 LAMBDA_SECONDS = 900
 MAX_EVENT_BYTES, MAX_ASYNC_EVENT_BYTES = 6 * 2**20, 2**20
-DELETERS = 8  # partitions of predictions that are deleted at once
-BATCH = 25  # what BatchWriteItem takes
 
 
 @dataclass(frozen=True)
@@ -80,111 +71,57 @@ def start_run(
     return Started(found["RunId"], found["ImageCount"], found["JobCount"])
 
 
-def cancel_run(stack: Stack, run: str) -> RunStatus:
-    """Cancel the run if it is not COMPLETE: what is scored stays, and started again it goes on.
+def cancel_run(stack: Stack, run_id: str) -> RunStatus:
+    """Cancel the run. What is scored stays, and started again the run continues.
 
     Raises InputError if it is not there, COMPLETE or being deleted.
     """
-    dynamodb: DynamoDBClient = client("dynamodb")
-    run_status(dynamodb, stack.table, run)
-    with suppress(dynamodb.exceptions.ConditionalCheckFailedException):  # COMPLETE or CANCELLED already
-        dynamodb.update_item(
-            TableName=stack.table,
-            Key=predictions.run_key(run),
-            UpdateExpression="SET #state = :cancelled, cancelled_at = :now",
-            ConditionExpression="#state IN (:listing, :scoring)",
-            ExpressionAttributeNames={"#state": "state"},
-            ExpressionAttributeValues=predictions.pack(
-                {
-                    ":cancelled": "CANCELLED",
-                    ":listing": "LISTING",
-                    ":scoring": "SCORING",
-                    ":now": datetime.now(UTC).isoformat(timespec="seconds"),
-                }
-            ),
-        )
-    found = run_status(dynamodb, stack.table, run)
-    if found.state == "COMPLETE":
-        raise InputError(f"run {run} is COMPLETE: nothing is left to cancel")
-    if found.state == DELETING:
-        raise InputError(f"run {run} is being deleted; `cxr delete {run}` goes on with it")
+    table = run_table(stack)
+    run_status(table, run_id)
+    table.cancel(run_id)
+    found = run_status(table, run_id)
+    if found.state == State.COMPLETE:
+        raise InputError(f"run {run_id} is COMPLETE: nothing is left to cancel")
+    if found.state == State.DELETING:
+        raise InputError(f"run {run_id} is being deleted; `cxr delete {run_id}` continues that")
     return found
 
 
-def check_deletable(stack: Stack, run: str) -> RunStatus:
-    """The run, if it can be deleted now.
-
-    Raises InputError if it is not there, or at work.
-    """
-    found = run_status(client("dynamodb"), stack.table, run)
+def check_deletable(stack: Stack, run_id: str) -> RunStatus:
+    """The run, if it can be deleted now. Raises InputError if it is not there, or at work."""
+    found = run_status(run_table(stack), run_id)
     if found.at_work:
-        raise InputError(f"run {run} is {found.state}; `cxr cancel {run}` first, then delete it")
+        raise InputError(f"run {run_id} is {found.state}; `cxr cancel {run_id}` first, then delete it")
     return found
 
 
-def delete_run(stack: Stack, run: str, tell: Callable[[int], object] = lambda _: None) -> int:
-    """Delete the run's counts and predictions, its jobs that Lambda gave up, then its item.
+def delete_run(stack: Stack, run_id: str, tell: Callable[[int], object] = lambda _: None) -> int:
+    """Delete the run's counts and predictions, its jobs in the failure bucket, and then its item.
 
-    Returns how many predictions there were. An object of the failure bucket that also holds jobs of a run
-    that is there stays; one whose runs are all gone goes, too.
+    Returns how many predictions there were. A failure object that also holds jobs of another run stays, as
+    long as that run is there.
 
-    Interrupted, it can be called again. `tell` gets how many are gone, every now and then. Raises InputError
-    as `check_deletable` does, and if the run was started again meanwhile.
+    Interrupted, it can be called again. `tell` is called with the number deleted so far. Raises InputError
+    as `check_deletable` does, and if the run was changed meanwhile.
     """
-    found = check_deletable(stack, run)
-    dynamodb: DynamoDBClient = client("dynamodb")
-    only_it: dict[str, Any] = {
-        "TableName": stack.table,
-        "Key": predictions.run_key(run),
-        "ConditionExpression": "uid = :uid AND #state = :found",
-        "ExpressionAttributeNames": {"#state": "state"},
-    }
-    values = {":uid": found.uid, ":found": found.state}
-    # From here on nobody takes what is left of it for a whole run, and no job of it is scored.
-    try:
-        dynamodb.update_item(
-            **only_it,
-            UpdateExpression="SET #state = :deleting",
-            ExpressionAttributeValues=predictions.pack({**values, ":deleting": DELETING}),
-        )
-    except dynamodb.exceptions.ConditionalCheckFailedException:
-        raise InputError(f"run {run} has just been changed by somebody else; look at it again") from None
-    # First the counters: without them a classifier that is at work writes nothing more.
-    _delete(dynamodb, stack.table, f"RUN#{run}")
-    partitions = [f"RUN#{run}#{number:02x}" for number in range(predictions.PARTITIONS)]
+    run = check_deletable(stack, run_id)
+    table = run_table(stack)
+    # From here on no command takes what is left for a whole run, and no job of it is scored.
+    if not table.mark_deleting(run):
+        raise InputError(f"run {run_id} has just been changed by somebody else; look at it again")
     deleted = 0
-    with ThreadPoolExecutor(DELETERS) as pool:
-        for number in pool.map(lambda pk: _delete(dynamodb, stack.table, pk), partitions):
-            deleted += number
-            tell(deleted)
-    _delete_given_up(stack, dynamodb, found)
-    with suppress(dynamodb.exceptions.ConditionalCheckFailedException):  # somebody else has deleted it
-        values |= {":found": DELETING}
-        dynamodb.delete_item(**only_it, ExpressionAttributeValues=predictions.pack(values))
+    for number in table.delete(run):
+        deleted += number
+        tell(deleted)
+    _delete_failure_objects(stack, table, run)
+    table.forget(run)
     return deleted
 
 
-def _delete_given_up(stack: Stack, dynamodb: DynamoDBClient, run: RunStatus) -> None:
-    """The failure objects that hold jobs of no run that is there, but of this one."""
-    s3, missing = client("s3"), Missing(dynamodb, stack, run)
+def _delete_failure_objects(stack: Stack, table: RunTable, run: RunStatus) -> None:
+    """Delete the failure objects whose jobs are all of this run, or of runs that are gone."""
+    s3, missing = client("s3"), Missing(table, run)
     for entry in list(objects(s3, stack.failure_bucket)):  # a whole list: objects go while it is walked
         jobs = jobs_in(s3, stack.failure_bucket, entry["Key"])
         if jobs and not any(missing.state(job) for job in jobs if not missing.belongs(job)):
             s3.delete_object(Bucket=stack.failure_bucket, Key=entry["Key"])
-
-
-def _delete(dynamodb: DynamoDBClient, table: str, pk: str) -> int:
-    """All items of a partition; how many there were."""
-    deleted = 0
-    items = query(dynamodb, table, pk, ("pk", "sk"))
-    for batch in _batches(items):
-        requests: Any = {table: [{"DeleteRequest": {"Key": key}} for key in batch]}
-        while requests:  # the client's own retries slow it down where DynamoDB throttles
-            requests = dynamodb.batch_write_item(RequestItems=requests)["UnprocessedItems"]
-        deleted += len(batch)
-    return deleted
-
-
-def _batches(items: Iterator[predictions.Item]) -> Iterator[list[predictions.Item]]:
-    while batch := list(islice(items, BATCH)):
-        yield batch

@@ -19,8 +19,8 @@ from cxr.commands.terminal import console, errors_reported, shown
 from cxr.errors import InputError, explained
 from cxr.evaluation.cohort import Result, TrainingSet, join, read_labels, read_results
 from cxr.files import whole_file
-from cxr.runs import outcomes, run_status
-from cxr.stack import NAME, Stack, client
+from cxr.runs import run_status, run_table
+from cxr.stack import NAME, Stack
 from cxr.words import counted
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take a second or two, which `cxr --help` should not
@@ -143,14 +143,14 @@ def read_scores(
         found, results = read_results(Path(source), label)
         return found or primary, results, None
     try:
-        dynamodb, table = client("dynamodb"), Stack.find(stack).table
-        scored_by = run_status(dynamodb, table, source).model
+        table = run_table(Stack.find(stack))
+        scored_by = run_status(table, source).model
     except (InputError, BotoCoreError, ClientError) as error:
         why = error if isinstance(error, InputError) else explained(error)
         raise InputError(f"{source} is no file, and no run was found: {why}") from None
     label = label or primary
     of_run: list[Result] = []
-    for outcome in outcomes(dynamodb, table, source):
+    for outcome in table.predictions(source):
         if outcome.scores and label not in outcome.scores:
             raise InputError(
                 f"{source} has no scores of {label}; --label: {', '.join(sorted(outcome.scores))}"

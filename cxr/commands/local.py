@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from runs.predictions import Prediction
 
 from cxr import RESEARCH_ONLY
 from cxr.commands.results import write
@@ -25,9 +26,9 @@ from cxr.files import whole_file
 from cxr.local_aws.local_aws import PROJECT, LocalAws, LocalAwsError
 from cxr.operations import start_run
 from cxr.phantoms import write_phantoms
-from cxr.runs import Outcome, RunStatus, labels_of, outcomes, rows, run_status
+from cxr.runs import RunStatus, labels_of, row, run_status, run_table
 from cxr.runs import status as read_status
-from cxr.stack import Stack, client
+from cxr.stack import Stack
 from cxr.upload import files_in
 from cxr.words import counted
 
@@ -112,16 +113,16 @@ def demo(
                 except (InputError, Failed) as error:
                     raise LocalAwsError(f"{error}\nLogs: {aws.logs}") from None
                 print_started(started.images or 0, started.jobs or 0)
-                dynamodb, table = client("dynamodb"), deployed.table
+                table = run_table(deployed)
                 status = follow(
-                    lambda: run_status(dynamodb, table, run),
+                    lambda: run_status(table, run),
                     lambda idle: idle > (STALL_SECONDS if aws.delivering else IDLE_STALL_SECONDS),
                 )
-                found = sorted(outcomes(dynamodb, table, run), key=lambda outcome: outcome.key)
-                labels = labels_of(dynamodb, table, status)
+                found = sorted(table.predictions(run), key=lambda prediction: prediction.key)
+                labels = labels_of(table, status)
                 with part.open("w", newline="", encoding="utf-8") as file:
-                    write(file, rows(found, labels))
-            print_outcomes(found, labels[0], deployed.prefix, status)
+                    write(file, (row(prediction, labels) for prediction in found))
+            print_predictions(found, labels[0], deployed.prefix, status)
             seconds = time.monotonic() - started_at
             console.print(f"\nWrote {shown(str(csv))} after {seconds:.0f} s. [bold]{RESEARCH_ONLY}[/]")
             if not status.complete:
@@ -140,19 +141,20 @@ def deploy(aws: LocalAws, context: list[str] | None) -> dict[str, str]:
         return aws.deploy(*context or ())
 
 
-def print_outcomes(found: list[Outcome], primary: str, prefix: str, status: RunStatus) -> None:
-    """Print a table of the first outcomes, and how many came out how."""
+def print_predictions(found: list[Prediction], primary: str, prefix: str, status: RunStatus) -> None:
+    """Print a table of the first predictions, and how many images were scored or failed."""
     table = Table("image", "score", "label", "error, warnings", header_style="bold", box=None, pad_edge=False)
     table.columns[0].overflow = "fold"
     table.columns[1].justify = "right"
-    for outcome in found[:MAXIMUM_ROWS]:
-        image = shown(outcome.key.removeprefix(prefix))
-        odd = f"[red]{outcome.error}[/]{', '.join(outcome.warnings)}"
-        table.add_row(image, outcome.score(primary), shown(outcome.label(primary)), odd)
+    for prediction in found[:MAXIMUM_ROWS]:
+        image = shown(prediction.key.removeprefix(prefix))
+        odd = f"[red]{prediction.error}[/]" if prediction.error else ", ".join(prediction.warnings)
+        score = f"{prediction.scores[primary]:.6f}" if primary in prediction.scores else ""
+        table.add_row(image, score, shown(prediction.label(primary) or ""), odd)
     console.print(table)
     if len(found) > MAXIMUM_ROWS:
         console.print(f"... and {len(found) - MAXIMUM_ROWS} more")
-    positive = sum(primary in outcome.positive for outcome in found)
+    positive = sum(primary in prediction.positive for prediction in found)
     scored_by = f"{status.counts['SCORED']} scored by {shown(status.model)}"
     console.print(f"\n{scored_by}, {positive} of them {shown(primary)}")
     for code, count in sorted(status.failures.items()):

@@ -19,7 +19,7 @@ def complete_run(context: typer.Context, incomplete: str) -> list[str]:
         runs = list_runs(Stack.find(context.params.get("stack") or NAME))
     except (InputError, BotoCoreError, ClientError):
         return []
-    return [run.run for run in runs if run.run.startswith(incomplete)]
+    return [run.run_id for run in runs if run.run_id.startswith(incomplete)]
 
 
 StackName = Annotated[

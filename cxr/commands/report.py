@@ -72,16 +72,16 @@ def report(
         from cxr.evaluation.cohort import ABNORMAL, TrainingSet, read_labels
         from cxr.report_page import document as page
         from cxr.report_page.template import Template
-        from cxr.runs import labels_of, outcomes, run_status
+        from cxr.runs import labels_of, run_status, run_table
 
         if group and not labels:
             raise InputError("--group: expected together with --labels")
         path = out or Path(f"{run}.html")
         Template.read()  # what is not installed is said before AWS is asked
         found = Stack.find(stack)
-        dynamodb = client("dynamodb")
-        status = run_status(dynamodb, found.table, run)
-        about = next(iter(labels_of(dynamodb, found.table, status, label)), label or ABNORMAL)
+        table = run_table(found)
+        status = run_status(table, run)
+        about = next(iter(labels_of(table, status, label)), label or ABNORMAL)
         model: Model | None = load(bundle or SHIPPED)
         if model and model.sha256 != status.model_sha256:
             if bundle:
@@ -97,7 +97,7 @@ def report(
             page.write(
                 path,
                 run=status,
-                outcomes=outcomes(dynamodb, found.table, run),
+                predictions=table.predictions(run),
                 label=about,
                 model=model,
                 training_set=TrainingSet.read(bundle or SHIPPED) if model else None,

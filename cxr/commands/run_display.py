@@ -14,9 +14,9 @@ import typer
 from rich.table import Table
 
 from cxr.commands.terminal import console, notes, progress, shown
-from cxr.runs import RunStatus, Status, run_status
+from cxr.runs import RunStatus, Status, run_status, run_table
 from cxr.runs import status as read_status
-from cxr.stack import Stack, client
+from cxr.stack import Stack
 from cxr.words import counted, duration
 
 LOOK_SECONDS = 0.5  # from one look at a run that is watched to the next: two small requests each
@@ -38,13 +38,13 @@ def print_started(images: int, jobs: int) -> None:
 
 def watch_run(stack: Stack, run: str, as_json: bool) -> None:
     """Follow the run and print its status at the end. Raises typer.Exit(1) if it is not COMPLETE then."""
-    dynamodb = client("dynamodb")
+    table = run_table(stack)
 
     def stuck(_: float) -> bool:
         now = read_status(stack, run)
         return now.failed_jobs.images >= (now.remaining or 0) > 0
 
-    follow(lambda: run_status(dynamodb, stack.table, run), stuck)
+    follow(lambda: run_status(table, run), stuck)
     now = read_status(stack, run)
     print_status(now, as_json)
     if now.state != "COMPLETE":
@@ -131,10 +131,10 @@ def print_status(status: Status, as_json: bool) -> None:
         number = f"{'at least ' if waiting.more else ''}{waiting.images:,}"
         until = f", kept until {waiting.until:%Y-%m-%d}" if waiting.until else ""
         # A retry would be dropped; started again, the run sends them too.
-        again = f": `cxr retry {shown(status.run)}`" if status.state != "CANCELLED" else ""
+        again = f": `cxr retry {shown(status.run_id)}`" if status.state != "CANCELLED" else ""
         table.add_row("given up", number, f"in the failure bucket{until}{again}")
     console.print(
-        f"[bold]{shown(status.run)}[/] [{COLOURS[status.state]}]{status.state}[/], "
+        f"[bold]{shown(status.run_id)}[/] [{COLOURS[status.state]}]{status.state}[/], "
         f"by {shown(status.model)}, started {moment_text(status.created_at)}"
     )
     console.print(table)
@@ -156,7 +156,7 @@ def _pace(looks: deque[tuple[float, int]], status: RunStatus) -> str:
 
 def run_document(run: RunStatus) -> dict[str, Any]:
     return {
-        "run": run.run,
+        "run": run.run_id,
         "state": run.state,
         "model": run.model,
         "expected": run.expected,

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from runs.codes import ErrorCode
 
 from cxr.commands.options import Json, RunName, StackName
 from cxr.commands.run_display import (
@@ -25,7 +26,7 @@ from cxr.commands.run_display import (
 from cxr.commands.terminal import console, errors_reported, notes, progress, shown
 from cxr.errors import Failed, InputError
 from cxr.operations import cancel_run, check_deletable, delete_run, start_run
-from cxr.retry import ERROR_CODES, retry_run
+from cxr.retry import retry_run
 from cxr.runs import RunStatus, list_runs
 from cxr.runs import status as read_status
 from cxr.stack import NAME, Stack, client
@@ -148,7 +149,7 @@ def runs(stack: StackName = NAME, as_json: Json = False) -> None:
                 unknown = "?" if each.at_work else "-"  # of direct jobs nothing is expected
                 failed = each.failures.total()
                 table.add_row(
-                    shown(each.run),
+                    shown(each.run_id),
                     f"[{COLOURS[each.state]}]{each.state}[/]",
                     unknown if each.expected is None else f"{each.expected:,}",
                     f"{each.scored:,}",
@@ -223,7 +224,7 @@ def retry(
             raise InputError("--failed and --all-failed: expected one of them")
         found = Stack.find(stack)
         with notes.status("Sending"):
-            retried = retry_run(found, run, codes=ERROR_CODES if all_failed else failed or ())
+            retried = retry_run(found, run, codes=tuple(ErrorCode) if all_failed else failed or ())
         if as_json:
             typer.echo(json.dumps(asdict(retried)))
             return
@@ -346,7 +347,7 @@ def read_keys(path: Path) -> list[str]:
 def start_line(stack: Stack, run: RunStatus) -> str:
     """The line that started the run, or goes on with it."""
     kind, value = run.source.get("kind"), str(run.source.get("value"))
-    words = ["cxr", "run", run.run]
+    words = ["cxr", "run", run.run_id]
     if kind == "Prefix" and value != stack.prefix:
         words += ["--prefix", value]
     elif kind == "IndexKey":

@@ -8,7 +8,7 @@ reckoned in the page, from the sorted scores.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from classifier.model import Model
+from runs.codes import ErrorCode, WarningCode
+from runs.predictions import Prediction
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from cxr.evaluation.assessment import Report, labelled_scores, report
@@ -27,33 +29,9 @@ from cxr.planning import capacity
 from cxr.report_page.gallery import Fetch, gallery
 from cxr.report_page.rows import Rows
 from cxr.report_page.template import Template
-from cxr.runs import Outcome, RunStatus
+from cxr.runs import RunStatus
 from cxr.words import counted, duration, money
 from stacks.config import Config, context_name
-
-FAILURES = {
-    "IMAGE_MISSING": "is not in the bucket",
-    "IMAGE_EMPTY": "holds no bytes",
-    "NOT_AN_IMAGE": "is neither PNG, JPEG nor DICOM",
-    "IMAGE_CORRUPT": "is cut short, damaged or contradicts itself, or would take a decoder minutes or "
-    "gigabytes",
-    "IMAGE_TOO_SMALL": "has a side under 64 pixels",
-    "IMAGE_TOO_LARGE": "has over 50 megapixels, or 64 MiB",
-    "IMAGE_TOO_NARROW": "has sides beyond 4:1",
-    "BIT_DEPTH_UNKNOWN": "is a 16-bit PNG that uses 12 bits or fewer, and the model names no depth",
-    "DICOM_NO_PIXELS": "is DICOM without pixel data of 8 or 16 bits",
-    "DICOM_MULTI_FRAME": "is DICOM with more than one frame",
-    "DICOM_PHOTOMETRIC": "is DICOM in colour: neither MONOCHROME1 nor MONOCHROME2",
-    "DICOM_TRANSFER_SYNTAX": "is DICOM compressed in a way that is not decoded: deflated, JPEG Lossless, "
-    "JPEG-LS, video",
-}
-WARNINGS = {
-    "COLOUR": "has colour in it, where an X-ray is grey",
-    "LOOKS_SIDEWAYS": "turned by a quarter, looks more like a chest",
-    "LOOKS_INVERTED": "black for white, looks like a chest",
-    "NOT_A_FRONTAL_CHEST": "looks like none in any of these ways",
-    "OUT_OF_TRAINING_RANGE": "is darker, brighter, flatter or harsher than any that the model was trained on",
-}
 
 SETTINGS = {  # of the stack, which bear on how a run goes
     *("prefix", "shards", "parallelization_factor", "images_per_job", "batch_size", "batch_window"),
@@ -78,7 +56,7 @@ def write(
     path: Path,
     *,
     run: RunStatus,
-    outcomes: Iterable[Outcome],
+    predictions: Iterable[Prediction],
     label: str,
     model: Model | None = None,
     training_set: TrainingSet | None = None,
@@ -94,7 +72,7 @@ def write(
     """
     page = Template.read()
     with whole_file(path) as part:  # from here on, so that one that cannot be written is known early
-        rows = Rows.read(outcomes, label)
+        rows = Rows.read(predictions, label)
         page.write(part, document(run, rows, model, training_set, labels, config, fetch))
 
 
@@ -123,7 +101,7 @@ def document(
         threshold, source = found.threshold.value, source or found.threshold.source
         reference = references_of(rows, cohort)
     return {
-        "run": run.run,
+        "run": run.run_id,
         "label": rows.label,
         "negative": "normal" if rows.label == "abnormal" else f"no {rows.label}",
         "threshold": threshold,
@@ -140,8 +118,8 @@ def document(
             **_coded("warning", [" ".join(codes) for codes in rows.warnings]),
             "reference": None if reference is None else reference.tolist(),
         },
-        "failures": _by_code(Counter(filter(None, rows.errors)), FAILURES),
-        "warnings": _by_code(Counter(code for codes in rows.warnings for code in codes), WARNINGS),
+        "failures": _by_code(Counter(filter(None, rows.errors)), ErrorCode),
+        "warnings": _by_code(Counter(code for codes in rows.warnings for code in codes), WarningCode),
         "evaluation": evaluation(found, cohort, labels) if found and cohort and labels else None,
         "gallery": gallery(rows, threshold, reference, model, fetch),
         "about": about(run, model, config),
@@ -268,7 +246,7 @@ def evaluation(found: Report, cohort: Cohort, labels: Labels) -> dict[str, Any]:
 def about(run: RunStatus, model: Model | None, config: Config | None) -> dict[str, Any]:
     """Run, model and settings as facts; the latter two None where they are not at hand."""
     facts: Facts = [
-        ("Name", run.run),
+        ("Name", run.run_id),
         ("Images from", _source(run)),
         ("Created", _time(run.created_at)),
         ("Listed", _time(run.listed_at)),
@@ -424,10 +402,9 @@ def _coded(name: str, values: Sequence[str]) -> dict[str, Any]:
     return {name: [number[value] for value in values], f"{name}_values": different}
 
 
-def _by_code(counts: Counter[str], meanings: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [
-        {"code": code, "meaning": meanings.get(code, ""), "images": n} for code, n in counts.most_common()
-    ]
+def _by_code(counts: Counter[str], codes: type[ErrorCode] | type[WarningCode]) -> list[dict[str, Any]]:
+    known = {str(code): code.meaning for code in codes}  # a later version may have written others
+    return [{"code": code, "meaning": known.get(code, ""), "images": n} for code, n in counts.most_common()]
 
 
 def _source(run: RunStatus) -> str:

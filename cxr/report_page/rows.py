@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from classifier.model import Model
+from runs.predictions import Prediction
 
 from cxr.errors import InputError
 from cxr.evaluation.cohort import Result
-from cxr.runs import Outcome
 
 MILLION = 1_000_000  # scores have six decimals, and travel as whole numbers
 
@@ -29,7 +29,7 @@ class Rows:
     warnings: list[tuple[str, ...]]
 
     @classmethod
-    def read(cls, found: Iterable[Outcome], label: str) -> Rows:
+    def read(cls, found: Iterable[Prediction], label: str) -> Rows:
         """The outcomes, each read once. Raises InputError."""
         rows = []
         labels: set[str] = set()
@@ -43,7 +43,7 @@ class Rows:
                 score, positive = int(outcome.scores[label] * MILLION), label in outcome.positive
             else:
                 score, positive = -1, False
-            rows.append((outcome.key, score, positive, outcome.error, outcome.warnings))
+            rows.append((outcome.key, score, positive, outcome.error or "", outcome.warnings))
         rows.sort(key=lambda row: row[0])
         keys, scores, decided, errors, warnings = map(list, zip(*rows, strict=True)) if rows else ([],) * 5
         return cls(

@@ -50,7 +50,10 @@ class WarningCode(_Code):
     COLOUR = "COLOUR", "has colour in it, where an X-ray is grey"
     LOOKS_SIDEWAYS = "LOOKS_SIDEWAYS", "looks more like a chest when turned by a quarter"
     LOOKS_INVERTED = "LOOKS_INVERTED", "looks like a chest when black and white change places"
-    NOT_A_FRONTAL_CHEST = "NOT_A_FRONTAL_CHEST", "does not look like a frontal chest X-ray, turned or inverted"
+    NOT_A_FRONTAL_CHEST = (
+        "NOT_A_FRONTAL_CHEST",
+        "does not look like a frontal chest, turned or inverted",
+    )
     OUT_OF_TRAINING_RANGE = (
         "OUT_OF_TRAINING_RANGE",
         "is darker, brighter, flatter or harsher than every image the model was trained on",

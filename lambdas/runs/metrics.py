@@ -36,6 +36,6 @@ def print_line(metrics: Mapping[str, int], units: Mapping[str, str] | None = Non
 
 
 def silence_libraries() -> None:
-    """Keep libraries from logging. They name object keys: urllib3 a URL, botocore a request, pydicom a header."""
+    """Keep libraries from logging: they name object keys, and pydicom quotes the headers of files."""
     logging.disable()
     warnings.simplefilter("ignore")

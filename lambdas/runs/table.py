@@ -8,6 +8,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 WRITE_ATTEMPTS = 8
+DELETERS = 8  # partitions whose items are deleted at once
 DELETE_BATCH = 25  # keys that BatchWriteItem takes
 # Reasons of a cancelled transaction that may be gone in the next attempt.
 _TRANSIENT = {
@@ -158,7 +160,8 @@ class RunTable:
         prediction any more, so they go first.
         """
         self._delete_partition(keys.counters_partition(run.run_id))
-        yield from map(self._delete_partition, keys.partitions(run.run_id))
+        with ThreadPoolExecutor(DELETERS) as pool:
+            yield from pool.map(self._delete_partition, keys.partitions(run.run_id))
 
     def mark_deleting(self, run: Run) -> bool:
         """Take the run to DELETING. Whether it was still in the state that `run` says."""

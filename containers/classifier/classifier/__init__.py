@@ -1,1 +1,1 @@
-"""The classifier that runs in the container image: `handler` does the I/O, its siblings are pure."""
+"""The classifier in the container image: `handler` calls AWS; its siblings only compute."""

@@ -8,19 +8,11 @@ often each sign is a false alarm and how often it is missed.
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-
-WarningCode = Literal[
-    "COLOUR",  # there is colour in it, where an X-ray is grey
-    "LOOKS_SIDEWAYS",  # turned by a quarter it looks more like a chest
-    "LOOKS_INVERTED",  # black for white it looks like a chest
-    "NOT_A_FRONTAL_CHEST",  # it looks like none in any of these ways
-    "OUT_OF_TRAINING_RANGE",  # darker, brighter, flatter or harsher than any image the model was trained on
-]
+from runs.codes import WarningCode
 
 LIKE, BETTER = 0.25, 0.25  # least correlation of a chest; by how much sideways must win
 SIDE = 16
@@ -34,19 +26,19 @@ def warnings(
     `training_range` is the bundle's: `brightness` and `contrast`, the least and the greatest mean and
     standard deviation of the pixels of an image in training. Empty if it names none.
     """
-    found: list[WarningCode] = ["COLOUR"] if colour else []
+    found: list[WarningCode] = [WarningCode.COLOUR] if colour else []
     small = Image.fromarray(pixels.mean(axis=0).astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
     upright, left, right = (_likeness(np.rot90(np.asarray(small), turns)) for turns in (0, 1, 3))
     sideways, inverted = max(left, right), -upright
     if max(upright, sideways, inverted) < LIKE:
-        found.append("NOT_A_FRONTAL_CHEST")
+        found.append(WarningCode.NOT_A_FRONTAL_CHEST)
     elif inverted > max(upright, sideways):
-        found.append("LOOKS_INVERTED")
+        found.append(WarningCode.LOOKS_INVERTED)
     elif sideways > upright + BETTER:
-        found.append("LOOKS_SIDEWAYS")
+        found.append(WarningCode.LOOKS_SIDEWAYS)
     measured = {"brightness": pixels.mean(), "contrast": pixels.std()}
     if any(not low <= measured[name] <= high for name, (low, high) in training_range.items()):
-        found.append("OUT_OF_TRAINING_RANGE")
+        found.append(WarningCode.OUT_OF_TRAINING_RANGE)
     return tuple(found)
 
 

@@ -22,6 +22,7 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
     RLELossless,
 )
+from runs.codes import ErrorCode
 
 from classifier.images import BoundedFile, ImageError, check_size
 
@@ -68,11 +69,11 @@ def decode(data: bytes) -> Image.Image:
     try:
         # Before pydicom sees the whole: it would inflate a deflated file at once.
         if _transfer_syntax(file) not in _TRANSFER_SYNTAXES:
-            raise ImageError("DICOM_TRANSFER_SYNTAX")
+            raise ImageError(ErrorCode.DICOM_TRANSFER_SYNTAX)
         file.seek(0)
         return _frame(dcmread(file))
     except _DAMAGED as error:
-        raise ImageError("IMAGE_CORRUPT") from error
+        raise ImageError(ErrorCode.IMAGE_CORRUPT) from error
 
 
 def _transfer_syntax(file: io.BytesIO) -> str:
@@ -89,15 +90,15 @@ def _transfer_syntax(file: io.BytesIO) -> str:
 
 def _frame(dataset: Dataset) -> Image.Image:
     if "PixelData" not in dataset or dataset.BitsAllocated not in (8, 16):
-        raise ImageError("DICOM_NO_PIXELS")
+        raise ImageError(ErrorCode.DICOM_NO_PIXELS)
     if int(dataset.get("NumberOfFrames") or 1) > 1:
-        raise ImageError("DICOM_MULTI_FRAME")
+        raise ImageError(ErrorCode.DICOM_MULTI_FRAME)
     if dataset.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ImageError("DICOM_PHOTOMETRIC")
+        raise ImageError(ErrorCode.DICOM_PHOTOMETRIC)
     check_size((int(dataset.Columns), int(dataset.Rows)))
     bits, signed = int(dataset.BitsStored), dataset.PixelRepresentation == 1
     if not 1 <= bits <= dataset.BitsAllocated or dataset.SamplesPerPixel != 1:
-        raise ImageError("IMAGE_CORRUPT")
+        raise ImageError(ErrorCode.IMAGE_CORRUPT)
     _check_compressed(dataset)
     first = -(2 ** (bits - 1)) if signed else 0
     stored = np.arange(first, first + 2**bits, dtype=np.int32)
@@ -112,7 +113,7 @@ def _check_compressed(dataset: Dataset) -> None:
     if not syntax.is_encapsulated:
         return
     if not dataset["PixelData"].is_undefined_length:  # no fragments (PS3.5, annex A.4)
-        raise ImageError("IMAGE_CORRUPT")
+        raise ImageError(ErrorCode.IMAGE_CORRUPT)
     for table in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
         dataset.pop(table, None)  # so that pydicom comes to this frame, too
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
@@ -127,11 +128,11 @@ def _check_compressed(dataset: Dataset) -> None:
     while place < len(frame) and frame[place + 4 : place + 8] != b"jp2c":
         length = int.from_bytes(frame[place : place + 4], "big")
         if length < 8:
-            raise ImageError("IMAGE_CORRUPT")
+            raise ImageError(ErrorCode.IMAGE_CORRUPT)
         place += length
     image = Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000"))
     if image.size != (dataset.Columns, dataset.Rows) or len(image.getbands()) != 1:
-        raise ImageError("IMAGE_CORRUPT")
+        raise ImageError(ErrorCode.IMAGE_CORRUPT)
 
 
 def _check_runs(segment: bytes, pixels: int) -> None:
@@ -151,7 +152,7 @@ def _check_runs(segment: bytes, pixels: int) -> None:
             length += 257 - n if n > 128 else 0
         runs += 1
         if length > 2 * pixels or runs > _MAX_RUNS:
-            raise ImageError("IMAGE_CORRUPT")
+            raise ImageError(ErrorCode.IMAGE_CORRUPT)
 
 
 def _shown(dataset: Dataset, stored: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
@@ -163,11 +164,11 @@ def _shown(dataset: Dataset, stored: npt.NDArray[np.int32]) -> npt.NDArray[np.ui
     for name in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"):
         value = dataset.get(name)
         if value is not None and not np.isfinite(np.array(value, dtype=np.float64)).all():
-            raise ImageError("IMAGE_CORRUPT")
+            raise ImageError(ErrorCode.IMAGE_CORRUPT)
     for name in ("ModalityLUTSequence", "VOILUTSequence"):
         table = dataset.get_item(name) if name in dataset else None
         if table is not None and isinstance(table.value, bytes) and len(table.value) > _MAX_TABLES:
-            raise ImageError("IMAGE_CORRUPT")
+            raise ImageError(ErrorCode.IMAGE_CORRUPT)
     values = apply_rescale(stored, dataset)
     low, high = values[0], values[-1]  # the other way round for a negative slope, as apply_windowing has it
     if dataset.get("ModalityLUTSequence"):
@@ -180,7 +181,7 @@ def _shown(dataset: Dataset, stored: npt.NDArray[np.int32]) -> npt.NDArray[np.ui
     else:
         low, high = min(low, high), max(low, high)
     if high == low or not np.isfinite(values).all():
-        raise ImageError("IMAGE_CORRUPT")
+        raise ImageError(ErrorCode.IMAGE_CORRUPT)
     grey: npt.NDArray[np.uint8] = (
         ((values.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
     )

@@ -13,23 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from kornia_rs.io import decode_image_png_u8
 from PIL import Image, ImageOps
+from runs.codes import ErrorCode
 
 from classifier import resampling
-
-ErrorCode = Literal[
-    "IMAGE_MISSING",  # there is no such object
-    "IMAGE_EMPTY",  # the object holds no bytes
-    "NOT_AN_IMAGE",  # neither PNG nor JPEG nor DICOM
-    "IMAGE_CORRUPT",  # cut short, damaged or contradicts itself, or too much for a decoder
-    "IMAGE_TOO_SMALL",  # shorter side under 64 pixels
-    "IMAGE_TOO_LARGE",  # over 50 megapixels, or over 64 MiB as a file
-    "IMAGE_TOO_NARROW",  # sides beyond 4:1
-    "BIT_DEPTH_UNKNOWN",  # 16-bit PNG that may hold 12 bits or fewer, and the model names no depth
-    "DICOM_NO_PIXELS",  # DICOM without pixel data of 8 or 16 bits
-    "DICOM_MULTI_FRAME",  # DICOM with more than one frame
-    "DICOM_PHOTOMETRIC",  # DICOM that is neither MONOCHROME1 nor MONOCHROME2
-    "DICOM_TRANSFER_SYNTAX",  # DICOM compressed in a way that is not decoded
-]
 
 MIN_SIDE = 64
 MAX_PIXELS = 50_000_000
@@ -134,18 +120,18 @@ def decode(data: bytes, bit_depth: int = 16) -> Image.Image:
     Upright by its EXIF tag. Raises ImageError: sizes are judged from the header, before a pixel is decoded.
     """
     if not data:
-        raise ImageError("IMAGE_EMPTY")
+        raise ImageError(ErrorCode.IMAGE_EMPTY)
     if len(data) > MAX_BYTES:
-        raise ImageError("IMAGE_TOO_LARGE")
+        raise ImageError(ErrorCode.IMAGE_TOO_LARGE)
     if data[128:132] == b"DICM":  # PS3.10, section 7.1
         from classifier import dicom  # here, because a cold start without DICOM does without it
 
         return dicom.decode(data)
     if not data.startswith((_PNG, _JPEG)):
-        raise ImageError("NOT_AN_IMAGE")
+        raise ImageError(ErrorCode.NOT_AN_IMAGE)
     # Pillow goes over all pixels in every scan, and over all EXIF so far in every part of it.
     if data.startswith(_JPEG) and (data.count(b"\xff\xda") > MAX_SCANS or data.count(b"Exif\0\0") > MAX_EXIF):
-        raise ImageError("IMAGE_CORRUPT")
+        raise ImageError(ErrorCode.IMAGE_CORRUPT)
     try:
         image = _decode_plain_png(data) if data.startswith(_PNG) else None
         if image is None:
@@ -154,13 +140,13 @@ def decode(data: bytes, bit_depth: int = 16) -> Image.Image:
             _open(data).verify()
             image = _open(data)
             if image.mode == "P" and image.palette is None:
-                raise ImageError("IMAGE_CORRUPT")  # Pillow makes it black
+                raise ImageError(ErrorCode.IMAGE_CORRUPT)  # Pillow makes it black
             ImageOps.exif_transpose(image, in_place=True)
         return _eight_bits(image, bit_depth) if image.mode.startswith("I") else _colour_if_any(image)
     except Image.DecompressionBombError:
-        raise ImageError("IMAGE_TOO_LARGE") from None
+        raise ImageError(ErrorCode.IMAGE_TOO_LARGE) from None
     except _DAMAGED as error:
-        raise ImageError("IMAGE_CORRUPT") from error
+        raise ImageError(ErrorCode.IMAGE_CORRUPT) from error
 
 
 def _decode_plain_png(data: bytes) -> Image.Image | None:
@@ -212,7 +198,7 @@ class BoundedFile(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self._reads += 1
         if self._reads > MAX_READS:
-            raise ImageError("IMAGE_CORRUPT")
+            raise ImageError(ErrorCode.IMAGE_CORRUPT)
         return super().read(size)
 
 
@@ -224,18 +210,18 @@ def check_size(size: tuple[int, int]) -> None:
     """Raises ImageError for sides, in pixels, that are not scored."""
     short, long = sorted(size)
     if short * long > MAX_PIXELS:
-        raise ImageError("IMAGE_TOO_LARGE")
+        raise ImageError(ErrorCode.IMAGE_TOO_LARGE)
     if short < MIN_SIDE:
-        raise ImageError("IMAGE_TOO_SMALL")
+        raise ImageError(ErrorCode.IMAGE_TOO_SMALL)
     if long > MAX_ASPECT * short:
-        raise ImageError("IMAGE_TOO_NARROW")
+        raise ImageError(ErrorCode.IMAGE_TOO_NARROW)
 
 
 def _eight_bits(image: Image.Image, bit_depth: int) -> Image.Image:
     """16-bit grey as "L". Not by `convert("L")`, which clips every value over 255 to white."""
     grey = np.asarray(image)
     if bit_depth == 16 and grey.max() < 2**12:
-        raise ImageError("BIT_DEPTH_UNKNOWN")
+        raise ImageError(ErrorCode.BIT_DEPTH_UNKNOWN)
     scaled = grey * np.float32(255 / (2**bit_depth - 1))
     return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
 

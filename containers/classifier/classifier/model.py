@@ -18,8 +18,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     NotImplemented,  # noqa: A004 - ONNX Runtime's, for an operator that it does not have
     RuntimeException,
 )
+from runs.codes import WarningCode
 
-from classifier.checks import WarningCode, warnings
+from classifier.checks import warnings
 from classifier.images import Pixels, Preprocessing, decode
 
 _SIX_DECIMALS = Decimal("0.000001")
