@@ -85,8 +85,7 @@ def invoke(event: dict[str, Any], listing_endpoint: str) -> dict[str, Any]:
         "STREAM_NAME": event["RunId"],
         "TABLE_NAME": TABLE,
         "IMAGES_PER_JOB": "32",
-        "MODEL": "demo:1.0.0",
-        "MODEL_SHA256": "ab" * 32,
+        "RUN_FIELDS": json.dumps({"model": "demo:1.0.0", "model_sha256": "ab" * 32}),
     }
     if "IndexKey" not in event:
         environment["AWS_ENDPOINT_URL_S3"] = listing_endpoint

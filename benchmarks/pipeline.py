@@ -18,8 +18,9 @@ from typing import Any
 
 import boto3
 import psutil
-from classifier import handler, images, model, table
-from classifier.predictions import begin
+from classifier import handler, images, model
+from runs.jobs import Job, encode
+from runs.table import RunTable
 
 from cxr.local_aws.local_aws import LocalAws
 from cxr.runs import run_status
@@ -82,7 +83,8 @@ def _run(aws: LocalAws, stack: dict[str, str], run_id: str) -> dict[str, float]:
     payload = json.dumps({"RunId": run_id}).encode()
     aws.client("lambda").invoke(FunctionName=stack["JobCreatorName"], Payload=payload)
     sent = time.perf_counter() - started
-    while not (status := run_status(aws.client("dynamodb"), stack["TableName"], run_id)).complete:
+    table = RunTable(aws.client("dynamodb"), stack["TableName"])
+    while not (status := run_status(table, run_id)).complete:
         time.sleep(0.1)
     seconds = time.perf_counter() - started
     used = {name: seconds_now - before[name] for name, seconds_now in _cpu_seconds().items()}
@@ -114,7 +116,7 @@ def _counted(spent: dict[str, float]) -> Iterator[None]:
         (model, "decode", "decode"),
         (images.Preprocessing, "__call__", "resize"),
         (model.Model, "score", "infer"),
-        (table.Table, "write", "write"),
+        (RunTable, "write", "write"),
     ]
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in steps]
 
@@ -146,22 +148,20 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     classifier, bucket = handler.setup(), os.environ["BUCKET_NAME"]
-    dynamodb = boto3.client("dynamodb")
+    table = RunTable(boto3.client("dynamodb"), os.environ["TABLE_NAME"])
     rates, steps = [], []
     for _ in range(repeats + 1):
-        run_id = run_uid = f"{uuid.uuid4()}"
-        run = {"uid": run_uid, "state": "LISTING", "model_sha256": handler.load_model().sha256}
-        actions: Any = begin(os.environ["TABLE_NAME"], run_id, run)
-        dynamodb.transact_write_items(TransactItems=actions)
+        run_id = f"{uuid.uuid4()}"
+        run_uid = table.begin(run_id, {"model_sha256": handler.load_model().sha256}) or ""
         jobs = [
-            {"RunId": run_id, "RunUid": run_uid, "Bucket": bucket, "Keys": keys[start : start + KEYS_A_JOB]}
+            Job(run_id, run_uid, bucket, tuple(keys[start : start + KEYS_A_JOB]))
             for start in range(0, len(keys), KEYS_A_JOB)
         ]
         records = [
             {
                 "kinesis": {
                     "sequenceNumber": str(i),
-                    "data": base64.b64encode(json.dumps(job).encode()).decode(),
+                    "data": base64.b64encode(encode(job)["Data"]).decode(),
                 }
             }
             for i, job in enumerate(jobs)

@@ -4,16 +4,15 @@ import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from classifier.checks import WarningCode
-from classifier.images import ErrorCode
 from PIL import Image
+from runs.codes import ErrorCode, WarningCode
 
 from cxr.phantoms import draw_phantom
 
 SCORED: Literal["SCORED"] = "SCORED"
-CORRUPT: Literal["IMAGE_CORRUPT"] = "IMAGE_CORRUPT"
-NO_IMAGE: Literal["NOT_AN_IMAGE"] = "NOT_AN_IMAGE"
-FLAT: tuple[WarningCode, ...] = ("NOT_A_FRONTAL_CHEST", "OUT_OF_TRAINING_RANGE")
+CORRUPT = ErrorCode.IMAGE_CORRUPT
+NO_IMAGE = ErrorCode.NOT_AN_IMAGE
+FLAT: tuple[WarningCode, ...] = (WarningCode.NOT_A_FRONTAL_CHEST, WarningCode.OUT_OF_TRAINING_RANGE)
 SAME = 0.0
 NEARLY = 0.02  # of compression with loss
 

@@ -10,6 +10,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from runs.codes import ErrorCode
+
 from cxr.files import whole_file
 from reliability import dicom, jpeg, png
 from reliability.bad_file import NO_IMAGE, SAME, Kind, original, plain, saved
@@ -35,7 +37,7 @@ def kinds() -> Iterator[Kind]:
 
 def other_formats() -> Iterator[Kind]:
     image = original()
-    yield Kind("Other formats", "nothing", b"", "IMAGE_EMPTY")
+    yield Kind("Other formats", "nothing", b"", ErrorCode.IMAGE_EMPTY)
     for what, data in {
         "GIF": saved(image, "GIF"),
         "BMP": saved(image, "BMP"),

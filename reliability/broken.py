@@ -58,27 +58,26 @@ def _drops_one_write() -> Iterator[None]:
 @contextmanager
 def _forgets_one_image() -> Iterator[None]:
     """One image of every job is neither written nor counted."""
-    from classifier.table import Table
+    from runs.table import RunTable
 
-    write = Table.write
+    write = RunTable.write
 
-    def broken(self: Any, run_id: str, uid: str, done: Collection[Any], stored: Mapping[str, str]) -> None:
-        write(self, run_id, uid, list(done)[:-1], stored)
+    def broken(self: Any, run_id: str, uid: str, done: Collection[Any], *others: Any) -> None:
+        write(self, run_id, uid, list(done)[:-1], *others)
 
-    with patch.object(Table, "write", broken):
+    with patch.object(RunTable, "write", broken):
         yield
 
 
 @contextmanager
 def _counts_twice() -> Iterator[None]:
     """Counts are added outside the transaction, for every delivery of a job."""
-    from classifier import predictions
-    from classifier.table import Table
+    from runs import table
 
-    write = Table.write
+    write = table.RunTable.write
 
-    def broken(self: Any, run_id: str, uid: str, done: Collection[Any], stored: Mapping[str, str]) -> None:
-        write(self, run_id, uid, done, stored)
+    def broken(self: Any, run_id: str, uid: str, done: Collection[Any], *others: Any) -> None:
+        write(self, run_id, uid, done, *others)
         counted = [a["Update"] for a in whole("", run_id, uid, done, {}, {}) if "Update" in a]
         for update in counted:
             self._dynamodb.update_item(**{**update, "TableName": self._name})
@@ -86,17 +85,17 @@ def _counts_twice() -> Iterator[None]:
     def adding_nothing(actions: Actions) -> Actions:
         return _counting(actions, lambda _: 0)
 
-    whole = predictions.transaction
-    with _transaction(adding_nothing), patch.object(Table, "write", broken):
+    whole = table.write_actions
+    with _transaction(adding_nothing), patch.object(table.RunTable, "write", broken):
         yield
 
 
 @contextmanager
 def _overwrites_scored() -> Iterator[None]:
     """An image that is SCORED is put again when its job comes again; it is not counted again."""
-    from classifier import predictions
+    from runs import table as runs_table
 
-    whole = predictions.transaction
+    whole = runs_table.write_actions
 
     def broken(
         table: str,
@@ -112,7 +111,7 @@ def _overwrites_scored() -> Iterator[None]:
             del action["Put"]["ConditionExpression"]
         return puts + whole(table, run_id, uid, done, stored, stamp)
 
-    with patch.object(predictions, "transaction", broken):
+    with patch.object(runs_table, "write_actions", broken):
         yield
 
 
@@ -128,9 +127,9 @@ def _forgets_a_mended_failure() -> Iterator[None]:
 def _takes_silence_for_success() -> Iterator[None]:
     """A write whose connection broke counts as made."""
     from botocore.exceptions import BotoCoreError
-    from classifier.table import Table
+    from runs.table import RunTable
 
-    write = Table.write
+    write = RunTable.write
 
     def broken(self: Any, *args: Any) -> None:
         try:
@@ -138,50 +137,50 @@ def _takes_silence_for_success() -> Iterator[None]:
         except BotoCoreError:
             return
 
-    with patch.object(Table, "write", broken):
+    with patch.object(RunTable, "write", broken):
         yield
 
 
 @contextmanager
 def _announces_again() -> Iterator[None]:
     """Whoever finds the run COMPLETE says so, not only the one that made it so."""
-    from classifier import predictions
-    from classifier.table import Table
+    from runs.predictions import total
+    from runs.table import RunTable
 
-    complete = Table.complete
+    complete = RunTable.complete
 
     def broken(self: Any, run_id: str, by: str) -> Any:
         counts = complete(self, run_id, by)
-        if counts is None and self.run(run_id).get("state") == "COMPLETE":
-            return predictions.total([])
+        if counts is None and (run := self.run(run_id)) and run.state == "COMPLETE":
+            return total([])
         return counts
 
-    with patch.object(Table, "complete", broken):
+    with patch.object(RunTable, "complete", broken):
         yield
 
 
 @contextmanager
 def _completes_early() -> Iterator[None]:
     """A run is taken for complete when one image of it is missing still."""
-    from classifier import predictions
+    from runs import table
+    from runs.predictions import outcomes
 
-    outcomes = predictions.outcomes
-    with patch.object(predictions, "outcomes", lambda counts: outcomes(counts) + 1):
+    with patch.object(table, "outcomes", lambda counts: outcomes(counts) + 1):
         yield
 
 
 @contextmanager
 def _files_by_delivery() -> Iterator[None]:
     """A prediction's partition is not its key's: when its job comes again, there are two of it."""
-    from classifier import predictions
+    from runs import layout
 
     times: Counter[str] = Counter()
 
     def broken(run_id: str, key: str) -> Any:
         times[key] += 1
-        return predictions.pack({"pk": f"RUN#{run_id}#{times[key] % predictions.PARTITIONS:02x}", "sk": key})
+        return {"pk": layout.partitions(run_id)[times[key] % layout.PARTITIONS], "sk": key}
 
-    with patch.object(predictions, "prediction_key", broken):
+    with patch.object(layout, "prediction_key", broken):
         yield
 
 
@@ -197,13 +196,13 @@ def _takes_forbidden_for_missing() -> Iterator[None]:
 @contextmanager
 def _forgets_refused_jobs() -> Iterator[None]:
     """The job creator takes a PutRecords that was refused in part for a whole one."""
-    from job_creator.handler import JobCreator
+    from job_creator import handler
 
-    def broken(self: Any, records: list[Any]) -> int:
-        self._kinesis.put_records(StreamName=self._stream, Records=records)
+    def broken(kinesis: Any, stream: str, records: list[Any]) -> int:
+        kinesis.put_records(StreamName=stream, Records=records)
         return 0
 
-    with patch.object(JobCreator, "_put", broken):
+    with patch.object(handler, "put", broken):
         yield
 
 
@@ -227,10 +226,10 @@ def _deletes_what_waits() -> Iterator[None]:
 @contextmanager
 def _transaction(change: Callable[[Actions], Actions]) -> Iterator[None]:
     """Every transaction of the classifier goes through `change`."""
-    from classifier import predictions
+    from runs import table
 
-    whole = predictions.transaction
-    with patch.object(predictions, "transaction", lambda *args: change(whole(*args))):
+    whole = table.write_actions
+    with patch.object(table, "write_actions", lambda *args: change(whole(*args))):
         yield
 
 

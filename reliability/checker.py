@@ -14,12 +14,13 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from botocore.awsrequest import AWSResponse
-from classifier.jobs import Job, from_record
-from classifier.predictions import SCORED
+from runs import layout
+from runs.jobs import Job, decode
+from runs.predictions import SCORED
 
 from reliability import fake_aws as account
 from reliability.faults import Killed, Request
-from reliability.schedules import DIRECT, ERRORS, Schedule, image_number, run_id, run_number
+from reliability.schedules import ERRORS, Schedule, image_number, run_id, run_number
 
 
 class Violation(AssertionError):
@@ -87,6 +88,14 @@ class Checker:
         if missing := account.missing(run, keys):
             self._violations.append(f"{len(missing)} images were acknowledged and have no prediction")
 
+    def answered(self, keys: list[str], predictions: list[dict[str, Any]]) -> None:
+        """The classifier answered direct jobs for these images."""
+        if [found["Key"] for found in predictions] != keys:
+            self._violations.append("a direct job was answered for other images")
+        for found in predictions:
+            if found["Key"] not in self.swapped and found.get("Error") != ERRORS[image_number(found["Key"])]:
+                self._violations.append("a direct job has an image with another outcome than is its own")
+
     @contextmanager
     def call(self) -> Iterator[Call]:
         """A function is at work."""
@@ -150,7 +159,7 @@ class Checker:
             images = len(self._schedule.expected(run_number(told["RunId"])))
             if told["Scored"] + told["Failed"] != images:
                 self._violations.append(f"{images} images were announced as {told}")
-        elif operation == "UpdateItem" and body["Key"]["pk"]["S"] == "RUN":
+        elif operation == "UpdateItem" and body["Key"]["pk"]["S"] == layout.RUNS:
             update = body["UpdateExpression"]
             if update.startswith("SET #state = :complete"):
                 by = body["ExpressionAttributeValues"][":by"]["S"]
@@ -163,10 +172,10 @@ class Checker:
                 self._stopped(body["Key"]["sk"]["S"])
             elif _reopens(operation, body):
                 self._calls[-1].pending -= 1
-        elif operation == "DeleteItem" and body["Key"]["pk"]["S"] == "RUN":
+        elif operation == "DeleteItem" and body["Key"]["pk"]["S"] == layout.RUNS:
             run = body["Key"]["sk"]["S"]
             self._stopped(run)
-            self._scored = {place for place in self._scored if place[0].rpartition("#")[0] != f"RUN#{run}"}
+            self._scored = {place for place in self._scored if place[0] not in layout.partitions(run)}
 
     def _stopped(self, run: str) -> None:
         """The run's jobs may be dropped, and it has to be started again to go on."""
@@ -203,7 +212,7 @@ class Checker:
                 self._violations.append(f"{name} has an image with another outcome than is its own")
             self._totals.images += len(expected)
             self._totals.lost += len(account.missing(name, expected))
-        for name in (DIRECT, *map(run_id, self.started)):
+        for name in map(run_id, self.started):
             counted, recounted = account.counted(name), account.recounted(name)
             if counted != recounted:
                 self._violations.append(f"{name} counts {counted} for {recounted}")
@@ -214,7 +223,7 @@ class Checker:
 
 def jobs_of(document: bytes) -> list[Job]:
     """The jobs of a failure object."""
-    return list(map(from_record, json.loads(json.loads(document)["payload"])["Records"]))
+    return list(map(decode, json.loads(json.loads(document)["payload"])["Records"]))
 
 
 def there(job: Job) -> bool:

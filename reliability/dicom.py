@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from classifier.images import ErrorCode
 from PIL import Image
+from runs.codes import ErrorCode
 
 from reliability.bad_file import CORRUPT, FLAT, NEARLY, NO_IMAGE, SAME, SCORED, Kind, original, plain, saved
 
@@ -185,17 +185,17 @@ def damaged() -> Iterator[Kind]:
     yield kind("no preamble", NO_IMAGE, basis, preamble=b"")
     yield Kind("DICOM", "preamble alone", whole[:132], CORRUPT)
     yield Kind("DICOM", "half a preamble", whole[:100], NO_IMAGE)
-    yield kind("no pixel data", "DICOM_NO_PIXELS", header)
+    yield kind("no pixel data", ErrorCode.DICOM_NO_PIXELS, header)
     floats: Elements = {(0x7FE0, 8): ("OF", bytes(4 * 128 * 128))}
-    yield kind("float pixel data", "DICOM_NO_PIXELS", header | floats)
+    yield kind("float pixel data", ErrorCode.DICOM_NO_PIXELS, header | floats)
     for size in (1, 12, 32, 64):
-        yield kind(f"{size} bits allocated", "DICOM_NO_PIXELS", basis | {ALLOCATED: ("US", size)})
-    yield kind("two frames", "DICOM_MULTI_FRAME", basis | {FRAMES: ("IS", "2")})
+        yield kind(f"{size} bits allocated", ErrorCode.DICOM_NO_PIXELS, basis | {ALLOCATED: ("US", size)})
+    yield kind("two frames", ErrorCode.DICOM_MULTI_FRAME, basis | {FRAMES: ("IS", "2")})
     yield kind("frames that are no number", CORRUPT, basis | {FRAMES: ("IS", "many")})
     yield kind("minus one frame", CORRUPT, basis | {FRAMES: ("IS", "-1")})
     for name in ("RGB", "YBR_FULL_422", "PALETTE COLOR", "HSV", ""):
         what = f"photometric interpretation {name or 'empty'}"
-        yield kind(what, "DICOM_PHOTOMETRIC", basis | {PHOTOMETRIC: ("CS", name)})
+        yield kind(what, ErrorCode.DICOM_PHOTOMETRIC, basis | {PHOTOMETRIC: ("CS", name)})
     three: Elements = {SAMPLES: ("US", 3), PIXELS: ("OB", bytes(3 * 128 * 128))}
     yield kind("three samples a pixel, yet MONOCHROME2", CORRUPT, basis | three)
     for name, syntax in {
@@ -207,7 +207,7 @@ def damaged() -> Iterator[Kind]:
         "unknown": "1.2.3.4",
         "empty": "",
     }.items():
-        yield kind(f"transfer syntax {name}", "DICOM_TRANSFER_SYNTAX", basis, syntax)
+        yield kind(f"transfer syntax {name}", ErrorCode.DICOM_TRANSFER_SYNTAX, basis, syntax)
     for name, tag in {
         "rows": ROWS,
         "columns": COLUMNS,
@@ -220,12 +220,12 @@ def damaged() -> Iterator[Kind]:
     for stored in (0, 9, 16, 65_535):
         yield kind(f"{stored} bits stored in 8", CORRUPT, basis | {STORED: ("US", stored)})
     sizes: list[tuple[int, int, ErrorCode]] = [
-        (0, 128, "IMAGE_TOO_SMALL"),
-        (128, 0, "IMAGE_TOO_SMALL"),
-        (65_535, 65_535, "IMAGE_TOO_LARGE"),
+        (0, 128, ErrorCode.IMAGE_TOO_SMALL),
+        (128, 0, ErrorCode.IMAGE_TOO_SMALL),
+        (65_535, 65_535, ErrorCode.IMAGE_TOO_LARGE),
         (7000, 7000, CORRUPT),
         (128, 129, CORRUPT),
-        (1000, 100, "IMAGE_TOO_NARROW"),
+        (1000, 100, ErrorCode.IMAGE_TOO_NARROW),
     ]
     for rows, columns, code in sizes:
         yield kind(f"says {columns} x {rows}", code, basis | {ROWS: ("US", rows), COLUMNS: ("US", columns)})
@@ -248,11 +248,11 @@ def damaged() -> Iterator[Kind]:
     long = start_of_element(PIXELS, "OB", 2**31) + pixels[:-2]
     yield kind("pixel data longer than the file", CORRUPT, header, tail=long)
     yield Kind("DICOM", "cut in the group length", whole[: 132 + 6], CORRUPT)
-    yield Kind("DICOM", "cut in the transfer syntax", whole[: 132 + 26], "DICOM_TRANSFER_SYNTAX")
+    yield Kind("DICOM", "cut in the transfer syntax", whole[: 132 + 26], ErrorCode.DICOM_TRANSFER_SYNTAX)
     for tag, name in {(8, 0x16): "the first element", ROWS: "rows", SIGNED: "pixel representation"}.items():
         place = whole.index(struct.pack("<HH", *tag))
-        yield Kind("DICOM", f"cut before {name}", whole[:place], "DICOM_NO_PIXELS")
-        yield Kind("DICOM", f"cut in {name}", whole[: place + 5], "DICOM_NO_PIXELS")
+        yield Kind("DICOM", f"cut before {name}", whole[:place], ErrorCode.DICOM_NO_PIXELS)
+        yield Kind("DICOM", f"cut in {name}", whole[: place + 5], ErrorCode.DICOM_NO_PIXELS)
     yield Kind("DICOM", "cut in the pixel data", whole[:-5000], CORRUPT)
 
 
@@ -277,7 +277,7 @@ def damaged_frames() -> Iterator[Kind]:
         "end of the fragments is missing": encapsulated(jpeg)[:-8],
         "fragment longer than the file": ENCAPSULATED + item(b"") + item(jpeg, 2**31),
     }.items():
-        yield kind(f"JPEG: {name}", "DICOM_NO_PIXELS", header, JPEG, tail=tail)
+        yield kind(f"JPEG: {name}", ErrorCode.DICOM_NO_PIXELS, header, JPEG, tail=tail)
     yield kind("JPEG: not encapsulated", CORRUPT, basis, JPEG)
     for name, frame in {
         "of 12,000 x 12,000 for 128 x 128": saved(Image.new("L", (12_000, 12_000)), "JPEG2000", no_jp2=True),

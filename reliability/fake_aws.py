@@ -3,16 +3,16 @@
 A look is no request, so it meets no fault and counts as none.
 """
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import boto3
-from classifier import predictions
-from classifier.predictions import SCORED
 from moto.dynamodb.models import dynamodb_backends
 from moto.kinesis.models import kinesis_backends
 from moto.s3.models import s3_backends
+from runs import layout
+from runs.attributes import unpack
+from runs.predictions import Counts, Prediction, counts_of, total
 
 from reliability.table import create_table
 
@@ -49,43 +49,36 @@ def failure_objects() -> dict[str, bytes]:
 
 def run(run_id: str) -> dict[str, Any]:
     """The run's item; {} if it is not there."""
-    return next((row for row in _rows(lambda pk: pk == "RUN") if row["sk"] == run_id), {})
+    return next((row for row in _rows(layout.RUNS) if row["sk"] == run_id), {})
 
 
 def stored(run_id: str) -> list[dict[str, Any]]:
-    """The run's predictions, of all its partitions."""
-    return _rows(lambda pk: pk.rpartition("#")[0] == f"RUN#{run_id}")
+    """The items of the run's predictions, of all its partitions."""
+    return _rows(*layout.partitions(run_id))
 
 
-def missing(run_id: str, keys: Iterable[str]) -> list[str]:
-    """Those without a prediction."""
+def missing(run_id: str, images: Iterable[str]) -> list[str]:
+    """The S3 keys that have no prediction."""
     there = {row["sk"] for row in stored(run_id)}
-    return [key for key in keys if key not in there]
+    return [key for key in images if key not in there]
 
 
-def counted(run_id: str) -> dict[str, int]:
-    """The run's counts, as its counters have them."""
-    total: Counter[str] = Counter()
-    for row in _rows(lambda pk: pk == f"RUN#{run_id}"):
-        total.update({name: int(number) for name, number in row.items() if name not in ("pk", "sk", "uid")})
-    return {name: number for name, number in total.items() if number}
+def counted(run_id: str) -> Counts:
+    """The run's counts, by its counters."""
+    return total(_rows(layout.counters_partition(run_id)))
 
 
-def recounted(run_id: str) -> dict[str, int]:
-    """The run's counts, as its predictions come to."""
-    total: Counter[str] = Counter()
-    for row in stored(run_id):
-        total[SCORED if row["status"] == SCORED else f"FAILED#{row['error']}"] += 1
-        total.update(f"WARNING#{warning}" for warning in row.get("warnings", ()))
-    return dict(total)
+def recounted(run_id: str) -> Counts:
+    """The run's counts, by its predictions."""
+    return counts_of(map(Prediction.from_fields, stored(run_id)))
 
 
-def _rows(belongs: Callable[[str], bool]) -> list[dict[str, Any]]:
-    """The attributes of all items whose partition key does."""
-    partitions: Any = dynamodb_backends[ACCOUNT][REGION].tables[TABLE].items
+def _rows(*partitions: str) -> list[dict[str, Any]]:
+    """The items of some partitions, as plain values."""
+    found: Any = dynamodb_backends[ACCOUNT][REGION].tables[TABLE].items
     return [
-        predictions.unpack(item.to_json()["Attributes"])
-        for pk, items in partitions.items()
-        if belongs(pk.value)
+        unpack(item.to_json()["Attributes"])
+        for pk, items in found.items()
+        if pk.value in partitions
         for item in items.values()
     ]

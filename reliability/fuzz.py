@@ -19,7 +19,6 @@ import signal
 import struct
 import sys
 import time
-import typing
 import zlib
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -29,9 +28,10 @@ from typing import Any
 import numpy as np
 import psutil
 from classifier import images
-from classifier.images import ErrorCode, ImageError
+from classifier.images import ImageError
 from classifier.model import Model
 from PIL import Image
+from runs.codes import ErrorCode
 
 from cxr.files import whole_file
 from cxr.phantoms import draw_phantom
@@ -48,7 +48,7 @@ LONGEST = 256 * 1024  # bytes of an input
 MOST_KEPT = 1000  # inputs that are damaged further
 NOT_YET = -1
 SIDE = 64  # pixels of the files that are damaged
-CODES = frozenset(typing.get_args(ErrorCode))
+CODES = frozenset(ErrorCode)
 
 # From an input to what it comes to: a name for it, new for every new way through the code.
 Target = Callable[[bytes], str]

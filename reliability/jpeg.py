@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from classifier.checks import WarningCode
 from PIL import Image, ImageChops
+from runs.codes import ErrorCode, WarningCode
 
 from reliability.bad_file import CORRUPT, FLAT, NEARLY, NO_IMAGE, SCORED, Kind, original, saved
 
@@ -76,10 +76,10 @@ def odd() -> Iterator[Kind]:
     yield near("two pictures (MPO)", saved(image, "MPO", quality=95, save_all=True, append_images=[image]))
     yield near("trailing garbage", jpeg() + b"garbage" * 100)
     yield near("fill bytes before a marker", jpeg()[:2] + b"\xff" * 100 + jpeg()[2:])
-    yield kind("in colour", jpeg(blue), SCORED, ("COLOUR",))
-    yield kind("CMYK", jpeg(blue.convert("CMYK")), SCORED, ("COLOUR",))
-    yield kind("YCCK", ycck(blue), SCORED, ("COLOUR",))
-    even: tuple[WarningCode, ...] = ("LOOKS_INVERTED", "OUT_OF_TRAINING_RANGE")
+    yield kind("in colour", jpeg(blue), SCORED, (WarningCode.COLOUR,))
+    yield kind("CMYK", jpeg(blue.convert("CMYK")), SCORED, (WarningCode.COLOUR,))
+    yield kind("YCCK", ycck(blue), SCORED, (WarningCode.COLOUR,))
+    even: tuple[WarningCode, ...] = (WarningCode.LOOKS_INVERTED, WarningCode.OUT_OF_TRAINING_RANGE)
     yield kind("arithmetic coding, of next to nothing", arithmetic(jpeg()), SCORED, even)
     yield kind("quality 1", saved(image, "JPEG", quality=1), SCORED)
 
@@ -110,9 +110,9 @@ def damaged() -> Iterator[Kind]:
 
     yield corrupt("says 0 x 128", sized(0, 128))
     yield corrupt("says 128 x 0", sized(128, 0))
-    yield kind("says 65,535 x 65,535", sized(65_535, 65_535), "IMAGE_TOO_LARGE")
+    yield kind("says 65,535 x 65,535", sized(65_535, 65_535), ErrorCode.IMAGE_TOO_LARGE)
     yield kind("says 7,000 x 7,000", sized(7000, 7000), SCORED, FLAT)
-    yield kind("says 16 x 16", sized(16, 16), "IMAGE_TOO_SMALL")
+    yield kind("says 16 x 16", sized(16, 16), ErrorCode.IMAGE_TOO_SMALL)
     yield corrupt("12 bits", sized(128, 128, 12))
     yield corrupt("lossless", whole.replace(b"\xff\xc0", b"\xff\xc3"))
     yield kind("a restart marker out of turn", whole.replace(b"\xff\xd1", b"\xff\xd5", 1), SCORED)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from classifier.images import ErrorCode
 from PIL import Image, ImageCms
+from runs.codes import ErrorCode, WarningCode
 
 from reliability.bad_file import CORRUPT, FLAT, NO_IMAGE, SAME, SCORED, Kind, original, plain, saved
 from reliability.jpeg import exif
@@ -110,15 +110,15 @@ def odd() -> Iterator[Kind]:
     yield same("16 bits, RGB", drawn(colours.astype(int) * 257, 16, 2))
     yield same("16 bits, interlaced", drawn(wide * 257, 16, interlaced=1))
     yield same("16 bits, grey with alpha", drawn(grey_alpha.astype(int) * 257, 16, 4))
-    yield kind("12 bits in 16", drawn(wide * 16, 16), "BIT_DEPTH_UNKNOWN")
+    yield kind("12 bits in 16", drawn(wide * 16, 16), ErrorCode.BIT_DEPTH_UNKNOWN)
     yield same("4 bits", drawn(grey >> 4, 4), within=0.05)
     yield same("2 bits", drawn(grey >> 6, 2), within=0.1)
-    yield kind("1 bit", drawn(grey >> 7, 1), SCORED, ("OUT_OF_TRAINING_RANGE",))
+    yield kind("1 bit", drawn(grey >> 7, 1), SCORED, (WarningCode.OUT_OF_TRAINING_RANGE,))
     yield kind("palette of 1 bit", saved(two_colours, "PNG", bits=1), SCORED)
-    yield kind("coloured mark", drawn(mark, colour=2), SCORED, ("COLOUR",))
+    yield kind("coloured mark", drawn(mark, colour=2), SCORED, (WarningCode.COLOUR,))
     yield kind("black", drawn(np.zeros_like(grey)), SCORED, FLAT)
-    yield kind("inverted", drawn(255 - grey), SCORED, ("LOOKS_INVERTED",))
-    yield kind("on its side", drawn(np.rot90(grey)), SCORED, ("LOOKS_SIDEWAYS",))
+    yield kind("inverted", drawn(255 - grey), SCORED, (WarningCode.LOOKS_INVERTED,))
+    yield kind("on its side", drawn(np.rot90(grey)), SCORED, (WarningCode.LOOKS_SIDEWAYS,))
     yield same("EXIF says turned by a quarter", saved(turned, "PNG", exif=exif(6)))
     yield same("EXIF says mirrored", saved(mirrored, "PNG", exif=exif(2)))
     yield same("EXIF of a wrong orientation", saved(image, "PNG", exif=exif(99)))
@@ -188,12 +188,12 @@ def damaged() -> Iterator[Kind]:
     sizes: list[tuple[int, int, ErrorCode]] = [
         (0, 128, CORRUPT),
         (128, 0, CORRUPT),
-        (63, 128, "IMAGE_TOO_SMALL"),
-        (1, 1, "IMAGE_TOO_SMALL"),
-        (400, 90, "IMAGE_TOO_NARROW"),
-        (60_000, 60_000, "IMAGE_TOO_LARGE"),
-        (2**31 - 1, 2**31 - 1, "IMAGE_TOO_LARGE"),
-        (2**32 - 1, 2**32 - 1, "IMAGE_TOO_LARGE"),
+        (63, 128, ErrorCode.IMAGE_TOO_SMALL),
+        (1, 1, ErrorCode.IMAGE_TOO_SMALL),
+        (400, 90, ErrorCode.IMAGE_TOO_NARROW),
+        (60_000, 60_000, ErrorCode.IMAGE_TOO_LARGE),
+        (2**31 - 1, 2**31 - 1, ErrorCode.IMAGE_TOO_LARGE),
+        (2**32 - 1, 2**32 - 1, ErrorCode.IMAGE_TOO_LARGE),
         (129, 128, CORRUPT),
         (7000, 7000, CORRUPT),
     ]

@@ -17,7 +17,6 @@ from PIL import Image
 from reliability.faults import kinds
 
 PREFIX = "cxr-nih/"
-DIRECT = "direct"  # the run of jobs that come without the stream
 DEPTH = 3  # of steps within one another
 
 

@@ -22,23 +22,22 @@ import boto3
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import BotoCoreError, ClientError
 from classifier import handler as classifier_handler
-from classifier import predictions
 from classifier.handler import NotDone
-from classifier.jobs import JobError, from_record
 from classifier.model import Model
-from classifier.table import RunIdTaken
 from job_creator import handler as creator_handler
-from job_creator import jobs as creator_jobs
+from job_creator.events import EventError
 from moto import mock_aws
+from runs import jobs, layout, table
+from runs.jobs import decode
 
-from cxr import operations, retry, stack
+from cxr import operations, retry, runs, stack
 from cxr.errors import Failed, InputError
 from cxr.local_aws.stream_mapping import FunctionError, MappingSettings, StreamMapping, first_failure
 from reliability import fake_aws as account
 from reliability.checker import Checker, Totals, there
 from reliability.fake_aws import BUCKET, FAILURES, REGION, STREAM, TABLE
 from reliability.faults import KINDS, Killed, Request, aws
-from reliability.schedules import DIRECT, IMAGES, PREFIX, PUT_LATER, Schedule, Step, key, run_id
+from reliability.schedules import IMAGES, PREFIX, PUT_LATER, Schedule, Step, key, run_id
 
 STACK = stack.Stack("ChestXray", BUCKET, PREFIX, "creator", STREAM, "classifier", "mapping", TABLE, FAILURES)
 ENVIRONMENT = {
@@ -108,16 +107,17 @@ class World:
             os.environ.pop(name, None)
         enter(mock_aws())
         enter(aws(self._meet))
-        for module in (classifier_handler, creator_handler, operations):
+        for module in (classifier_handler, creator_handler, table):
             enter(patch.object(module, "ThreadPoolExecutor", _SameThread))
         client = functools.cache(stack.client)
-        enter(patch.object(retry, "client", client))
-        enter(patch.object(operations, "client", client))
-        enter(patch.object(predictions, "PARTITIONS", 4))  # each is asked when a run is deleted or retried
-        enter(patch.object(creator_jobs, "_MAX_RECORDS", 2))  # so that a run has several PutRecords
+        for commands in (operations, retry, runs):
+            enter(patch.object(commands, "client", client))
+        enter(patch.object(layout, "PARTITIONS", 4))  # each is asked when a run is deleted or retried
+        enter(patch.object(jobs, "MAX_RECORDS", 2))  # so that a run has several PutRecords
         account.create()
         model = _remembering(classifier_handler.load_model())
-        os.environ |= {"MODEL": model.name, "MODEL_SHA256": model.sha256}
+        run_fields = {"model": model.name, "model_sha256": model.sha256, "labels": [], "settings": {}}
+        os.environ["RUN_FIELDS"] = json.dumps(run_fields)
         enter(patch.object(classifier_handler, "load_model", lambda: model))
         events = boto3.client("events")
         self._classifier = classifier_handler.setup.__wrapped__()
@@ -243,7 +243,7 @@ class World:
             Killed,
             ClientError,
             BotoCoreError,
-            creator_jobs.EventError,
+            EventError,
             creator_handler.RunIdTaken,
             creator_handler.RunStopped,
         ):
@@ -286,13 +286,12 @@ class World:
             retry.retry_run(STACK, run_id(self._run(step)), codes=codes)
 
     def _direct(self, step: Step) -> None:
-        """Somebody invokes the classifier with jobs of his own."""
-        keys = [key(number) for number in range(step.which % self._schedule.images + 1)]
-        event = {"Jobs": [{"RunId": DIRECT, "Key": name} for name in keys]}
-        with suppress(JobError, RunIdTaken, NotDone, ClientError, BotoCoreError, Killed):
-            with self._checker.call():
-                self._classifier(event, self._doing[-1].remaining_ms)
-            self._checker.acknowledged(DIRECT, keys)
+        """Somebody invokes the classifier with direct jobs, which it answers and does not store."""
+        names = [key(number) for number in range(step.which % self._schedule.images + 1)]
+        event = {"Jobs": [{"RunId": run_id(self._run(step)), "Key": name} for name in names]}
+        with suppress(NotDone, ClientError, BotoCoreError, Killed), self._checker.call():
+            answer = self._classifier(event, self._doing[-1].remaining_ms)
+            self._checker.answered(names, answer["Predictions"])
 
     def _swap(self, step: Step) -> None:
         """Somebody takes an image out of the bucket, or puts one in."""
@@ -340,7 +339,7 @@ class World:
         self._history.append(event)
         answer, stopped = self._classify(event)
         failed = first_failure(answer, event["Records"])
-        for job in map(from_record, event["Records"][:failed]):
+        for job in map(decode, event["Records"][:failed]):
             if job.run_id not in stopped and there(job):
                 self._checker.acknowledged(job.run_id, job.keys)
         return answer

@@ -33,6 +33,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from classifier.model import Model
 from PIL import Image
 from rich.table import Table
+from runs.predictions import Prediction, counts_of
 
 from cxr.commands.terminal import console, notes
 from cxr.errors import Failed
@@ -42,7 +43,7 @@ from cxr.local_aws.local_aws import PROJECT, LocalAws
 from cxr.operations import start_run
 from cxr.phantoms import draw_phantom
 from cxr.retry import retry_run
-from cxr.runs import Outcome, outcomes, run_status
+from cxr.runs import run_status, run_table
 from cxr.stack import Stack, client
 from cxr.words import counted
 from reliability.endpoint import LOST, FaultyEndpoint
@@ -230,13 +231,13 @@ def score(
     `cxr retry` follows: FAULTY_RETRIES times while the faults go on, then until the run is complete.
     """
     endpoint, started = aws.endpoint, time.monotonic()
-    dynamodb, before = client("dynamodb"), endpoint.faults.copy()
+    table, before = run_table(stack), endpoint.faults.copy()
 
     def settle(doing: str) -> str:
         """Wait until all is delivered; the run's state."""
         quiet_since = time.monotonic()
         while True:
-            status = run_status(dynamodb, stack.table, run)
+            status = run_status(table, run)
             enough = QUIET_SECONDS_COMPLETE if status.state == "COMPLETE" else QUIET_SECONDS
             if time.monotonic() - quiet_since > enough:
                 return status.state
@@ -265,8 +266,8 @@ def score(
         state, retries = retry(), retries + 1
 
     waited, found = len(waiting - found.keys()), _predicted(stack, run)
-    kept = run_status(dynamodb, stack.table, run).counts
-    recounted = Counter(name for each in found.values() for name in _counts(each[0]))
+    kept = run_status(table, run).counts
+    recounted = counts_of(each for each, *_ in found.values())
     faults, events = endpoint.faults - before, endpoint.announced(run)
     return Found(
         images=len(expected),
@@ -302,11 +303,11 @@ def start(aws: WireAws, stack: Stack, run: str) -> int:
     return ATTEMPTS
 
 
-def _predicted(stack: Stack, run: str) -> dict[str, list[Outcome]]:
+def _predicted(stack: Stack, run: str) -> dict[str, list[Prediction]]:
     """What there is of every image: key -> its predictions, of which there should be one."""
-    found: dict[str, list[Outcome]] = {}
-    for outcome in outcomes(client("dynamodb"), stack.table, run):
-        found.setdefault(outcome.key, []).append(outcome)
+    found: dict[str, list[Prediction]] = {}
+    for prediction in run_table(stack).predictions(run):
+        found.setdefault(prediction.key, []).append(prediction)
     return found
 
 
@@ -319,12 +320,6 @@ def _waiting(stack: Stack, run: str) -> set[str]:
         for job in jobs_in(s3, stack.failure_bucket, entry["Key"])
     )
     return {key for job in jobs if job.run_id == run for key in job.keys}
-
-
-def _counts(outcome: Outcome) -> Iterator[str]:
-    """The names of the counts that an image is in."""
-    yield f"FAILED#{outcome.error}" if outcome.error else "SCORED"
-    yield from (f"WARNING#{warning}" for warning in outcome.warnings)
 
 
 def totals(found: Found) -> list[tuple[str, str]]:

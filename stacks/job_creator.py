@@ -1,5 +1,6 @@
 """The function that turns one event into a run: its jobs on the stream, its item in the table."""
 
+import json
 from pathlib import Path
 
 from aws_cdk import Duration
@@ -69,7 +70,6 @@ class JobCreator(Construct):
                 "TABLE_NAME": table.table_name,
                 "STREAM_NAME": stream.stream_name,
                 "IMAGES_PER_JOB": str(config.images_per_job),
-                "MODEL": model.name,
-                "MODEL_SHA256": model.sha256,
+                "RUN_FIELDS": json.dumps({"model": model.name, "model_sha256": model.sha256}),
             },
         )

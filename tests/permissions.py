@@ -129,8 +129,7 @@ def role_arn(role: str) -> str:
 def watched() -> Iterator[set[Call]]:
     """What the handlers ask for with the clients that they are given from here on, each thing once."""
     from classifier.handler import Classifier
-    from classifier.table import Table
-    from job_creator import handler
+    from job_creator.handler import JobCreator
 
     calls: set[Call] = set()
 
@@ -140,15 +139,17 @@ def watched() -> Iterator[set[Call]]:
 
         def watching(self: Any, *args: Any, **kwargs: Any) -> None:
             for given in (*args, *kwargs.values()):
-                if hasattr(given, "meta"):
-                    _record(given, role, calls)
+                # A client is given as it is, or within Sources or RunTable.
+                for client in (given, *getattr(given, "__dict__", {}).values()):
+                    if hasattr(client, "meta"):
+                        _record(client, role, calls)
             if "events" in kwargs:
                 kwargs["events"] = _recorded(kwargs["events"], role, calls)
             make(self, *args, **kwargs)
 
         return patch.object(made, "__init__", watching)
 
-    with watch(handler.JobCreator, JOB_CREATOR), watch(Classifier, CLASSIFIER), watch(Table, CLASSIFIER):
+    with watch(JobCreator, JOB_CREATOR), watch(Classifier, CLASSIFIER):
         yield calls
 
 

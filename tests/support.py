@@ -10,9 +10,11 @@ from typing import Any
 
 import boto3
 import numpy as np
-from boto3.dynamodb.types import TypeDeserializer
-from classifier import predictions
 from PIL import Image
+from runs import layout
+from runs.attributes import unpack
+from runs.predictions import Prediction, counts_of, total
+from runs.table import begin_actions
 
 ROOT = Path(__file__).parents[1]
 XRAYS = ROOT.parent / "shared" / "data" / "nih-cxr" / "originals" / "cxr-nih"
@@ -36,7 +38,7 @@ def begin_run(run_id: str, table: str = TABLE, **fields: Any) -> None:
     """A run's item and its counters, as the job creator makes them; made again, the counts stay."""
     fields = {"uid": uid(run_id), "state": "SCORING", **fields}
     dynamodb = boto3.client("dynamodb")
-    run, *counters = (put["Put"]["Item"] for put in predictions.begin(table, run_id, fields))
+    run, *counters = (put["Put"]["Item"] for put in begin_actions(table, run_id, fields))
     dynamodb.put_item(TableName=table, Item=run)
     for counter in counters:
         dynamodb.update_item(
@@ -49,34 +51,20 @@ def begin_run(run_id: str, table: str = TABLE, **fields: Any) -> None:
 
 def table_items(table: str = TABLE) -> Items:
     """The whole table."""
-    found: list[dict[str, Any]] = []
-    for page in boto3.client("dynamodb").get_paginator("scan").paginate(TableName=table):
-        found += [
-            {name: TypeDeserializer().deserialize(value) for name, value in item.items()}
-            for item in page["Items"]
-        ]
-    return {(item.pop("pk"), item.pop("sk")): item for item in found}
+    pages = boto3.client("dynamodb").get_paginator("scan").paginate(TableName=table)
+    found = [unpack(item) for page in pages for item in page["Items"]]
+    return {(item["pk"], item["sk"]): item for item in found}
 
 
 def counts(items: Items, run_id: str) -> dict[str, int]:
-    """A run's counts as its counters add up, zeros left out."""
-    total: dict[str, int] = {}
-    for (pk, _), item in items.items():
-        if pk == f"RUN#{run_id}":
-            for name, n in (pair for pair in item.items() if pair[0] != "uid"):
-                total[name] = total.get(name, 0) + int(n)
-    return {name: n for name, n in total.items() if n}
+    """A run's counts, by its counters."""
+    return total(item for (pk, _), item in items.items() if pk == layout.counters_partition(run_id))
 
 
 def recounted(items: Items, run_id: str) -> dict[str, int]:
-    """A run's counts as its predictions are."""
-    total: dict[str, int] = {}
-    for (pk, _), item in items.items():
-        if pk.startswith(f"RUN#{run_id}#"):
-            name = item["status"] if item["status"] == "SCORED" else f"FAILED#{item['error']}"
-            for counted in (name, *(f"WARNING#{warning}" for warning in item.get("warnings", ()))):
-                total[counted] = total.get(counted, 0) + 1
-    return total
+    """A run's counts, by its predictions."""
+    found = (item for (pk, _), item in items.items() if pk in layout.partitions(run_id))
+    return counts_of(map(Prediction.from_fields, found))
 
 
 def events_noted(noted: list[dict[str, Any]]) -> Callable[[], Any]:

@@ -4,16 +4,16 @@ import base64
 import json
 import subprocess
 import sys
-import typing
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from classifier.handler import DEADLINE_MARGIN_MS, Classifier
-from classifier.images import ErrorCode
 from classifier.model import Model
-from classifier.table import Table
+from runs import layout
+from runs.codes import ErrorCode
+from runs.table import RunTable
 from support import BUCKET, PREFIX, ROOT, TABLE, begin_run, events_noted, table_items, uid
 
 from reliability.bad_file import SCORED, Kind, plain
@@ -78,7 +78,7 @@ def outcomes(corpus: list[Kind], tmp_path_factory: pytest.TempPathFactory) -> li
 
 def test_there_are_sixty_kinds_and_more_and_every_code(corpus: list[Kind]) -> None:
     assert len({kind.name for kind in corpus}) == len(corpus) >= 60
-    assert {kind.outcome for kind in corpus} == {SCORED, *typing.get_args(ErrorCode)} - {"IMAGE_MISSING"}
+    assert {kind.outcome for kind in corpus} == {SCORED, *ErrorCode} - {"IMAGE_MISSING"}
 
 
 def test_each_is_a_file_of_its_own(corpus: list[Kind]) -> None:
@@ -131,7 +131,7 @@ def test_bad_images_are_failed_predictions_beside_scored_neighbours(aws: None, c
     begin_run("r", expected=len(expected), model_sha256=model.sha256)
     classifier = Classifier(
         model=model,
-        table=Table(TABLE, boto3.client("dynamodb"), model.name, model.sha256),
+        table=RunTable(boto3.client("dynamodb"), TABLE),
         s3=boto3.client("s3"),
         events=events_noted([]),
         bucket=BUCKET,
@@ -140,7 +140,8 @@ def test_bad_images_are_failed_predictions_beside_scored_neighbours(aws: None, c
     job = json.dumps({"RunId": "r", "RunUid": uid("r"), "Bucket": BUCKET, "Keys": list(expected)}).encode()
     record = {"kinesis": {"sequenceNumber": "0", "data": base64.b64encode(job).decode()}}
     assert classifier({"Records": [record]}, lambda: 900_000) == {"batchItemFailures": []}
-    found = {key: item.get("error") for (pk, key), item in table_items().items() if pk.startswith("RUN#r#")}
+    partitions = layout.partitions("r")
+    found = {key: item.get("error") for (pk, key), item in table_items().items() if pk in partitions}
     assert len(expected) > 30
     assert {key: found[key] for key in expected} == expected
 

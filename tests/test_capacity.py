@@ -14,9 +14,9 @@ import botocore.client
 import numpy as np
 import pytest
 from classifier.handler import Classifier
-from classifier.predictions import Prediction, transaction
-from classifier.table import Table
-from job_creator import jobs as job_creator
+from runs.jobs import Job, encode
+from runs.predictions import Prediction
+from runs.table import RunTable, write_actions
 from support import BUCKET, PREFIX, ROOT, TABLE, begin_run, image_bytes, uid
 
 from benchmarks import scaling
@@ -295,12 +295,8 @@ class TestTheCodeThatIsPlannedFor:
     """What the formulas take for granted of the job creator and the classifier."""
 
     def test_a_job_is_as_large_as_that(self) -> None:
-        keys = [NIH_KEY] * 32
-        batch = job_creator.batches(
-            keys, run_id="nih-2026-11", run_uid="0" * 16, bucket="chestxray-storageimages-abcdefghijkl",
-            images_per_job=32, continued=False,
-        )  # fmt: skip
-        ((record,), _) = next(batch)
+        job = Job("nih-2026-11", "0" * 16, "chestxray-storageimages-abcdefghijkl", (NIH_KEY,) * 32)
+        record = encode(job)
         size = len(record["Data"]) + len(record["PartitionKey"])
         workload = Workload(**{**vars(WORK), "key_bytes": len(NIH_KEY)})
         assert capacity.job_bytes(workload, Config()) == pytest.approx(size, rel=0.05)
@@ -313,7 +309,7 @@ class TestTheCodeThatIsPlannedFor:
             "model_sha256": "a" * 64,
             "scored_at": "2026-11-24T12:00:00+00:00",
         }
-        put, counter = transaction(TABLE, "nih-2026-11", "0" * 16, [done], {}, stamp)
+        put, counter = write_actions(TABLE, "nih-2026-11", "0" * 16, [done], {}, stamp)
         assert "Put" in put
         assert "Update" in counter
         punctuation = sum(json.dumps(put["Put"]["Item"]).count(mark) for mark in '"{}[]:, ')
@@ -342,7 +338,7 @@ class TestTheCodeThatIsPlannedFor:
             s3.put_object(Bucket=BUCKET, Key=key, Body=image_bytes())
         begin_run("r", model="grey:1", model_sha256="cd" * 32, expected=9)
         model: Any = Grey()
-        table = Table(TABLE, dynamodb, model.name, model.sha256)
+        table = RunTable(dynamodb, TABLE)
         classifier = Classifier(
             model=model, table=table, s3=s3, events=lambda: boto3.client("events"), bucket=BUCKET, vcpus=1
         )

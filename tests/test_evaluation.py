@@ -16,9 +16,9 @@ import boto3
 import numpy as np
 import pytest
 from classifier.model import Model
-from classifier.predictions import Prediction
-from classifier.table import Table
 from PIL import Image
+from runs.predictions import Prediction
+from runs.table import RunTable
 from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
@@ -428,7 +428,7 @@ def test_a_run_is_read_from_the_table(bundle: Path, monkeypatch: pytest.MonkeyPa
         for number, score in enumerate(TWELVE.scores)
     ]
     failed = Prediction("cxr/empty.png", error="IMAGE_EMPTY")
-    Table(TABLE, dynamodb, model.name, model.sha256).write("first", uid("first"), [*predictions, failed], {})
+    RunTable(dynamodb, TABLE).write("first", uid("first"), [*predictions, failed], {}, {})
     monkeypatch.setattr("cxr.commands.evaluate.Stack.find", lambda name: SimpleNamespace(table=TABLE))
     Path("labels.csv").write_text(LABELS)
     found = in_json(CliRunner().invoke(app, ["evaluate", "first", "--labels", "labels.csv", "--json"]))

@@ -18,28 +18,38 @@ from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.config import Config
 from botocore.exceptions import EndpointConnectionError
-from classifier.predictions import Prediction
-from classifier.table import Table
-from job_creator import handler, jobs
+from job_creator import handler
+from job_creator.events import EventError
+from job_creator.sources import MAX_ROW, Sources, rows, s3_client
 from moto.core.botocore_stubber import MockRawResponse
 from moto.kinesis.models import KinesisBackend
+from runs import jobs, layout
+from runs.predictions import Prediction
+from runs.run import Run
+from runs.table import RunTable
 from support import BUCKET, PREFIX, STREAM, TABLE, begin_run, events_noted, table_items
 
 MODEL = {"model": "demo:1.0.0", "model_sha256": "ab" * 32}
+RUN_FIELDS = {
+    **MODEL,
+    "labels": [{"name": "abnormal", "threshold": Decimal("0.5")}],
+    "settings": {"shards": 2},
+}
 
 
 def job_creator(**options: Any) -> handler.JobCreator:
+    """A job creator with these fields; `s3` and `dynamodb` replace the clients that it is made with."""
+    bucket = options.get("bucket", BUCKET)
     fields: dict[str, Any] = {
-        "s3": boto3.client("s3"),
+        "sources": Sources(options.pop("s3", None) or s3_client(Config()), bucket, PREFIX),
         "kinesis": boto3.client("kinesis"),
-        "dynamodb": boto3.client("dynamodb"),
+        "table": RunTable(options.pop("dynamodb", None) or boto3.client("dynamodb"), TABLE),
         "events": events_noted([]),
-        "bucket": BUCKET,
+        "bucket": bucket,
         "prefix": PREFIX,
         "stream": STREAM,
-        "table": TABLE,
         "images_per_job": 32,
-        "model": MODEL,
+        "run_fields": RUN_FIELDS,
     }
     return handler.JobCreator(**fields | options)
 
@@ -81,12 +91,12 @@ def sent_keys() -> list[str]:
 
 
 def run_item(run_id: str) -> dict[str, Any]:
-    return table_items()[("RUN", run_id)]
+    return table_items()[layout.RUNS, run_id]
 
 
 def set_state(run_id: str, state: str) -> None:
     boto3.resource("dynamodb").Table(TABLE).update_item(
-        Key={"pk": "RUN", "sk": run_id},
+        Key=layout.run_key(run_id),
         UpdateExpression="SET #state = :state",
         ExpressionAttributeNames={"#state": "state"},
         ExpressionAttributeValues={":state": state},
@@ -95,15 +105,14 @@ def set_state(run_id: str, state: str) -> None:
 
 def remove(run_id: str, *fields: str) -> None:
     boto3.resource("dynamodb").Table(TABLE).update_item(
-        Key={"pk": "RUN", "sk": run_id}, UpdateExpression=f"REMOVE {', '.join(fields)}"
+        Key=layout.run_key(run_id), UpdateExpression=f"REMOVE {', '.join(fields)}"
     )
 
 
 def score(run_id: str, *keys: str) -> None:
     """What the classifier writes."""
     done = [Prediction(key, {"abnormal": Decimal("0.5")}) for key in keys]
-    table = Table(TABLE, boto3.client("dynamodb"), MODEL["model"], MODEL["model_sha256"])
-    table.write(run_id, run_item(run_id)["uid"], done, {})
+    RunTable(boto3.client("dynamodb"), TABLE).write(run_id, run_item(run_id)["uid"], done, {}, MODEL)
 
 
 pytestmark = pytest.mark.usefixtures("aws")
@@ -138,8 +147,7 @@ class TestSources:
         create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"})
         assert sent_keys() == [f"{PREFIX}plain.png", f'{PREFIX}a "b",\nc.png']
 
-    def test_an_index_is_read_as_a_csv_reader_reads_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(jobs, "_BLOCK", 10)
+    def test_an_index_is_read_as_a_csv_reader_reads_it(self) -> None:
         for seed in range(300):
             rng = random.Random(seed)
             odd = rng.choice(["", '",', "\n"])
@@ -151,12 +159,11 @@ class TestSources:
             file = io.StringIO(newline="")
             writer = csv.writer(file, lineterminator=rng.choice(["\n", "\r\n"]))
             width = rng.randrange(3)
-            rows = [["x"] * width + [f"p/{name}"] + ["y"] * rng.randrange(2) for name in names]
-            writer.writerows([[*"nm"[:width], "Key"], *rows, []])
+            table = [["x"] * width + [f"p/{name}"] + ["y"] * rng.randrange(2) for name in names]
+            writer.writerows([[*"nm"[:width], "Key"], *table, []])
             text = file.getvalue()
             keys = [f"p/{name}" for name in names]
-            assert jobs.check_index(io.StringIO(text, newline=""), "p/") == (keys == sorted(set(keys))), seed
-            assert list(jobs.indexed(io.StringIO(text, newline=""))) == keys, seed
+            assert [key for _, key in rows(io.StringIO(text, newline=""))] == keys, seed
 
     @pytest.mark.parametrize("names", ["aab", "aba", "abb", "cabcabc"])
     def test_an_index_that_repeats_keys_wherever_they_stand(self, names: str) -> None:
@@ -215,13 +222,15 @@ class TestListing:
         ],
     )
     def test_every_key_of_a_page(self, objects: str, names: list[str]) -> None:
-        assert list(job_creator(s3=s3_that_lists(objects))._listed(PREFIX)) == [PREFIX + n for n in names]
+        assert list(Sources(s3_that_lists(objects), BUCKET, PREFIX)._listed(PREFIX)) == [
+            PREFIX + n for n in names
+        ]
 
     def test_where_to_go_on_is_seen_wherever_it_stands(self) -> None:
         objects = f"<Contents><Key>{PREFIX}a</Key></Contents>"
         more = "<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>".format
         s3 = s3_that_lists(objects + more(1) + objects, more(2) + objects, objects + more(3), objects)
-        assert list(job_creator(s3=s3)._listed(PREFIX)) == [f"{PREFIX}a"] * 5
+        assert list(Sources(s3, BUCKET, PREFIX)._listed(PREFIX)) == [f"{PREFIX}a"] * 5
 
 
 class TestRefused:
@@ -268,7 +277,7 @@ class TestRefused:
     )
     def test_an_event_is_refused_by_its_field_and_leaves_nothing(self, event: Any, names: str) -> None:
         put("a.png")
-        with pytest.raises(jobs.EventError, match=f"^{names}"):
+        with pytest.raises(EventError, match=f"^{names}"):
             create(event)
         assert sent() == []
         assert table_items() == {}
@@ -289,7 +298,7 @@ class TestRefused:
     )
     def test_an_index_is_refused_before_its_first_job_is_sent(self, body: bytes, names: str) -> None:
         put("index.csv", body=body)
-        with pytest.raises(jobs.EventError, match=f"^{names}") as refused:
+        with pytest.raises(EventError, match=f"^{names}") as refused:
             create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"})
         assert "secret" not in str(refused.value)
         assert sent() == []
@@ -312,13 +321,13 @@ class TestRefused:
     ) -> None:
         index = io.BytesIO(head + repeated * 2**22)
         text = io.TextIOWrapper(index, encoding="utf-8-sig", newline="")
-        with pytest.raises(jobs.EventError, match=f"^IndexKey, line {line}: expected a row of less than"):
-            jobs.check_index(text, PREFIX)
-        assert index.tell() < len(head) + 2**21
+        with pytest.raises(EventError, match=f"^IndexKey, line {line}: expected a row of less than"):
+            list(rows(text))
+        assert index.tell() < len(head) + 2 * MAX_ROW
 
     @pytest.mark.parametrize("source", [{}, {"IndexKey": f"{PREFIX}index.csv"}])
     def test_a_bucket_that_is_not_there(self, source: dict[str, str]) -> None:
-        with pytest.raises(jobs.EventError, match=r"there is no gone|in the bucket gone"):
+        with pytest.raises(EventError, match=r"there is no gone|in the bucket gone"):
             create({"RunId": "r", **source}, bucket="gone")
         assert table_items() == {}
 
@@ -333,7 +342,7 @@ class TestRefused:
             return answer
 
         monkeypatch.setattr(s3, "get_object", replaced_after)
-        with pytest.raises(jobs.EventError, match=r"^IndexKey: .*PreconditionFailed"):
+        with pytest.raises(EventError, match=r"^IndexKey: .*PreconditionFailed"):
             create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"}, s3=s3)
         assert sent() == []
         assert table_items() == {}
@@ -417,19 +426,19 @@ class TestRuns:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         put(*(f"{i:03}.png" for i in range(64)))
-        monkeypatch.setattr(jobs, "_MAX_RECORDS", 1)
+        monkeypatch.setattr(jobs, "MAX_RECORDS", 1)
         monkeypatch.setattr(handler, "CHECK_SECONDS", 0)
-        read = handler.JobCreator._read
+        read = RunTable.run
         reads: Iterator[int] = iter(range(9))
 
-        def cancelled_at_the_second_batch(self: handler.JobCreator, run_id: str) -> dict[str, Any]:
+        def cancelled_at_the_second_batch(self: RunTable, run_id: str) -> Run | None:
             if next(reads) == 1:
                 set_state(run_id, "CANCELLED")
             return read(self, run_id)
 
         with monkeypatch.context() as patch:
-            patch.setattr(handler.JobCreator, "_read", cancelled_at_the_second_batch)
-            with pytest.raises(handler.RunStopped, match="cancelled after 32 images"):
+            patch.setattr(RunTable, "run", cancelled_at_the_second_batch)
+            with pytest.raises(handler.RunStopped, match="cancelled after 1 jobs"):
                 create({"RunId": "r"})
         assert run_item("r")["state"] == "CANCELLED"
         assert len(sent_keys()) == 32
@@ -442,7 +451,7 @@ class TestRuns:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         put(*(f"{i:03}.png" for i in range(96)))
-        monkeypatch.setattr(jobs, "_MAX_RECORDS", 1)
+        monkeypatch.setattr(jobs, "MAX_RECORDS", 1)
         monkeypatch.setattr(handler, "CHECK_SECONDS", 3600)
         dynamodb = boto3.client("dynamodb")
         reads: list[str] = []
@@ -463,7 +472,7 @@ class TestRuns:
         self, monkeypatch: pytest.MonkeyPatch, begun_again: bool
     ) -> None:
         put(*(f"{i:03}.png" for i in range(64)))
-        monkeypatch.setattr(jobs, "_MAX_RECORDS", 1)
+        monkeypatch.setattr(jobs, "MAX_RECORDS", 1)
         monkeypatch.setattr(handler, "CHECK_SECONDS", 0)
         check = handler.JobCreator._check
 
@@ -635,19 +644,17 @@ class TestSending:
 
     def test_calls_stay_within_what_kinesis_takes(self) -> None:
         long_keys = [f"{PREFIX}{'é' * 500}{i:04}.png" for i in range(32 * 600)]
-        for records, count in jobs.batches(
-            long_keys, run_id="r", run_uid="u", bucket=BUCKET, images_per_job=32, continued=False
-        ):
+        groups = (tuple(long_keys[start : start + 32]) for start in range(0, len(long_keys), 32))
+        batches = list(jobs.batches(jobs.Job("r", "u", BUCKET, group) for group in groups))
+        assert sum(map(len, batches)) == 600
+        for records in batches:
             assert len(records) <= 500
-            assert count == 32 * len(records)
             assert sum(len(r["Data"]) + len(r["PartitionKey"]) for r in records) <= 5 * 2**20
             assert max(len(r["Data"]) for r in records) < 2**20
 
     def test_the_partition_key_does_not_show_the_key(self) -> None:
-        ((records, _),) = jobs.batches(
-            ["patient-7.png"], run_id="r", run_uid="u", bucket=BUCKET, images_per_job=1, continued=False
-        )
-        assert records[0]["PartitionKey"] == hashlib.sha256(b"patient-7.png").hexdigest()
+        record = jobs.encode(jobs.Job("r", "u", BUCKET, ("patient-7.png",)))
+        assert record["PartitionKey"] == hashlib.sha256(b"patient-7.png").hexdigest()
 
 
 def s3_that_lists(*pages: str) -> Any:
@@ -666,7 +673,7 @@ def s3_that_lists(*pages: str) -> Any:
 
 
 def add_counts(run_id: str, counts: dict[str, int]) -> None:
-    boto3.resource("dynamodb").Table(TABLE).put_item(Item={"pk": f"RUN#{run_id}", "sk": "COUNT#03", **counts})
+    boto3.resource("dynamodb").Table(TABLE).put_item(Item={**layout.counter_key(run_id, 3), **counts})
 
 
 def throttle(monkeypatch: pytest.MonkeyPatch, every: int) -> list[str]:

@@ -17,7 +17,8 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from classifier.predictions import counter_key, pack, prediction_key
+from runs import layout
+from runs.attributes import pack
 from support import PREFIX, ROOT, begin_run, counts, recounted, table_items, wait_for
 from typer.testing import CliRunner
 
@@ -119,7 +120,7 @@ def test_a_run_is_watched_to_its_end_and_its_results_are_evaluated(
     listed = cxr("results", "story").stdout
     rows = list(csv.DictReader(io.StringIO(listed)))
     items = table_items(stack.table)
-    predicted = {sk: item for (pk, sk), item in items.items() if pk.startswith("RUN#story#")}
+    predicted = {sk: item for (pk, sk), item in items.items() if pk in layout.partitions("story")}
     assert {row["key"]: Decimal(row["score"]) for row in rows} == {
         key: item["scores"]["abnormal"] for key, item in predicted.items()
     }
@@ -282,8 +283,9 @@ def all_of_nih(stack: Stack) -> str:
     packed = pack(fields)
 
     def put(numbers: range) -> None:
-        keys = (f"{PREFIX}images_{number % 12:03}/images/{number:08}_000.png" for number in numbers)
-        requests: Any = [{"PutRequest": {"Item": prediction_key("all", key) | packed}} for key in keys]
+        images = (f"{PREFIX}images_{number % 12:03}/images/{number:08}_000.png" for number in numbers)
+        items = (pack(layout.prediction_key("all", key)) | packed for key in images)
+        requests: Any = [{"PutRequest": {"Item": item}} for item in items]
         dynamodb.batch_write_item(RequestItems={stack.table: requests})
 
     with ThreadPoolExecutor(4) as pool:
@@ -292,7 +294,8 @@ def all_of_nih(stack: Stack) -> str:
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
     begin_run("all", stack.table, **run, created_at=created_at)
     dynamodb.put_item(
-        TableName=stack.table, Item=counter_key("all", 3) | pack({"uid": "any", "SCORED": IMAGES - 1})
+        TableName=stack.table,
+        Item=pack(layout.counter_key("all", 3)) | pack({"uid": "any", "SCORED": IMAGES - 1}),
     )
     return "all"
 

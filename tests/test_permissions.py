@@ -21,9 +21,9 @@ from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 from classifier.handler import Classifier
 from classifier.handler import setup as set_up_classifier
-from classifier.table import Table
 from iam import Request, Statement, allows, applies, single
 from job_creator import handler
+from job_creator.handler import JobCreator
 from moto import mock_aws
 from permissions import (
     ACCOUNT,
@@ -43,6 +43,8 @@ from permissions import (
     asked,
     watched,
 )
+from runs.completion import EVENT_SOURCE, EVENT_TYPE
+from runs.table import RunTable
 from support import BUCKET, ROOT, STREAM, TABLE, image_bytes
 
 from reliability.table import create_table
@@ -322,7 +324,7 @@ def foreign(case: Case) -> frozenset[Call]:
     ask(scorer, "kinesis:PutRecords", stream)
 
     # EventBridge itself refuses an event without source or type (PutEventsResultEntry).
-    ours = {"events:source": (handler.EVENT_SOURCE,), "events:detail-type": (handler.EVENT_TYPE,)}
+    ours = {"events:source": (EVENT_SOURCE,), "events:detail-type": (EVENT_TYPE,)}
     ask(both, "events:PutEvents", f"{BUSES}default", ours | {"events:source": ("another",)})
     ask(both, "events:PutEvents", f"{BUSES}default", ours | {"events:detail-type": ("Another",)})
     ask(both, "events:PutEvents", f"{BUSES}another", ours)
@@ -503,6 +505,11 @@ def _wider(part: Statement) -> Iterator[Statement]:
             yield {**part, "Condition": {**part["Condition"], operator: others}}
 
 
+CREATOR_FIELDS = (
+    *("sources", "kinesis", "events", "bucket", "prefix", "stream", "images_per_job", "run_fields"),
+)
+
+
 class TestRecorder:
     def test_only_the_handlers_clients_are_watched(self) -> None:
         with mock_aws(), watched() as calls:
@@ -519,7 +526,8 @@ class TestRecorder:
     def test_a_call_without_tls_is_seen_as_that(self) -> None:
         with mock_aws(), watched() as calls:
             client = boto3.client("dynamodb", region_name=REGION, use_ssl=False)
-            Table(TABLE, client, "", "")
+            none: Any = None
+            JobCreator(**dict.fromkeys(CREATOR_FIELDS, none), table=RunTable(client, TABLE))
             with pytest.raises(client.exceptions.ResourceNotFoundException):
                 client.get_item(TableName=TABLE, Key={"pk": {"S": "RUN"}})
         ((_, request),) = calls

@@ -15,6 +15,7 @@ from typing import Any
 import boto3
 import pytest
 from classifier.model import Model
+from runs import layout
 from support import PREFIX, ROOT, begin_run, counts, image_bytes, png, recounted, table_items, uid, wait_for
 
 from cxr.local_aws.local_aws import LocalAws
@@ -56,7 +57,7 @@ class Pipeline:
         wait_for(lambda: self.run(run_id).get("state") == "COMPLETE", f"run {run_id} COMPLETE")
         items = self.items()
         assert counts(items, run_id) == recounted(items, run_id)
-        return {sk: item for (pk, sk), item in items.items() if pk.startswith(f"RUN#{run_id}#")}
+        return {sk: item for (pk, sk), item in items.items() if pk in layout.partitions(run_id)}
 
     def failures(self) -> list[dict[str, Any]]:
         """The objects in the failure bucket."""
@@ -206,7 +207,7 @@ def test_the_readmes_lines_start_continue_and_refuse_a_run(
         assert done.returncode == 0, done.stderr
         return dict(json.loads(out.read_text()))
 
-    images = len([sk for pk, sk in pipeline.items() if pk.startswith("RUN#all#")])
+    images = len([sk for pk, sk in pipeline.items() if pk in layout.partitions("all")])
     first = invoke("create-jobs-100.json")
     assert first["RunId"] == "first-100"
     assert first["ImageCount"] >= images

@@ -9,18 +9,20 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import boto3
 import numpy as np
 import pytest
 import typer
 from botocore.stub import Stubber
-from classifier import predictions
-from classifier.checks import WarningCode
-from classifier.images import ErrorCode, Preprocessing, decode
+from classifier.images import Preprocessing, decode
 from classifier.model import Model
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from runs import layout
+from runs.attributes import pack
+from runs.codes import ErrorCode, WarningCode
+from runs.predictions import Prediction
 from support import BUCKET, PREFIX, ROOT, STREAM, TABLE, begin_run
 from typer.testing import CliRunner
 
@@ -34,7 +36,7 @@ from cxr.phantoms import draw_phantom
 from cxr.report_page import document as report
 from cxr.report_page import gallery as report_gallery
 from cxr.report_page import template as report_page
-from cxr.runs import Outcome, RunStatus
+from cxr.runs import RunStatus
 from cxr.stack import Stack
 from stacks.config import Config
 
@@ -97,19 +99,19 @@ def model() -> Model:
     return Model(SHIPPED)
 
 
-def outcome(number: int, score: float | None, label: str = "abnormal", **fields: Any) -> Outcome:
+def prediction(number: int, score: float | None, label: str = "abnormal", **fields: Any) -> Prediction:
     key = fields.pop("key", f"{PREFIX}drawn/{number:08d}.png")
     if score is None:
-        return Outcome(key, {}, frozenset(), fields.pop("error", "IMAGE_CORRUPT"))
+        return Prediction(key, error=fields.pop("error", "IMAGE_CORRUPT"))
     exact = Decimal(str(round(score, 6)))
-    positive = frozenset({label} if exact >= THRESHOLD else ())
-    return Outcome(key, {label: exact}, positive, "", **fields)
+    return Prediction(key, {label: exact}, (label,) if exact >= THRESHOLD else (), **fields)
 
 
 def run_of(count: int, **fields: Any) -> RunStatus:
     begun = datetime(2026, 11, 24, 20, 10, tzinfo=UTC)
     known: dict[str, Any] = {
-        "run": "nightly",
+        "run_id": "nightly",
+        "uid": "u",
         "state": "COMPLETE",
         "model": f"{CARD['name']}:{CARD['version']}",
         "expected": count,
@@ -122,19 +124,19 @@ def run_of(count: int, **fields: Any) -> RunStatus:
     return RunStatus(**known | fields)
 
 
-def write(path: Path, outcomes: list[Outcome], **fields: Any) -> Path:
+def write(path: Path, predictions: list[Prediction], **fields: Any) -> Path:
     """A report with what the test does not name as plain as can be."""
-    run = fields.pop("run", run_of(len(outcomes)))
-    report.write(path, run=run, outcomes=iter(outcomes), **{"label": "abnormal", **fields})
+    run = fields.pop("run", run_of(len(predictions)))
+    report.write(path, run=run, predictions=iter(predictions), **{"label": "abnormal", **fields})
     return path
 
 
-def cohort(count: int = 300) -> tuple[list[Outcome], report.Labels]:
+def cohort(count: int = 300) -> tuple[list[Prediction], report.Labels]:
     """Scores that tell something, some of them shared by several images, and the labels of all but ten."""
     random = np.random.default_rng(0)
     positive = random.random(count) < 0.4
     scores = (1 / (1 + np.exp(-random.normal(positive * 1.2 - 0.8)))).round(2)
-    outcomes = [outcome(i, float(score)) for i, score in enumerate(scores)]
+    outcomes = [prediction(i, float(score)) for i, score in enumerate(scores)]
     references = [
         Reference(outcomes[i].key, bool(positive[i]), f"patient {i // 2}", ("PA" if i % 3 else "AP",), i)
         for i in range(count - 10)
@@ -152,8 +154,8 @@ def phantom(seed: int) -> bytes:
 def pictured(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
     """A report with all there can be: labels, groups, failures, warnings, pictures, maps, card and cost."""
     outcomes, labels = cohort()
-    outcomes[3] = outcome(3, None)
-    outcomes[4] = outcome(4, 0.99, warnings=("COLOUR", "LOOKS_SIDEWAYS"))
+    outcomes[3] = prediction(3, None)
+    outcomes[4] = prediction(4, 0.99, warnings=("COLOUR", "LOOKS_SIDEWAYS"))
     missing = outcomes[4].key
     return write(
         tmp_path_factory.mktemp("report") / "pictured.html",
@@ -175,11 +177,9 @@ def column(page: Page, number: int) -> list[str]:
 
 
 def test_codes_mean_in_the_page_what_they_mean_in_the_readme() -> None:
-    assert set(report.FAILURES) == set(get_args(ErrorCode))
-    assert set(report.WARNINGS) == set(get_args(WarningCode))
     readme = (ROOT / "README.md").read_text()
-    for code, meaning in {**report.FAILURES, **report.WARNINGS}.items():
-        assert f"| `{code}` | {meaning} |" in readme
+    for code in (*ErrorCode, *WarningCode):
+        assert f"| `{code}` | {code.meaning} |" in readme
 
 
 # Types into the search and gives the milliseconds until the table says what it found.
@@ -199,7 +199,7 @@ def test_a_whole_run_is_searched_sorted_and_filtered(tmp_path: Path, opened: Ope
     random = np.random.default_rng(0)
     scores = random.random(WHOLE_RUN)
     outcomes = [
-        outcome(i, None, error="IMAGE_EMPTY") if i % 1000 == 7 else outcome(i, float(scores[i]))
+        prediction(i, None, error="IMAGE_EMPTY") if i % 1000 == 7 else prediction(i, float(scores[i]))
         for i in range(WHOLE_RUN)
     ]
     page = opened(write(tmp_path / "whole.html", outcomes[::-1]))  # whatever their order
@@ -234,7 +234,7 @@ def test_a_whole_run_is_searched_sorted_and_filtered(tmp_path: Path, opened: Ope
 
 
 def test_the_table_is_sorted_and_paged_by_keyboard(tmp_path: Path, opened: Open) -> None:
-    outcomes = [outcome(i, None if i % 10 == 0 else i / 100) for i in range(100)]
+    outcomes = [prediction(i, None if i % 10 == 0 else i / 100) for i in range(100)]
     page = opened(write(tmp_path / "run.html", outcomes))
     header = page.locator("#table thead th", has_text="Score")
     assert header.get_attribute("aria-sort") == "descending"
@@ -320,8 +320,8 @@ def test_the_map_fades_over_the_pictures_and_a_picture_opens(pictured: Path, ope
 def test_the_gallery_has_the_extremes_and_the_worst_mistakes(pictured: Path, opened: Open) -> None:
     page = opened(pictured)
     outcomes, labels = cohort()
-    outcomes[3] = outcome(3, None)
-    outcomes[4] = outcome(4, 0.99)
+    outcomes[3] = prediction(3, None)
+    outcomes[4] = prediction(4, 0.99)
     truth = {reference.image: reference.positive for reference in labels.references}
     scored = [(float(one.scores["abnormal"]), truth.get(one.key)) for one in outcomes if one.scores]
     limit = float(THRESHOLD)
@@ -360,9 +360,9 @@ def test_a_map_lies_where_the_network_looked(model: Model) -> None:
 @pytest.mark.parametrize("label", ["abnormal", '<b onclick="x">&"'])
 def test_a_key_or_a_label_is_text_and_never_markup(tmp_path: Path, opened: Open, label: str) -> None:
     outcomes = [
-        outcome(i, 0.1 * i, label, key=f"{HOSTILE}{i}", warnings=("<i>odd</i>",)) for i in range(1, 9)
+        prediction(i, 0.1 * i, label, key=f"{HOSTILE}{i}", warnings=("<i>odd</i>",)) for i in range(1, 9)
     ]
-    outcomes.append(outcome(0, None, key=f"{HOSTILE}x", error="<u>bad</u>"))
+    outcomes.append(prediction(0, None, key=f"{HOSTILE}x", error="<u>bad</u>"))
     references = [Reference(one.key, i % 2 == 0, "<s>", ("<em>",), i) for i, one in enumerate(outcomes)]
     page = opened(
         write(
@@ -448,7 +448,7 @@ def test_it_says_what_it_holds_and_what_it_lacks(tmp_path: Path, opened: Open, p
 
     plain = write(
         tmp_path / "plain.html",
-        [outcome(1, 0.7), outcome(2, 0.2)],
+        [prediction(1, 0.7), prediction(2, 0.2)],
         run=run_of(2, state="CANCELLED", expected=10, completed_at=None),
     )
     assert "data:image" not in plain.read_text()
@@ -474,7 +474,7 @@ def test_training_on_the_evaluated_images_is_said_first(tmp_path: Path, model: M
 def test_an_empty_run_and_a_run_of_failures_open(tmp_path: Path, opened: Open) -> None:
     page = opened(write(tmp_path / "none.html", [], run=run_of(0, state="LISTING", expected=None)))
     expect(page.locator("#table tbody")).to_contain_text("This run has no outcome yet")
-    page = opened(write(tmp_path / "failed.html", [outcome(i, None) for i in range(3)]))
+    page = opened(write(tmp_path / "failed.html", [prediction(i, None) for i in range(3)]))
     expect(page.locator("#histogram")).to_contain_text("No image has a score yet")
     expect(page.locator("#failures-body")).to_contain_text(
         "is cut short, damaged or contradicts itself, or would take a decoder minutes or gigabytes"
@@ -482,7 +482,7 @@ def test_an_empty_run_and_a_run_of_failures_open(tmp_path: Path, opened: Open) -
 
 
 def test_labels_of_one_class_leave_out_what_is_not_defined(tmp_path: Path, opened: Open) -> None:
-    outcomes = [outcome(i, i / 20) for i in range(20)]
+    outcomes = [prediction(i, i / 20) for i in range(20)]
     references = [Reference(one.key, True, None, ("PA",), i) for i, one in enumerate(outcomes)]
     page = opened(write(tmp_path / "run.html", outcomes, labels=report.Labels(references, 0, ("view",))))
     expect(page.locator(".charts")).to_contain_text("Not defined: the labels have only one class.")
@@ -495,17 +495,17 @@ def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "run.html"
     path.write_text("before")
 
-    def cut_off() -> Iterator[Outcome]:
-        yield outcome(1, 0.5)
+    def cut_off() -> Iterator[Prediction]:
+        yield prediction(1, 0.5)
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        report.write(path, run=run_of(2), outcomes=cut_off(), label="abnormal")
+        report.write(path, run=run_of(2), predictions=cut_off(), label="abnormal")
     with pytest.raises(InputError, match="no scores of mass"):
-        write(path, [outcome(1, 0.5)], label="mass")
+        write(path, [prediction(1, 0.5)], label="mass")
     monkeypatch.setattr(report_page, "NODE_MODULES", tmp_path / "node_modules")
     with pytest.raises(InputError, match="`make install` brings it"):
-        write(path, [outcome(1, 0.5)])
+        write(path, [prediction(1, 0.5)])
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -529,11 +529,9 @@ def command(aws: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[i
     }
     begin_run("first", **run)
     for name, score in (("a.png", "0.9"), ("b.png", "0.1")):
-        one = predictions.Prediction(
-            PREFIX + name, {"abnormal": Decimal(score)}, ("abnormal",) if score == "0.9" else ()
-        )
-        key = predictions.prediction_key("first", one.key)
-        dynamodb.put_item(TableName=TABLE, Item=key | predictions.pack(one.fields()))
+        one = Prediction(PREFIX + name, {"abnormal": Decimal(score)}, ("abnormal",) if score == "0.9" else ())
+        key = pack(layout.prediction_key("first", one.key))
+        dynamodb.put_item(TableName=TABLE, Item=key | pack(one.to_fields()))
     s3.put_object(Bucket=BUCKET, Key=f"{PREFIX}a.png", Body=phantom(1))
     monkeypatch.setattr(Stack, "find", lambda _name: STACK)
     monkeypatch.setattr(report_command, "settings", lambda _stack: Config())
@@ -666,9 +664,7 @@ def test_labels_file_of_the_forty(xrays: list[Path], model: Model, tmp_path: Pat
     for path in xrays:
         pixels, warnings = model.prepare(path.read_bytes())
         scores = model.score([pixels])[0]
-        outcomes.append(
-            Outcome(str(path.relative_to(root)), scores, frozenset(model.positive(scores)), "", warnings)
-        )
+        outcomes.append(Prediction(str(path.relative_to(root)), scores, model.positive(scores), warnings))
     references, repeated = read_labels(root.parent / "labels.csv", "abnormal", ("view", "sex", "age"))
     page = opened(
         write(

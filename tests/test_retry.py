@@ -6,9 +6,9 @@ from typing import Any
 
 import boto3
 import pytest
-from classifier.jobs import Job, from_record
-from classifier.predictions import Prediction
 from moto.kinesis.models import KinesisBackend
+from runs.jobs import Job, decode
+from runs.predictions import Prediction
 from support import BUCKET, FAILURES, STREAM, uid
 from test_runs import STACK, put_predictions, put_run
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("bucket")
 
 @pytest.fixture
 def bucket(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cxr.retry.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("runs.jobs.time.sleep", lambda seconds: None)
 
 
 def give_up(*jobs: tuple[str, str]) -> None:
@@ -69,7 +69,7 @@ def on_the_stream() -> list[Job]:
             StreamName=STREAM, ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
         )["ShardIterator"]
         for record in kinesis.get_records(ShardIterator=start)["Records"]:
-            sent.append(from_record({"kinesis": {"data": base64.b64encode(record["Data"]).decode()}}))
+            sent.append(decode({"kinesis": {"data": base64.b64encode(record["Data"]).decode()}}))
     return sent
 
 
@@ -83,8 +83,8 @@ def test_images_without_a_prediction_are_sent_as_of_a_run_that_goes_on() -> None
     give_up(("first", "abc"), ("first", "d"))
     assert retry_run(STACK, "first") == Retried(given_up=2, objects_left=1)
     assert sorted(on_the_stream(), key=lambda job: job.keys) == [
-        Job("first", "theirs", ("c",), uid("first"), continued=True),
-        Job("first", "theirs", ("d",), uid("first"), continued=True),
+        Job("first", uid("first"), "theirs", ("c",), continued=True),
+        Job("first", uid("first"), "theirs", ("d",), continued=True),
     ]
     assert left() == 1
 

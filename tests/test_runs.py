@@ -16,23 +16,24 @@ from typing import Any
 
 import boto3
 import pytest
-from classifier.predictions import Prediction
-from classifier.table import RunGone, Table
+from runs import layout
+from runs.predictions import Prediction
+from runs.table import RunGone, RunTable
 from support import BUCKET, FAILURES, PREFIX, STREAM, TABLE, begin_run, table_items, uid
 
 import cxr
 from cxr import operations
 from cxr.commands import results as results_command
 from cxr.commands import runs as run_commands
-from cxr.commands.local import print_outcomes
+from cxr.commands.local import print_predictions
 from cxr.commands.results import Format, write
 from cxr.errors import InputError
 from cxr.evaluation.cohort import read_results
-from cxr.runs import MODEL_JSON, Outcome, RunStatus, list_runs, outcomes, results, rows, run_status
+from cxr.runs import Row, RunStatus, list_runs, results, row, run_status, run_table
 from cxr.stack import Stack
 
-SCORED = Outcome("a.png", {"abnormal": Decimal("0.5"), "mass": Decimal("0.25")}, frozenset({"abnormal"}), "")
-FAILED = Outcome("b.png", {}, frozenset(), "IMAGE_EMPTY")
+SCORED = Prediction("a.png", {"abnormal": Decimal("0.5"), "mass": Decimal("0.25")}, ("abnormal",))
+FAILED = Prediction("b.png", error="IMAGE_EMPTY")
 STACK = Stack("Test", BUCKET, PREFIX, "creator", STREAM, "classifier", "mapping", TABLE, FAILURES)
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -44,7 +45,11 @@ def put_run(run: str, **fields: Any) -> None:
 
 
 def put_predictions(run: str, *predictions: Prediction) -> None:
-    Table(TABLE, boto3.client("dynamodb"), "demo:1.0.0", "ab" * 32).write(run, uid(run), predictions, {})
+    RunTable(boto3.client("dynamodb"), TABLE).write(run, uid(run), predictions, {}, {})
+
+
+def rows(predictions: list[Prediction], labels: list[str]) -> list[Row]:
+    return [row(prediction, labels) for prediction in predictions]
 
 
 def two_labels(key: str, abnormal: str, mass: str) -> Prediction:
@@ -61,9 +66,9 @@ def test_a_run_as_the_classifier_leaves_it(aws: None) -> None:
     ]
     put_predictions("first", *scored, Prediction("empty.png", error="IMAGE_EMPTY"))
 
-    dynamodb = boto3.client("dynamodb")
-    status = run_status(dynamodb, TABLE, "first")
-    assert (status.run, status.state, status.model, status.expected) == (
+    table = run_table(STACK)
+    status = run_status(table, "first")
+    assert (status.run_id, status.state, status.model, status.expected) == (
         "first",
         "SCORING",
         "demo:1.0.0",
@@ -73,16 +78,16 @@ def test_a_run_as_the_classifier_leaves_it(aws: None) -> None:
     assert status.failures == Counter({"IMAGE_EMPTY": 1})
     assert status.warnings == Counter({"COLOUR": 2})
 
-    found = {outcome.key: outcome for outcome in outcomes(dynamodb, TABLE, "first")}
+    found = {prediction.key: prediction for prediction in table.predictions("first")}
     assert found.keys() == {*(f"{number:03}.png" for number in range(98)), "empty.png"}
-    assert found["002.png"] == Outcome("002.png", scores, frozenset({"abnormal"}), "")
+    assert found["002.png"] == scored[2]
     assert found["000.png"].warnings == ("COLOUR",)
-    assert found["empty.png"] == Outcome("empty.png", {}, frozenset(), "IMAGE_EMPTY")
+    assert found["empty.png"] == Prediction("empty.png", error="IMAGE_EMPTY")
 
 
 def test_a_run_that_is_not_there(aws: None) -> None:
     with pytest.raises(InputError, match="no run first; `cxr runs` lists"):
-        run_status(boto3.client("dynamodb"), TABLE, "first")
+        run_status(run_table(STACK), "first")
 
 
 def test_runs_are_listed_with_their_counts_the_newest_first(aws: None) -> None:
@@ -91,8 +96,8 @@ def test_runs_are_listed_with_their_counts_the_newest_first(aws: None) -> None:
     put_run("new", state="LISTING", created_at="2026-11-25T12:00:00+00:00")
     put_predictions("old", two_labels("a", "0.5", "0.1"), Prediction("b", error="IMAGE_EMPTY"))
     new, old = list_runs(STACK)
-    assert (new.run, new.expected, new.remaining, new.done) == ("new", None, None, 0)
-    assert (old.run, old.scored, old.failures.total(), old.remaining) == ("old", 1, 1, 0)
+    assert (new.run_id, new.expected, new.remaining, new.done) == ("new", None, None, 0)
+    assert (old.run_id, old.scored, old.failures.total(), old.remaining) == ("old", 1, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -106,19 +111,14 @@ def test_runs_are_listed_with_their_counts_the_newest_first(aws: None) -> None:
     ],
 )
 def test_speed_is_said_where_it_is_known(fields: dict[str, Any], speed: float | None) -> None:
-    run = RunStatus(
-        **{"model": "m", "expected": 900, "counts": Counter(SCORED=600), "created_at": NOON, **fields}
-    )
+    made = {"run_id": "r", "uid": "u", "model": "m", "expected": 900, "created_at": NOON}
+    run = RunStatus(**{**made, "counts": Counter(SCORED=600), **fields})
     assert run.images_per_second(NOON + timedelta(minutes=1)) == speed
 
 
-def test_results_are_filtered_by_status_label_and_score(
-    aws: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    card = {"sha256": "ab" * 32, "labels": [{"name": "abnormal"}, {"name": "mass"}]}
-    (tmp_path / "model.json").write_text(json.dumps(card))
-    monkeypatch.setattr("cxr.runs.MODEL_JSON", tmp_path / "model.json")
-    put_run("first", expected=5)
+def test_results_are_filtered_by_status_label_and_score(aws: None) -> None:
+    labels = [{"name": name, "threshold": Decimal("0.5")} for name in ("abnormal", "mass")]
+    put_run("first", expected=5, labels=labels)
     put_predictions(
         "first",
         two_labels("a", "0.9", "0.9"),
@@ -181,7 +181,7 @@ def test_a_run_in_which_nothing_was_scored_has_results_too(aws: None) -> None:
     ],
 )
 def test_an_image_is_labelled_by_the_primary_label(primary: str, positive: set[str], label: str) -> None:
-    assert Outcome("a.png", {primary: Decimal(1)}, frozenset(positive), "").label(primary) == label
+    assert Prediction("a.png", {primary: Decimal(1)}, tuple(positive)).label(primary) == label
 
 
 @pytest.mark.parametrize(
@@ -236,9 +236,7 @@ def test_a_csv_of_nothing_has_its_heading() -> None:
 
 
 def test_json_lines_hold_any_key() -> None:
-    odd = Outcome(
-        'é "x"\n\x1b[2J\x9b31m\u202egnp.png', {"abnormal": Decimal("0.5")}, frozenset(), "", ("COLOUR",)
-    )
+    odd = Prediction('é "x"\n\x1b[2J\x9b31m\u202egnp.png', {"abnormal": Decimal("0.5")}, (), ("COLOUR",))
     file = io.StringIO()
     write(file, rows([odd, FAILED], ["abnormal"]), Format.jsonl)
     assert file.getvalue().replace("\n", "").isprintable()  # piped to a terminal, no key commands it
@@ -273,8 +271,8 @@ def test_no_name_in_a_bundle_commands_the_terminal(
     monkeypatch.setattr(Stack, "find", lambda *_: STACK)
     run_commands.runs()
     listed = capsys.readouterr().out
-    found = [Outcome("a.png", {label: Decimal("0.9")}, frozenset({label}), "")]
-    print_outcomes(found, label, PREFIX, run_status(boto3.client("dynamodb"), TABLE, "first"))
+    found = [Prediction("a.png", {label: Decimal("0.9")}, (label,))]
+    print_predictions(found, label, PREFIX, run_status(run_table(STACK), "first"))
     printed = capsys.readouterr().out
     for text in (listed, printed):
         assert text.replace("\n", "").isprintable()
@@ -305,15 +303,15 @@ def test_a_run_is_deleted_and_no_other(aws: None) -> None:
     assert cxr.delete_run(STACK, "first", told.append) == 60
     assert told[-1] == 60
     left = {pk for pk, _ in table_items()}
-    assert not {pk for pk in left if pk == "RUN#first" or pk.startswith("RUN#first#")}
+    assert left.isdisjoint({layout.counters_partition("first"), *layout.partitions("first")})
     assert ("RUN", "first") not in table_items()
-    assert len([pk for pk, _ in table_items() if pk.startswith("RUN#first-1#")]) == 60
+    assert len([pk for pk, _ in table_items() if pk in layout.partitions("first-1")]) == 60
 
 
 def test_an_interrupted_deletion_goes_on(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
     put_run("first")
     put_predictions("first", *(Prediction(f"{number}.png", error="IMAGE_EMPTY") for number in range(60)))
-    delete, seen = operations._delete, count()
+    delete, seen = RunTable._delete_partition, count()
 
     def interrupted(*arguments: Any) -> int:
         if next(seen) == 9:
@@ -321,12 +319,12 @@ def test_an_interrupted_deletion_goes_on(aws: None, monkeypatch: pytest.MonkeyPa
         return delete(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(operations, "_delete", interrupted)
+        patch.setattr(RunTable, "_delete_partition", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cxr.delete_run(STACK, "first")
     assert table_items()["RUN", "first"]["state"] == "DELETING"
     for use in (cxr.results, cxr.cancel_run, cxr.retry_run):
-        with pytest.raises(InputError, match="run first is being deleted; `cxr delete first` goes on"):
+        with pytest.raises(InputError, match="run first is being deleted; `cxr delete first` continues that"):
             use(STACK, "first")
     cxr.delete_run(STACK, "first")
     assert table_items() == {}
@@ -343,7 +341,7 @@ def test_a_deleted_run_takes_no_prediction_from_who_is_still_at_work(
     """A classifier that read the run before writes at the worst moment: when the first partition is gone."""
     put_run("first")
     put_predictions("first", *(Prediction(f"{number}.png", error="IMAGE_EMPTY") for number in range(9)))
-    delete, calls = operations._delete, count()
+    delete, calls = RunTable._delete_partition, count()
 
     def at_work(*arguments: Any) -> int:
         if next(calls) == 3:
@@ -351,8 +349,8 @@ def test_a_deleted_run_takes_no_prediction_from_who_is_still_at_work(
                 put_predictions("first", *(Prediction(f"{n}.png", error="IMAGE_MISSING") for n in range(50)))
         return delete(*arguments)
 
-    monkeypatch.setattr(operations, "_delete", at_work)
-    monkeypatch.setattr(operations, "DELETERS", 1)  # moto's table is not for two threads
+    monkeypatch.setattr(RunTable, "_delete_partition", at_work)
+    monkeypatch.setattr("runs.table.DELETERS", 1)  # moto's table is not for two threads
     assert cxr.delete_run(STACK, "first") == 9
     assert table_items() == {}
 
@@ -376,10 +374,6 @@ def test_a_run_at_work_is_not_deleted(aws: None) -> None:
         with pytest.raises(InputError, match=f"{state}; `cxr cancel first` first"):
             cxr.delete_run(STACK, "first")
         assert ("RUN", "first") in table_items()
-
-
-def test_the_bundle_that_ships_is_where_its_labels_are_looked_for() -> None:
-    assert json.loads(MODEL_JSON.read_text())["labels"][0]["name"] == "abnormal"
 
 
 def test_the_package_has_what_it_names() -> None:

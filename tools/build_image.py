@@ -22,7 +22,9 @@ from typing import Any, Protocol
 
 import boto3
 from classifier.model import Model
-from classifier.predictions import begin, prediction_key, unpack
+from runs.attributes import pack, unpack
+from runs.layout import prediction_key
+from runs.table import begin_actions
 
 from cxr.files import whole_file
 from cxr.local_aws.execution_environment import ExecutionEnvironment, FunctionSpec
@@ -172,7 +174,7 @@ def smoke_test(engine: Engine, xray: bytes) -> float:
             AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in ("pk", "sk")],
         )
         fields = {"uid": "smoke", "state": "LISTING", "model_sha256": model.sha256}
-        actions: Any = begin("runs", "smoke", fields)
+        actions: Any = begin_actions("runs", "smoke", fields)
         boto3.client("dynamodb").transact_write_items(TransactItems=actions)
         processes = Processes()
         spec = FunctionSpec(
@@ -200,7 +202,9 @@ def smoke_test(engine: Engine, xray: bytes) -> float:
             engine.clean()
         if answer != {"batchItemFailures": []}:
             sys.exit(f"make image: the container answered {answer}\n{spec.log.read_text()}")
-        found = boto3.client("dynamodb").get_item(TableName="runs", Key=prediction_key("smoke", "x.png"))
+        found = boto3.client("dynamodb").get_item(
+            TableName="runs", Key=pack(prediction_key("smoke", "x.png"))
+        )
     scores = unpack(found["Item"])["scores"]
     expected = model.score([model.prepare(xray)[0]])[0]
     if any(abs(scores[label] - score) > SAME for label, score in expected.items()):

@@ -67,6 +67,15 @@ def negative(label: str) -> str:
     return "normal" if label == "abnormal" else f"no {label}"
 
 
+def counts_of(predictions: Iterable[Prediction]) -> Counts:
+    """The counts that these predictions come to."""
+    counts: Counts = Counter()
+    for prediction in predictions:
+        counts[prediction.count] += 1
+        counts.update(f"{WARNING}#{warning}" for warning in prediction.warnings)
+    return counts
+
+
 def total(counters: Iterable[Mapping[str, Any]]) -> Counts:
     """The counts of a run: the sum of its counter items, zeros left out."""
     counts: Counts = Counter()

@@ -6,16 +6,15 @@ import hashlib
 import random
 import secrets
 import time
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from runs import keys
+from runs import layout
 from runs.attributes import Item, pack, unpack
-from runs.predictions import FAILED, SCORED, WARNING, Counts, Prediction, outcomes, total
+from runs.predictions import FAILED, SCORED, Counts, Prediction, counts_of, outcomes, total
 from runs.run import Run, State
 
 if TYPE_CHECKING:
@@ -50,13 +49,13 @@ class RunTable:
     def run(self, run_id: str) -> Run | None:
         """The run of this name; None if there is none."""
         answer = self._dynamodb.get_item(
-            TableName=self._name, Key=pack(keys.run_key(run_id)), ConsistentRead=True
+            TableName=self._name, Key=pack(layout.run_key(run_id)), ConsistentRead=True
         )
         return Run.from_fields(unpack(answer["Item"])) if "Item" in answer else None
 
     def runs(self) -> Iterator[Run]:
         """Every run, in the order of their names."""
-        return (Run.from_fields(unpack(item)) for item in self._query(keys.RUNS))
+        return (Run.from_fields(unpack(item)) for item in self._query(layout.RUNS))
 
     def begin(self, run_id: str, fields: Mapping[str, Any]) -> str | None:
         """Make the run's item and its counters, all or nothing. Its uid; None if there is such a run.
@@ -159,9 +158,9 @@ class RunTable:
         The item of the run stays, in state DELETING, for `forget`. Without its counters the run takes no
         prediction any more, so they go first.
         """
-        self._delete_partition(keys.counters_partition(run.run_id))
+        self._delete_partition(layout.counters_partition(run.run_id))
         with ThreadPoolExecutor(DELETERS) as pool:
-            yield from pool.map(self._delete_partition, keys.partitions(run.run_id))
+            yield from pool.map(self._delete_partition, layout.partitions(run.run_id))
 
     def mark_deleting(self, run: Run) -> bool:
         """Take the run to DELETING. Whether it was still in the state that `run` says."""
@@ -177,7 +176,7 @@ class RunTable:
         try:
             self._dynamodb.delete_item(
                 TableName=self._name,
-                Key=pack(keys.run_key(run.run_id)),
+                Key=pack(layout.run_key(run.run_id)),
                 ConditionExpression="uid = :uid AND #state = :deleting",
                 ExpressionAttributeNames={"#state": "state"},
                 ExpressionAttributeValues=pack({":uid": run.uid, ":deleting": State.DELETING}),
@@ -189,11 +188,11 @@ class RunTable:
 
     def counts(self, run_id: str) -> Counts:
         """The counts of the run, in one request."""
-        return total(map(unpack, self._query(keys.counters_partition(run_id))))
+        return total(map(unpack, self._query(layout.counters_partition(run_id))))
 
     def stored(self, run_id: str, images: Iterable[str]) -> dict[str, str]:
         """S3 key -> name of its count, for those of at most 100 keys that have a prediction."""
-        wanted: Any = [pack(keys.prediction_key(run_id, key)) for key in images]
+        wanted: Any = [pack(layout.prediction_key(run_id, key)) for key in images]
         found: dict[str, str] = {}
         attempt = 0
         while wanted:
@@ -249,7 +248,7 @@ class RunTable:
     def predictions(self, run_id: str) -> Iterator[Prediction]:
         """Every prediction of the run, partition by partition, in each in the order of the keys."""
         names = ("sk", "scores", "positive", "error", "warnings")
-        for partition in keys.partitions(run_id):
+        for partition in layout.partitions(run_id):
             for item in self._query(partition, names):
                 yield Prediction.from_fields(unpack(item))
 
@@ -263,7 +262,7 @@ class RunTable:
                 "ExpressionAttributeNames": {"#error": "error"},
                 "ExpressionAttributeValues": pack(named),
             }
-        for partition in keys.partitions(run_id):
+        for partition in layout.partitions(run_id):
             yield from (item["sk"]["S"] for item in self._query(partition, ("sk",), **options))
 
     # Requests
@@ -288,7 +287,7 @@ class RunTable:
         try:
             self._dynamodb.update_item(
                 TableName=self._name,
-                Key=pack(keys.run_key(run_id)),
+                Key=pack(layout.run_key(run_id)),
                 UpdateExpression=update,
                 ConditionExpression=condition,
                 ExpressionAttributeNames={"#state": "state"},
@@ -318,10 +317,10 @@ def begin_actions(table: str, run_id: str, fields: Mapping[str, Any]) -> Any:
     jobs succeeds, also if its name is used again.
     """
     uid = {"uid": fields["uid"]}
-    counters = [keys.counter_key(run_id, number) | uid for number in range(keys.COUNTERS)]
+    counters = [layout.counter_key(run_id, number) | uid for number in range(layout.COUNTERS)]
     actions: list[dict[str, Any]] = [
         {"Put": {"TableName": table, "Item": pack(item)}}
-        for item in ({**keys.run_key(run_id), **fields}, *counters)
+        for item in ({**layout.run_key(run_id), **fields}, *counters)
     ]
     actions[0]["Put"]["ConditionExpression"] = "attribute_not_exists(pk)"
     return actions
@@ -341,22 +340,22 @@ def write_actions(
     overwritten, and a FAILED one only by another outcome. The last action is the counter's; its condition
     fails if the run of this uid is gone. Empty if there is nothing to change.
     """
-    puts = []
-    moved: Counts = Counter()
-    for prediction in predictions:
-        before = stored.get(prediction.key)
-        if before in (SCORED, prediction.count):
-            continue
-        fields = {**keys.prediction_key(run_id, prediction.key), **prediction.to_fields(), **stamp}
-        puts.append({"Put": {"TableName": table, "Item": pack(fields), **_unchanged(before)}})
-        moved[prediction.count] += 1
-        moved.update(f"{WARNING}#{warning}" for warning in prediction.warnings)
-        if before:
-            moved[before] -= 1
-    if not puts:
+    changed = [each for each in predictions if stored.get(each.key) not in (SCORED, each.count)]
+    if not changed:
         return []
-    first_key = puts[0]["Put"]["Item"]["sk"]["S"]
-    counter = int(hashlib.sha256(first_key.encode()).hexdigest(), 16) % keys.COUNTERS
+    puts = [
+        {
+            "Put": {
+                "TableName": table,
+                "Item": pack({**layout.prediction_key(run_id, each.key), **each.to_fields(), **stamp}),
+                **_unchanged(stored.get(each.key)),
+            }
+        }
+        for each in changed
+    ]
+    moved = counts_of(changed)
+    moved.subtract(stored[each.key] for each in changed if each.key in stored)
+    counter = int(hashlib.sha256(changed[0].key.encode()).hexdigest(), 16) % layout.COUNTERS
     return [*puts, {"Update": {"TableName": table, **_add(run_id, counter, uid, moved)}}]
 
 
@@ -374,7 +373,7 @@ def _unchanged(before: str | None) -> dict[str, Any]:
 def _add(run_id: str, counter: int, uid: str, changes: Mapping[str, int]) -> dict[str, Any]:
     """The update that adds to one counter of the run of this uid."""
     return {
-        "Key": pack(keys.counter_key(run_id, counter)),
+        "Key": pack(layout.counter_key(run_id, counter)),
         "UpdateExpression": "ADD " + ", ".join(f"#c{i} :c{i}" for i in range(len(changes))),
         "ConditionExpression": "uid = :uid",
         "ExpressionAttributeNames": {f"#c{i}": name for i, name in enumerate(changes)},
