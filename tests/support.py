@@ -53,7 +53,7 @@ def table_items(table: str = TABLE) -> Items:
     """The whole table."""
     pages = boto3.client("dynamodb").get_paginator("scan").paginate(TableName=table)
     found = [unpack(item) for page in pages for item in page["Items"]]
-    return {(item["pk"], item["sk"]): item for item in found}
+    return {(item.pop("pk"), item.pop("sk")): item for item in found}
 
 
 def counts(items: Items, run_id: str) -> dict[str, int]:
@@ -63,7 +63,8 @@ def counts(items: Items, run_id: str) -> dict[str, int]:
 
 def recounted(items: Items, run_id: str) -> dict[str, int]:
     """A run's counts, by its predictions."""
-    found = (item for (pk, _), item in items.items() if pk in layout.partitions(run_id))
+    partitions = layout.partitions(run_id)
+    found = (item | {"sk": sk} for (pk, sk), item in items.items() if pk in partitions)
     return counts_of(map(Prediction.from_fields, found))
 
 

@@ -149,11 +149,11 @@ def test_results_are_filtered_by_status_label_and_score(aws: None) -> None:
     assert (of_mass["score"], of_mass["label"]) == (0.6, "mass")
 
 
-def test_of_another_bundle_the_label_has_to_be_named(aws: None) -> None:
+def test_of_a_run_without_recorded_labels_the_label_has_to_be_named(aws: None) -> None:
     put_run("first")
     put_predictions("first", Prediction("e", error="IMAGE_EMPTY"), two_labels("a", "0.9", "0.1"))
     with pytest.raises(
-        InputError, match=r"demo:1\.0\.0, which is not the bundle here: give --label, one of abn"
+        InputError, match="does not say which of its labels is the primary one: give --label, one of abn"
     ):
         results(STACK, "first")
     with pytest.raises(
