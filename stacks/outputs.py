@@ -1,5 +1,6 @@
 """The outputs of the stack: what `cxr` and a person at a terminal need to find its parts."""
 
+import json
 from collections.abc import Iterable
 
 from aws_cdk import CfnOutput, Stack
@@ -40,6 +41,7 @@ def add_outputs(
         ("TableName", table.table_name, "DynamoDB table of runs and predictions"),
         ("FailureBucketName", failures.bucket_name, "Bucket of jobs that ran out of retries"),
         ("AccessLogsBucketName", storage.access_logs.bucket_name, "Bucket of S3's access logs"),
+        ("Settings", json.dumps(config.settings()), "Settings of the stack, by their names for -c"),
         (
             "OnDelete",
             _on_delete(config, table, own_buckets),

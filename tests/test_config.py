@@ -1,6 +1,9 @@
 """stacks/config.py: every setting, accepted and refused."""
 
+import json
 from dataclasses import fields
+from decimal import Decimal
+from typing import Any
 
 import pytest
 from support import ROOT
@@ -251,10 +254,78 @@ def test_misspelt_name_is_refused(name: str, meant: str) -> None:
 
 
 def test_foreign_name_is_refused_with_all_names() -> None:
-    with pytest.raises(ConfigError, match=r"^colour: no such setting, expected imagesBucket, .*, data$"):
+    with pytest.raises(
+        ConfigError, match=r"^colour: no such setting, expected imagesBucket, .*, data$"
+    ):
         Config.from_context({"colour": "red"})
 
 
 def test_context_of_the_cdk_is_no_setting() -> None:
     context = {"@aws-cdk/core:x": True, "aws:cdk:version-reporting": True, "cli-telemetry": False}
     assert Config.from_context(context) == Config()
+
+
+ALL_SET = Config.from_context(
+    {
+        "imagesBucket": "hospital",
+        "imagesKmsKey": KEY,
+        "kmsKey": KEY,
+        "prefix": "Chest X-rays/2024_(new)/",
+        "shards": "7",
+        "parallelizationFactor": "3",
+        "imagesPerJob": "9",
+        "batchSize": "11",
+        "batchWindow": "2",
+        "streamRetention": "48",
+        "retries": "1",
+        "recordAge": "36",
+        "memory": "3008",
+        "timeout": "90",
+        "architecture": "arm64",
+        "baseImage": BASE_IMAGE,
+        "failureExpiry": "14",
+        "logRetention": "400",
+        "alarmTopic": "arn:aws:sns:eu-west-1:111122223333:on-call",
+        "data": "destroy",
+    }
+)
+
+
+@pytest.mark.parametrize("config", [Config(), Config(shards=7), ALL_SET])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        dict,
+        lambda settings: json.loads(json.dumps(settings)),
+        lambda settings: json.loads(json.dumps(settings), parse_int=Decimal),  # as boto3 reads a number
+        lambda settings: {name: str(value) for name, value in settings.items()},
+    ],
+)
+def test_settings_are_read_back_as_they_were(config: Config, stored: Any) -> None:
+    assert Config.from_settings(stored(config.settings())) == config
+
+
+def test_settings_have_the_names_of_the_command_line() -> None:
+    assert ALL_SET.settings() == ALL_SET.non_default()
+    assert len(ALL_SET.settings()) == len(fields(Config))
+    assert Config.from_context(ALL_SET.settings()) == ALL_SET
+
+
+def test_settings_without_a_value_are_left_out() -> None:
+    assert {"imagesBucket", "imagesKmsKey", "kmsKey", "baseImage", "alarmTopic"} == (
+        ALL_SET.settings().keys() - Config().settings().keys()
+    )
+
+
+def test_settings_at_their_defaults_are_left_out_of_non_default() -> None:
+    assert Config().non_default() == {}
+    assert Config(shards=7, batch_size=4).non_default() == {"shards": 7}
+
+
+def test_settings_of_another_version_are_read_as_far_as_they_are_known() -> None:
+    assert Config.from_settings({"shards": 7, "colour": "red"}) == Config(shards=7)
+
+
+def test_a_stored_setting_that_is_not_allowed_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^shards=0: expected a whole number, 1 to 1000"):
+        Config.from_settings({"shards": Decimal(0)})

@@ -91,13 +91,13 @@ class Synthesized(NamedTuple):
 Synth = Callable[..., Synthesized]
 
 
-def synthesize(folder: Path, *settings: str) -> Synthesized:
+def synthesize(folder: Path, *settings: str, name: str = "ChestXray") -> Synthesized:
     # The CDK's own rules take five seconds; test_synth_needs_... has them on.
     flags = json.loads((ROOT / "cdk.json").read_text())["context"]
     flags["@aws-cdk/core:validateAgainstDefaultRules"] = False
     app = App(context=flags, outdir=str(folder))
     config = Config.from_context(dict(setting.split("=") for setting in settings))
-    return Synthesized(Template.from_stack(InferenceStack(app, "ChestXray", config=config)), folder)
+    return Synthesized(Template.from_stack(InferenceStack(app, name, config=config)), folder)
 
 
 @pytest.fixture(scope="module")
@@ -415,11 +415,19 @@ def test_outputs(template: Template) -> None:
         "TableName": "StorageTable",
         "FailureBucketName": "JobsFailures",
         "AccessLogsBucketName": "StorageAccessLogs",
+        "Settings": json.dumps(Config().settings()),
         "OnDelete": "Deleting the stack keeps its buckets and its table. To delete them: "
         "aws dynamodb delete-table --table-name StorageTable; aws s3 rb --force s3://JobsFailures; "
         "aws s3 rb --force s3://StorageAccessLogs; aws s3 rb --force s3://StorageImages",
     }
     assert all(output["Description"] for output in outputs.values())
+
+
+def test_settings_are_read_back_from_the_output(synth: Synth) -> None:
+    for settings in (CHANGED, EXISTING_BUCKET):
+        output = synth(*settings).template.find_outputs("Settings")["Settings"]["Value"]
+        given = Config.from_context(dict(setting.split("=") for setting in settings))
+        assert Config.from_settings(json.loads(output)) == given
 
 
 def test_deleting_the_stack_says_what_it_leaves(synth: Synth) -> None:
@@ -543,7 +551,6 @@ def test_synth_needs_no_credentials_no_network_no_docker(tmp_path: Path) -> None
     if not shutil.which("unshare") or subprocess.run([*offline, "true"]).returncode != 0:
         offline = []  # elsewhere than on Linux, or not allowed: without this part of the proof
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "CDK_DOCKER": "false"}
-    subprocess.run(
-        [*offline, npx, "cdk", "synth", "--quiet", "--output", str(tmp_path)], cwd=ROOT, env=env, check=True
-    )
-    assert (tmp_path / "ChestXray.template.json").exists()
+    synth = [npx, "cdk", "synth", "--quiet", "--output", str(tmp_path), "-c", "stackName=Other"]
+    subprocess.run([*offline, *synth], cwd=ROOT, env=env, check=True)
+    assert (tmp_path / "Other.template.json").exists()
