@@ -23,6 +23,8 @@ IMAGE_MS = 200
 ONE_VCPU_MB = 1769  # Lambda's CPU grows with memory (DG configuration-memory); scoring uses one thread
 STOP_SECONDS = 10  # the classifier stops so long before its deadline, to report what it has not done
 
+STACK_NAME = "stackName"  # a setting of the app: two stacks in one account need two names
+
 # What the CDK itself puts into the context without a colon in its name.
 CDK_CONTEXT = {"acknowledged-issue-numbers", "cli-telemetry"}
 
@@ -146,7 +148,7 @@ class Config:
 
         Raises ConfigError for an unknown name, a value that is not allowed, or a pair that cannot work.
         """
-        known = [context_name(setting.name) for setting in fields(cls)]
+        known = [*map(context_name, (setting.name for setting in fields(cls))), STACK_NAME]
         for name in context:
             if ":" not in name and name not in known and name not in CDK_CONTEXT:
                 meant = get_close_matches(name, known, n=1) or known
@@ -185,3 +187,14 @@ def context_name(field_name: str) -> str:
     """The name of a setting for `-c`: images_per_job -> imagesPerJob."""
     first, *rest = field_name.split("_")
     return first + "".join(map(str.capitalize, rest))
+
+
+def stack_name(context: Mapping[str, object]) -> str:
+    """The name that `-c stackName=NAME` gives the stack. Raises ConfigError for one that is not allowed."""
+    name = str(context.get(STACK_NAME, "ChestXray"))
+    # CloudFormation API reference, CreateStack, StackName
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9-]{0,127}", name):
+        raise ConfigError(
+            f"{STACK_NAME}={name}: expected a letter and then up to 127 letters, digits and hyphens"
+        )
+    return name

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support import ROOT
 
-from stacks.config import Config, ConfigError
+from stacks.config import Config, ConfigError, stack_name
 
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 
@@ -245,6 +245,7 @@ def test_pairs_that_cannot_work(context: dict[str, str], message: str) -> None:
         ("images-bucket", "imagesBucket"),
         ("batchsize", "batchSize"),
         ("imagesKey", "imagesKmsKey"),
+        ("stackname", "stackName"),
     ],
 )
 def test_misspelt_name_is_refused(name: str, meant: str) -> None:
@@ -255,7 +256,7 @@ def test_misspelt_name_is_refused(name: str, meant: str) -> None:
 
 def test_foreign_name_is_refused_with_all_names() -> None:
     with pytest.raises(
-        ConfigError, match=r"^colour: no such setting, expected imagesBucket, .*, data$"
+        ConfigError, match=r"^colour: no such setting, expected imagesBucket, .*, data, stackName$"
     ):
         Config.from_context({"colour": "red"})
 
@@ -329,3 +330,22 @@ def test_settings_of_another_version_are_read_as_far_as_they_are_known() -> None
 def test_a_stored_setting_that_is_not_allowed_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^shards=0: expected a whole number, 1 to 1000"):
         Config.from_settings({"shards": Decimal(0)})
+
+
+@pytest.mark.parametrize("name", ["ChestXray", "a", "A-1", "a" * 128])
+def test_stack_name_is_accepted(name: str) -> None:
+    assert stack_name({"stackName": name, "shards": "7"}) == name
+    assert Config.from_context({"stackName": name, "shards": "7"}) == Config(shards=7)
+
+
+def test_stack_name_has_a_default() -> None:
+    assert stack_name({"shards": "7"}) == "ChestXray"
+
+
+@pytest.mark.parametrize("name", ["", "1a", "-a", "a_b", "a b", "a.b", "a\n", "\u00e4", "a" * 129])
+def test_stack_name_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        stack_name({"stackName": name})
+    assert str(error.value) == (
+        f"stackName={name}: expected a letter and then up to 127 letters, digits and hyphens"
+    )

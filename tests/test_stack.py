@@ -504,6 +504,27 @@ def test_a_change_that_replaces_data_is_seen(
     assert irreplaceable(synthesize(tmp_path).template) != IRREPLACEABLE
 
 
+def test_two_stacks_of_one_account_share_no_name(synth: Synth, tmp_path: Path) -> None:
+    """CloudFormation chooses every name, which begins with the name of the stack."""
+    first = synth(*CHANGED).template.to_json()
+    assert synthesize(tmp_path, *CHANGED, name="Other").template.to_json() == first
+    assert [name for name, resource in first["Resources"].items() if is_named(resource)] == []
+
+
+def is_named(resource: dict[str, Any]) -> bool:
+    """Whether a template gives the whole of a resource's name."""
+    if resource["Type"].startswith("Custom::"):
+        return False
+    schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", resource["Type"]).schema
+    names = [pointer.split("/")[2] for pointer in schema["primaryIdentifier"]]
+    return all(isinstance(resource["Properties"].get(name), str) for name in names)
+
+
+def test_a_name_that_the_template_gives_is_noticed() -> None:
+    dashboard = {"Type": "AWS::CloudWatch::Dashboard", "Properties": {"DashboardName": "runs"}}
+    assert is_named(dashboard)
+
+
 def bundle(folder: Path, **card: str) -> Path:
     (folder / "model.onnx").write_bytes(b"onnx")
     (folder / "model.json").write_text(json.dumps(card))
