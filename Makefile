@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEV := .venv/.dev
+STACK := ChestXray
 # For every platform and Python from 3.11 on; what is pinned already stays, unless UPGRADE=--upgrade.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command 'make lock' $(UPGRADE)
@@ -60,13 +61,13 @@ lock: $(DEV)  ## Pin every library, with hashes, for what the *.in files ask
 synth: install  ## Write the CloudFormation template to cdk.out: make synth [ARGS="-c shards=10"]
 	npx cdk synth --quiet $(ARGS)
 
-deploy: install  ## Deploy to the AWS account of your credentials: make deploy [ARGS="-c shards=10"]
-	npx cdk deploy $(ARGS)
+deploy: install  ## Deploy to the AWS account of your credentials: make deploy [STACK=NAME] [ARGS="-c shards=10"]
+	npx cdk deploy -c stackName="$(STACK)" $(ARGS)
 
-destroy: install  ## Say what stays, then take the stack down; data stay unless deployed with -c data=destroy
-	-@aws cloudformation describe-stacks --stack-name ChestXray --output text \
+destroy: install  ## Say which data stay, then delete the stack: make destroy [STACK=NAME]
+	-@aws cloudformation describe-stacks --stack-name "$(STACK)" --output text \
 		--query "Stacks[0].Outputs[?OutputKey=='OnDelete'].OutputValue"
-	npx cdk destroy $(ARGS)
+	npx cdk destroy -c stackName="$(STACK)" $(ARGS)
 
 clean:  ## Remove all that make has made here
 	rm -rf .venv .venv-training node_modules cdk.out build *.egg-info

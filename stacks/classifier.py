@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jsii
-from aws_cdk import Duration
-from aws_cdk.aws_dynamodb import ITable
+from aws_cdk import Duration, Stack
 from aws_cdk.aws_ecr_assets import Platform
-from aws_cdk.aws_kinesis import IStream
 from aws_cdk.aws_kms import IKey
 from aws_cdk.aws_lambda import (
     ApplicationLogLevel,
@@ -33,6 +31,9 @@ from constructs import Construct
 
 from stacks.config import Config, ConfigError
 from stacks.function_role import FunctionRole
+from stacks.job_stream import JobStream
+from stacks.permissions import allow, allow_shared, through
+from stacks.storage import Storage
 
 PROJECT = Path(__file__).parents[1]
 MODEL_BUNDLE = PROJECT / "containers" / "classifier" / "model"
@@ -82,10 +83,8 @@ class Classifier(Construct):
         construct_id: str,
         *,
         config: Config,
-        images: IBucket,
-        table: ITable,
-        stream: IStream,
-        failures: IBucket,
+        storage: Storage,
+        jobs: JobStream,
         key: IKey | None,
     ) -> None:
         super().__init__(scope, construct_id)
@@ -115,13 +114,16 @@ class Classifier(Construct):
             timeout=Duration.seconds(config.timeout),
             memory_size=config.memory,
             environment_encryption=key,
-            environment={"BUCKET_NAME": images.bucket_name, "TABLE_NAME": table.table_name},
+            environment={
+                "BUCKET_NAME": storage.images.bucket_name,
+                "TABLE_NAME": storage.table.table_name,
+            },
         )
         self.mapping = EventSourceMapping(
             self,
             "Mapping",
             target=self.function,
-            event_source_arn=stream.stream_arn,
+            event_source_arn=jobs.stream.stream_arn,
             # LATEST can miss what comes while the mapping is being made.
             starting_position=StartingPosition.TRIM_HORIZON,
             parallelization_factor=config.parallelization_factor,
@@ -132,6 +134,41 @@ class Classifier(Construct):
             # By default both have no bound, and one bad record stops its shard until it expires.
             retry_attempts=config.retries,
             max_record_age=Duration.hours(config.record_age),
-            on_failure=FailureDestination(failures),
+            on_failure=FailureDestination(jobs.failures),
             metrics_config=MetricsConfig(metrics=[MetricType.EVENT_COUNT]),  # says what was given up
         )
+        self._allow(config, storage, jobs, key)
+
+    def _allow(self, config: Config, storage: Storage, jobs: JobStream, key: IKey | None) -> None:
+        """Allow what the function does, and what Lambda does in its name."""
+        function, table, stream, failures = self.function, storage.table, jobs.stream, jobs.failures
+        allow_shared(function, config=config, storage=storage, key=key)
+        writes = ("dynamodb:BatchGetItem", "dynamodb:PutItem", "dynamodb:UpdateItem")
+        allow(function, *writes, on=table.table_arn)
+
+        # With this role Lambda reads the stream, and writes failure objects (Lambda guide, with-kinesis and
+        # kinesis-on-failure-destination).
+        allow(
+            function,
+            "kinesis:DescribeStream",
+            "kinesis:DescribeStreamSummary",
+            "kinesis:GetRecords",
+            "kinesis:GetShardIterator",
+            "kinesis:ListShards",
+            on=stream.stream_arn,
+        )
+        own_account = {"StringEquals": {"s3:ResourceAccount": Stack.of(self).account}}
+        allow(
+            function,
+            "s3:PutObject",
+            on=failures.arn_for_objects("aws/lambda/*"),
+            when=own_account,
+            why_wildcard="Lambda names the objects in its folder.",
+        )
+        allow(function, "s3:ListBucket", on=failures.bucket_arn, when=own_account)
+        if key:
+            of_stream = through("kinesis", "aws:kinesis:arn", stream.stream_arn)
+            allow(function, "kms:Decrypt", on=key.key_arn, when=of_stream)
+            # This bucket has a bucket key, so the context is always the bucket.
+            of_failures = through("s3", "aws:s3:arn", failures.bucket_arn)
+            allow(function, "kms:GenerateDataKey", on=key.key_arn, when=of_failures)

@@ -23,7 +23,9 @@ IMAGE_MS = 200
 ONE_VCPU_MB = 1769  # Lambda's CPU grows with memory (DG configuration-memory); scoring uses one thread
 STOP_SECONDS = 10  # the classifier stops so long before its deadline, to report what it has not done
 
-# Colon-free context of the CDK itself, which reaches the app beside ours (its other names have a colon).
+STACK_NAME = "stackName"  # a setting of the app: two stacks in one account need two names
+
+# What the CDK itself puts into the context without a colon in its name.
 CDK_CONTEXT = {"acknowledged-issue-numbers", "cli-telemetry"}
 
 
@@ -142,27 +144,57 @@ class Config:
 
     @classmethod
     def from_context(cls, context: Mapping[str, object]) -> Self:
-        """The settings in a CDK context, where those from `-c` are strings; absent ones have their defaults.
+        """The settings in a CDK context. Missing ones have their defaults.
 
-        Raises ConfigError for a name or a value that is not allowed, or a pair that cannot work.
+        Raises ConfigError for an unknown name, a value that is not allowed, or a pair that cannot work.
         """
-        settings = {context_name(setting.name): setting for setting in fields(cls)}
+        known = [*map(context_name, (setting.name for setting in fields(cls))), STACK_NAME]
         for name in context:
-            if ":" not in name and name not in settings and name not in CDK_CONTEXT:
-                meant = get_close_matches(name, settings, n=1) or settings
+            if ":" not in name and name not in known and name not in CDK_CONTEXT:
+                meant = get_close_matches(name, known, n=1) or known
                 raise ConfigError(f"{name}: no such setting, expected {', '.join(meant)}")
+        return cls.from_settings(context)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, object]) -> Self:
+        """The settings that a stack's output `Settings` or a run holds. A value is text, an int or a Decimal.
+
+        Unknown names are ignored: an older or a newer stack may have written them. Missing settings have
+        their defaults. Raises ConfigError for a value that is not allowed, or a pair that cannot work.
+        """
         values = {}
-        for name, setting in settings.items():
-            if name in context:
-                rule = setting.metadata
-                value = rule["parse"](str(context[name]))
+        for setting in fields(cls):
+            name, rule = context_name(setting.name), setting.metadata
+            if name in settings:
+                value = rule["parse"](str(settings[name]))
                 if value is None:
-                    raise ConfigError(f"{name}={context[name]}: expected {rule['allowed']} ({rule['doc']})")
+                    raise ConfigError(f"{name}={settings[name]}: expected {rule['allowed']} ({rule['doc']})")
                 values[setting.name] = value
         return cls(**values)
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting that has a value, by its name for `-c`."""
+        values = {context_name(setting.name): getattr(self, setting.name) for setting in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def non_default(self) -> dict[str, Any]:
+        """The settings that are not at their defaults, by their names for `-c`."""
+        defaults = type(self)().settings()
+        return {name: value for name, value in self.settings().items() if value != defaults.get(name)}
 
 
 def context_name(field_name: str) -> str:
     """The name of a setting for `-c`: images_per_job -> imagesPerJob."""
     first, *rest = field_name.split("_")
     return first + "".join(map(str.capitalize, rest))
+
+
+def stack_name(context: Mapping[str, object]) -> str:
+    """The name that `-c stackName=NAME` gives the stack. Raises ConfigError for one that is not allowed."""
+    name = str(context.get(STACK_NAME, "ChestXray"))
+    # CloudFormation API reference, CreateStack, StackName
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9-]{0,127}", name):
+        raise ConfigError(
+            f"{STACK_NAME}={name}: expected a letter and then up to 127 letters, digits and hyphens"
+        )
+    return name

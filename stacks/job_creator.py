@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 
 from aws_cdk import Duration
-from aws_cdk.aws_dynamodb import ITable
-from aws_cdk.aws_kinesis import IStream
 from aws_cdk.aws_kms import IKey
 from aws_cdk.aws_lambda import (
     ApplicationLogLevel,
@@ -16,12 +14,14 @@ from aws_cdk.aws_lambda import (
     SystemLogLevel,
     Tracing,
 )
-from aws_cdk.aws_s3 import IBucket
 from constructs import Construct
 
 from stacks.classifier import Model
 from stacks.config import ONE_VCPU_MB, Config
 from stacks.function_role import FunctionRole
+from stacks.job_stream import JobStream
+from stacks.permissions import allow, allow_shared, through
+from stacks.storage import Storage
 
 CODE = Path(__file__).parents[1] / "lambdas"
 
@@ -38,9 +38,8 @@ class JobCreator(Construct):
         construct_id: str,
         *,
         config: Config,
-        images: IBucket,
-        table: ITable,
-        stream: IStream,
+        storage: Storage,
+        jobs: JobStream,
         model: Model,
         key: IKey | None,
     ) -> None:
@@ -65,11 +64,23 @@ class JobCreator(Construct):
             memory_size=ONE_VCPU_MB,  # encoding, signing and sending jobs is bound by the CPU, not by memory
             environment_encryption=key,
             environment={
-                "BUCKET_NAME": images.bucket_name,
+                "BUCKET_NAME": storage.images.bucket_name,
                 "KEY_PREFIX": config.prefix,
-                "TABLE_NAME": table.table_name,
-                "STREAM_NAME": stream.stream_name,
+                "TABLE_NAME": storage.table.table_name,
+                "STREAM_NAME": jobs.stream.stream_name,
                 "IMAGES_PER_JOB": str(config.images_per_job),
                 "RUN_FIELDS": json.dumps({"model": model.name, "model_sha256": model.sha256}),
             },
         )
+        table, stream = storage.table, jobs.stream
+        allow_shared(self.function, config=config, storage=storage, key=key)
+        # It writes runs (RUN) and their counters (RUN#<run>), but no prediction (RUN#<run>#<00..3f>). This
+        # condition key needs ForAllValues (DynamoDB guide, specifying-conditions).
+        no_prediction = {"ForAllValues:StringNotLike": {"dynamodb:LeadingKeys": "RUN#*#*"}}
+        allow(
+            self.function, "dynamodb:PutItem", "dynamodb:UpdateItem", on=table.table_arn, when=no_prediction
+        )
+        allow(self.function, "kinesis:PutRecords", on=stream.stream_arn)
+        if key:
+            of_stream = through("kinesis", "aws:kinesis:arn", stream.stream_arn)
+            allow(self.function, "kms:GenerateDataKey", on=key.key_arn, when=of_stream)

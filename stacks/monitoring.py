@@ -18,14 +18,14 @@ from aws_cdk.aws_cloudwatch import (
     TreatMissingData,
 )
 from aws_cdk.aws_cloudwatch_actions import SnsAction
-from aws_cdk.aws_dynamodb import ITable
-from aws_cdk.aws_kinesis import IStream
-from aws_cdk.aws_lambda import Function, IEventSourceMapping
-from aws_cdk.aws_s3 import IBucket
 from aws_cdk.aws_sns import Topic
 from constructs import Construct
 
+from stacks.classifier import Classifier
 from stacks.config import Config
+from stacks.job_creator import JobCreator
+from stacks.job_stream import JobStream
+from stacks.storage import Storage
 
 NAMESPACE = "chest-xray-inference"  # of what both functions print in the embedded metric format
 HOUR_MS = 3_600_000
@@ -48,19 +48,17 @@ class Monitoring(Construct):
         construct_id: str,
         *,
         config: Config,
-        creator: Function,
-        classifier: Function,
-        mapping: IEventSourceMapping,
-        stream: IStream,
-        table: ITable,
-        failures: IBucket,
+        storage: Storage,
+        jobs: JobStream,
+        creator: JobCreator,
+        classifier: Classifier,
     ) -> None:
         super().__init__(scope, construct_id)
         self._topic = Topic.from_topic_arn(self, "Topic", config.alarm_topic) if config.alarm_topic else None
         self._alarms: list[Alarm] = []
 
         # How old the oldest job is that was given to the classifier, in milliseconds.
-        age = classifier.metric("IteratorAge", statistic="Maximum", period=PERIOD)
+        age = classifier.function.metric("IteratorAge", statistic="Maximum", period=PERIOD)
         given_up_at = config.record_age * HOUR_MS
         self._alarm(
             "JobsWaitTooLong",
@@ -72,7 +70,7 @@ class Monitoring(Construct):
 
         # What is done. An invocation that does not get to its end has no line and no data, but is an error.
         scored, failed, jobs_done, returned, an_image = (
-            _metric(NAMESPACE, name, FunctionName=classifier.function_name)
+            _metric(NAMESPACE, name, FunctionName=classifier.function.function_name)
             for name in ("ImagesScored", "ImagesFailed", "JobsDone", "JobsReturned", "MillisecondsPerImage")
         )
         self._alarm(
@@ -90,11 +88,11 @@ class Monitoring(Construct):
 
         # How jobs get from the job creator to the classifier.
         sent, resent = (
-            _metric(NAMESPACE, name, FunctionName=creator.function_name)
+            _metric(NAMESPACE, name, FunctionName=creator.function.function_name)
             for name in ("JobsSent", "JobsResent")
         )
         arrived, read, looked, refused, too_fast = (
-            _metric("AWS/Kinesis", name, StreamName=stream.stream_name)
+            _metric("AWS/Kinesis", name, StreamName=jobs.stream.stream_name)
             for name in (
                 *("IncomingRecords", "GetRecords.Records", "GetRecords.Success"),
                 *("WriteProvisionedThroughputExceeded", "ReadProvisionedThroughputExceeded"),
@@ -107,17 +105,17 @@ class Monitoring(Construct):
             below=1,
             periods=3,
             missing=TreatMissingData.BREACHING,
-        ).node.add_dependency(mapping)
-        jobs = _graph("Jobs", sent, resent, arrived, read, jobs_done, returned)
+        ).node.add_dependency(classifier.mapping)
+        delivery = _graph("Jobs", sent, resent, arrived, read, jobs_done, returned)
 
         # What Lambda has given up (DG monitoring-metrics-types, event source mapping metrics). The bucket's
         # own count says whether it is still there, but S3 counts once a day.
         given_up, dropped = (
-            _metric("AWS/Lambda", name, EventSourceMappingUUID=mapping.event_source_mapping_id)
+            _metric("AWS/Lambda", name, EventSourceMappingUUID=classifier.mapping.event_source_mapping_id)
             for name in ("OnFailureDestinationDeliveredEventCount", "DroppedEventCount")
         )
         objects = _metric(
-            "AWS/S3", "NumberOfObjects", BucketName=failures.bucket_name, StorageType="AllStorageTypes"
+            "AWS/S3", "NumberOfObjects", BucketName=jobs.failures.bucket_name, StorageType="AllStorageTypes"
         ).with_(statistic="Maximum", period=Duration.days(1))
         self._alarm("JobsGivenUp", "Lambda gave up jobs, which are now in the failure bucket.", given_up)
         self._alarm(
@@ -128,11 +126,13 @@ class Monitoring(Construct):
 
         # How the functions fare. An invocation that times out is in Errors too, and has the timeout as its
         # Duration; the classifier itself stops seconds earlier.
-        errors, creator_errors = (function.metric_errors(period=PERIOD) for function in (classifier, creator))
-        throttles, creator_throttles = (
-            function.metric_throttles(period=PERIOD) for function in (classifier, creator)
+        errors, creator_errors = (
+            part.function.metric_errors(period=PERIOD) for part in (classifier, creator)
         )
-        duration = classifier.metric_duration(statistic="Maximum", period=PERIOD)
+        throttles, creator_throttles = (
+            part.function.metric_throttles(period=PERIOD) for part in (classifier, creator)
+        )
+        duration = classifier.function.metric_duration(statistic="Maximum", period=PERIOD)
         self._alarm("ClassifierErrors", "The classifier crashed, timed out or ran out of memory.", errors)
         self._alarm(
             "ClassifierTimeouts",
@@ -149,7 +149,7 @@ class Monitoring(Construct):
         self._alarm("JobCreatorErrors", "A run did not start, or not all its jobs were sent.", creator_errors)
         self._alarm("JobCreatorThrottles", "Lambda refused to start the job creator.", creator_throttles)
 
-        at_once = classifier.metric("ConcurrentExecutions", statistic="Maximum", period=SHORT)
+        at_once = classifier.function.metric("ConcurrentExecutions", statistic="Maximum", period=SHORT)
         durations, image_durations = (
             [
                 metric.with_(statistic=statistic, label=statistic, period=PERIOD)
@@ -158,7 +158,7 @@ class Monitoring(Construct):
             for metric in (duration, an_image)
         )
         units, write_throttles, read_throttles = (
-            _metric("AWS/DynamoDB", name, TableName=table.table_name)
+            _metric("AWS/DynamoDB", name, TableName=storage.table.table_name)
             for name in ("ConsumedWriteCapacityUnits", "WriteThrottleEvents", "ReadThrottleEvents")
         )
 
@@ -169,7 +169,7 @@ class Monitoring(Construct):
             widgets=[
                 [TextWidget(markdown=HEADER, width=24, height=3)],
                 [AlarmStatusWidget(alarms=self._alarms, title="Alarms", width=24, height=4)],
-                [images, jobs, ages],
+                [images, delivery, ages],
                 [
                     _graph(
                         "Classifiers at once", at_once, lanes=config.shards * config.parallelization_factor

@@ -1,12 +1,31 @@
-"""How the stack says what a function may do: one statement at a time, with its condition and its reason."""
+"""How the stack says what a function may do, and what both functions may do.
+
+What only one function may do is in the module of its construct.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from aws_cdk import Acknowledgment, Stack, Validations
 from aws_cdk.aws_iam import PolicyStatement
+from aws_cdk.aws_kms import IKey
 from aws_cdk.aws_lambda import Function
 from aws_cdk.aws_s3 import IBucket
+
+from stacks.config import Config
+from stacks.storage import Storage
+
+EVENT_SOURCE, EVENT_TYPE = "chest-xray-inference", "Run Complete"  # on the default event bus
+
+# What DynamoDB does with a table's key for the caller (DynamoDB guide, encryption.usagenotes).
+TABLE_KEY_ACTIONS = (
+    "kms:Decrypt",
+    "kms:Encrypt",
+    "kms:GenerateDataKey",
+    "kms:GenerateDataKeyWithoutPlaintext",
+    "kms:ReEncryptFrom",
+    "kms:ReEncryptTo",
+)
 
 Conditions = Mapping[str, Mapping[str, str | list[str]]]
 
@@ -29,6 +48,56 @@ def allow(
         Validations.of(function.role or function).acknowledge(finding)
 
 
+def allow_shared(function: Function, *, config: Config, storage: Storage, key: IKey | None) -> None:
+    """Allow what both functions do: read images and runs, complete runs, and send traces."""
+    images, table = storage.images, storage.table
+    allow(
+        function,
+        "s3:GetObject",
+        on=images.arn_for_objects(f"{config.prefix}*"),
+        why_wildcard="A run names its images when it starts. All of them are under the prefix.",
+    )
+    # The classifier lists too. Without this permission, S3 answers 403 for an image that is missing.
+    under_prefix = {"StringLike": {"s3:prefix": f"{config.prefix}*"}}
+    allow(function, "s3:ListBucket", on=images.bucket_arn, when=under_prefix)
+    if config.images_kms_key:
+        allow(function, "kms:Decrypt", on=config.images_kms_key, when=through_s3(images))
+
+    allow(function, "dynamodb:GetItem", "dynamodb:Query", on=table.table_arn)
+
+    # Both condition keys can have several values (EventBridge guide,
+    # eb-event-bus-example-policy-cross-account-custom-bus-source).
+    completion = {"events:source": EVENT_SOURCE, "events:detail-type": EVENT_TYPE}
+    bus = Stack.of(function).format_arn(service="events", resource="event-bus", resource_name="default")
+    allow(function, "events:PutEvents", on=bus, when={"ForAllValues:StringEquals": completion})
+
+    allow(
+        function,
+        "xray:PutTraceSegments",
+        "xray:PutTelemetryRecords",
+        on="*",
+        why_wildcard="X-Ray has no resources to allow these actions on.",
+    )
+    if key:
+        of_table = through("dynamodb", "aws:dynamodb:tableName", table.table_name)
+        allow(function, *TABLE_KEY_ACTIONS, on=key.key_arn, when=of_table)
+        # KMS has an encryption context only for encrypting and decrypting.
+        allow(function, "kms:DescribeKey", on=key.key_arn, when=through("dynamodb"))
+        if not config.images_bucket:
+            allow(function, "kms:Decrypt", on=key.key_arn, when=through_s3(images))
+
+
+def through(service: str, context: str | None = None, *values: str) -> Conditions:
+    """A key is used by this service alone and, with `context`, for what these values name alone."""
+    only = {f"kms:EncryptionContext:{context}": list(values)} if context else {}
+    return {"StringLike": {"kms:ViaService": f"{service}.*", **only}}
+
+
+def through_s3(bucket: IBucket) -> Conditions:
+    """A key is used by S3 for this bucket alone: S3 names the bucket or, without a bucket key, the object."""
+    return through("s3", "aws:s3:arn", bucket.bucket_arn, bucket.arn_for_objects("*"))
+
+
 def _as_cdk_nag_writes(reference: Any) -> str:
     """A resolved ARN as one text, with references in angle brackets, as findings of AwsSolutions-IAM5 are."""
     match reference:
@@ -39,14 +108,3 @@ def _as_cdk_nag_writes(reference: Any) -> str:
         case {"Ref": name}:
             return f"<{name}>"
     return str(reference)
-
-
-def through(service: str, context: str | None = None, *values: str) -> Conditions:
-    """A key is used by this service alone and, with `context`, for what these values name alone."""
-    only = {f"kms:EncryptionContext:{context}": list(values)} if context else {}
-    return {"StringLike": {"kms:ViaService": f"{service}.*", **only}}
-
-
-def of_bucket(bucket: IBucket) -> Conditions:
-    """A key is used by S3 for this bucket alone: S3 names the bucket or, without a bucket key, the object."""
-    return through("s3", "aws:s3:arn", bucket.bucket_arn, bucket.arn_for_objects("*"))

@@ -1,11 +1,14 @@
 """stacks/config.py: every setting, accepted and refused."""
 
+import json
 from dataclasses import fields
+from decimal import Decimal
+from typing import Any
 
 import pytest
 from support import ROOT
 
-from stacks.config import Config, ConfigError
+from stacks.config import Config, ConfigError, stack_name
 
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 
@@ -242,6 +245,7 @@ def test_pairs_that_cannot_work(context: dict[str, str], message: str) -> None:
         ("images-bucket", "imagesBucket"),
         ("batchsize", "batchSize"),
         ("imagesKey", "imagesKmsKey"),
+        ("stackname", "stackName"),
     ],
 )
 def test_misspelt_name_is_refused(name: str, meant: str) -> None:
@@ -251,10 +255,97 @@ def test_misspelt_name_is_refused(name: str, meant: str) -> None:
 
 
 def test_foreign_name_is_refused_with_all_names() -> None:
-    with pytest.raises(ConfigError, match=r"^colour: no such setting, expected imagesBucket, .*, data$"):
+    with pytest.raises(
+        ConfigError, match=r"^colour: no such setting, expected imagesBucket, .*, data, stackName$"
+    ):
         Config.from_context({"colour": "red"})
 
 
 def test_context_of_the_cdk_is_no_setting() -> None:
     context = {"@aws-cdk/core:x": True, "aws:cdk:version-reporting": True, "cli-telemetry": False}
     assert Config.from_context(context) == Config()
+
+
+ALL_SET = Config.from_context(
+    {
+        "imagesBucket": "hospital",
+        "imagesKmsKey": KEY,
+        "kmsKey": KEY,
+        "prefix": "Chest X-rays/2024_(new)/",
+        "shards": "7",
+        "parallelizationFactor": "3",
+        "imagesPerJob": "9",
+        "batchSize": "11",
+        "batchWindow": "2",
+        "streamRetention": "48",
+        "retries": "1",
+        "recordAge": "36",
+        "memory": "3008",
+        "timeout": "90",
+        "architecture": "arm64",
+        "baseImage": BASE_IMAGE,
+        "failureExpiry": "14",
+        "logRetention": "400",
+        "alarmTopic": "arn:aws:sns:eu-west-1:111122223333:on-call",
+        "data": "destroy",
+    }
+)
+
+
+@pytest.mark.parametrize("config", [Config(), Config(shards=7), ALL_SET])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        dict,
+        lambda settings: json.loads(json.dumps(settings)),
+        lambda settings: json.loads(json.dumps(settings), parse_int=Decimal),  # as boto3 reads a number
+        lambda settings: {name: str(value) for name, value in settings.items()},
+    ],
+)
+def test_settings_are_read_back_as_they_were(config: Config, stored: Any) -> None:
+    assert Config.from_settings(stored(config.settings())) == config
+
+
+def test_settings_have_the_names_of_the_command_line() -> None:
+    assert ALL_SET.settings() == ALL_SET.non_default()
+    assert len(ALL_SET.settings()) == len(fields(Config))
+    assert Config.from_context(ALL_SET.settings()) == ALL_SET
+
+
+def test_settings_without_a_value_are_left_out() -> None:
+    assert {"imagesBucket", "imagesKmsKey", "kmsKey", "baseImage", "alarmTopic"} == (
+        ALL_SET.settings().keys() - Config().settings().keys()
+    )
+
+
+def test_settings_at_their_defaults_are_left_out_of_non_default() -> None:
+    assert Config().non_default() == {}
+    assert Config(shards=7, batch_size=4).non_default() == {"shards": 7}
+
+
+def test_settings_of_another_version_are_read_as_far_as_they_are_known() -> None:
+    assert Config.from_settings({"shards": 7, "colour": "red"}) == Config(shards=7)
+
+
+def test_a_stored_setting_that_is_not_allowed_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^shards=0: expected a whole number, 1 to 1000"):
+        Config.from_settings({"shards": Decimal(0)})
+
+
+@pytest.mark.parametrize("name", ["ChestXray", "a", "A-1", "a" * 128])
+def test_stack_name_is_accepted(name: str) -> None:
+    assert stack_name({"stackName": name, "shards": "7"}) == name
+    assert Config.from_context({"stackName": name, "shards": "7"}) == Config(shards=7)
+
+
+def test_stack_name_has_a_default() -> None:
+    assert stack_name({"shards": "7"}) == "ChestXray"
+
+
+@pytest.mark.parametrize("name", ["", "1a", "-a", "a_b", "a b", "a.b", "a\n", "\u00e4", "a" * 129])
+def test_stack_name_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        stack_name({"stackName": name})
+    assert str(error.value) == (
+        f"stackName={name}: expected a letter and then up to 127 letters, digits and hyphens"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -149,19 +149,8 @@ def read_settings(given: list[str]) -> Config:
 
 def deploy_command(config: Config) -> str:
     """The line that deploys these settings; those at their defaults are left out."""
-    options = (word for name, value in changed(config).items() for word in ("-c", f"{name}={value}"))
+    options = (word for name, value in config.non_default().items() for word in ("-c", f"{name}={value}"))
     return shlex.join(["npx", "cdk", "deploy", *options])
-
-
-def changed(config: Config) -> dict[str, Any]:
-    """The settings that are not at their defaults, by the names that the CDK takes."""
-    from stacks.config import context_name
-
-    return {
-        context_name(setting.name): getattr(config, setting.name)
-        for setting in fields(config)
-        if getattr(config, setting.name) != setting.default
-    }
 
 
 def document(
@@ -176,7 +165,7 @@ def document(
     images = present.workload.images
     return {
         "images": images,
-        "settings": changed(present.config),
+        "settings": present.config.non_default(),
         "model": None if own_rate else model,
         "images_per_second_per_worker": present.images_per_second_per_worker,
         "workers": present.workers,
@@ -195,7 +184,7 @@ def document(
         "warnings": list(present.warnings),
         "suggestions": {
             name: {
-                "settings": changed(found.config),
+                "settings": found.config.non_default(),
                 "seconds": found.seconds,
                 "dollars": found.dollars,
                 "idle_month": found.idle_dollars,

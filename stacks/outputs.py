@@ -1,0 +1,62 @@
+"""The outputs of the stack: what `cxr` and a person at a terminal need to find its parts."""
+
+import json
+from collections.abc import Iterable
+
+from aws_cdk import CfnOutput, Stack
+from aws_cdk.aws_dynamodb import ITable
+from aws_cdk.aws_s3 import IBucket
+
+from stacks.classifier import Classifier
+from stacks.config import Config
+from stacks.job_creator import JobCreator
+from stacks.job_stream import JobStream
+from stacks.storage import Storage
+
+
+def add_outputs(
+    stack: Stack,
+    *,
+    config: Config,
+    storage: Storage,
+    jobs: JobStream,
+    creator: JobCreator,
+    classifier: Classifier,
+) -> None:
+    """Add the outputs to the stack. Their names are a contract with `cxr`."""
+    images, table, failures = storage.images, storage.table, jobs.failures
+    start_run = (
+        f"aws lambda invoke --function-name {creator.function.function_name} "
+        "--payload fileb://events/create-jobs-100.json --cli-read-timeout 0 out.json"
+    )
+    own_buckets = [failures, storage.access_logs, *([] if config.images_bucket else [images])]
+    for name, value, description in (
+        ("ImagesBucketName", images.bucket_name, "Bucket that the images are in"),
+        ("KeyPrefix", config.prefix, "Start of every image's key"),
+        ("JobCreatorName", creator.function.function_name, "Function to invoke with an event of events/"),
+        ("StartRun", start_run, "Command that starts a run of 100 images"),
+        ("StreamName", jobs.stream.stream_name, "Kinesis stream that jobs wait in"),
+        ("ClassifierName", classifier.function.function_name, "Function that scores images"),
+        ("MappingId", classifier.mapping.event_source_mapping_id, "What feeds jobs to the classifier"),
+        ("TableName", table.table_name, "DynamoDB table of runs and predictions"),
+        ("FailureBucketName", failures.bucket_name, "Bucket of jobs that ran out of retries"),
+        ("AccessLogsBucketName", storage.access_logs.bucket_name, "Bucket of S3's access logs"),
+        ("Settings", json.dumps(config.settings()), "Settings of the stack, by their names for -c"),
+        (
+            "OnDelete",
+            _on_delete(config, table, own_buckets),
+            "What becomes of data when the stack is deleted",
+        ),
+    ):
+        CfnOutput(stack, name, value=value, description=description)
+
+
+def _on_delete(config: Config, table: ITable, buckets: Iterable[IBucket]) -> str:
+    """What is left when the stack is deleted, which the CDK does not say, and what deletes that."""
+    if config.data == "destroy":
+        return "Deleting the stack deletes its buckets and its table with all that is in them."
+    commands = [
+        f"aws dynamodb delete-table --table-name {table.table_name}",
+        *(f"aws s3 rb --force s3://{bucket.bucket_name}" for bucket in buckets),
+    ]
+    return f"Deleting the stack keeps its buckets and its table. To delete them: {'; '.join(commands)}"
