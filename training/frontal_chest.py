@@ -10,7 +10,6 @@ image of images-512 lies outside its range.
 """
 
 import argparse
-import csv
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,20 +17,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from classifier import checks
-from classifier.images import Pixels, Preprocessing, decode
+from classifier.images import Pixels, Preprocessing
 from classifier.model import Model
 from PIL import Image
+
+from training.data import read_labels, read_pixels
 
 AVERAGED = Preprocessing(channels=1, resize=256, crop=224)
 MADE_FROM, UPRIGHT, SIDEWAYS = "other-patients-64", "images-512", "sideways-512"
 SHIPPED = Path(__file__).parents[1] / "containers" / "classifier" / "model"
 
 
-def read_pixels(data: Path, folder: str, preprocessing: Preprocessing) -> list[Pixels]:
-    """The pixels [channels, crop, crop] of the images in a folder that labels.csv names."""
-    with (data / "labels.csv").open(newline="") as file:
-        names = [row["file"] for row in csv.DictReader(file) if row["file"].startswith(f"{folder}/")]
-    return [preprocessing(decode((data / name).read_bytes())) for name in names]
+def read_folder(data: Path, folder: str, preprocessing: Preprocessing) -> list[Pixels]:
+    """Pixels [channels, crop, crop] of the images in a folder that labels.csv names. Raises InputError."""
+    images = read_labels(data / "labels.csv", data, (folder,))
+    return [read_pixels(file, preprocessing) for file in images.file.tolist()]
 
 
 def average(images: Iterable[Pixels]) -> Image.Image:
@@ -73,12 +73,12 @@ def main() -> None:
     options = parser.parse_args()
     preprocessing = Preprocessing.from_json(Model(options.bundle).card["preprocessing"])
 
-    averaged = read_pixels(options.data, MADE_FROM, AVERAGED)
+    averaged = read_folder(options.data, MADE_FROM, AVERAGED)
     average(averaged).save(Path(checks.__file__).with_name("frontal_chest.png"))
     checks._frontal_chest.cache_clear()
 
     made_from, upright, sideways = (
-        read_pixels(options.data, folder, preprocessing) for folder in (MADE_FROM, UPRIGHT, SIDEWAYS)
+        read_folder(options.data, folder, preprocessing) for folder in (MADE_FROM, UPRIGHT, SIDEWAYS)
     )
     statistics = np.array([(pixels.mean(), pixels.std()) for pixels in made_from])
     low, high = statistics.min(axis=0), statistics.max(axis=0)
