@@ -32,12 +32,12 @@ import onnx
 import torch
 from classifier.images import ImageError, Pixels, Preprocessing, decode
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
-from torch import nn
 
 from cxr.errors import InputError
 from training import bundle, checkpoint, quantise
 from training.checkpoint import CheckpointError
-from training.densenet121 import CROP, IMAGENET_DEVIATION, IMAGENET_MEAN, RESIZE, Scorer, densenet121
+from training.densenet121 import CROP, IMAGENET_DEVIATION, IMAGENET_MEAN, RESIZE, densenet121, trunk
+from training.scorer import Normalise, Scorer
 
 NOT_MEASURED = (
     "Not measured here: the file brings weights and no images. Measure it on your own labelled patients "
@@ -50,7 +50,8 @@ def nih(path: Path) -> tuple[Scorer, dict[str, Any]]:
     """NIH's checkpoint as a graph and its card. Raises CheckpointError and OSError."""
     network = densenet121(outputs=1)
     checkpoint.load(network, checkpoint.read(path), path)
-    return Scorer(network, IMAGENET_MEAN, IMAGENET_DEVIATION), {
+    prepare, head = Normalise(IMAGENET_MEAN, IMAGENET_DEVIATION), network.classifier
+    return Scorer(prepare, trunk(network), head.weight, head.bias), {
         "name": "nih-densenet121",
         "score": "probability",
         "labels": [{"name": "abnormal", "threshold": 0.5}],
@@ -104,11 +105,9 @@ def torchxrayvision(
     for i in kept:
         if not 0 < thresholds[i] < 1:
             raise CheckpointError(f"{path}: threshold of {labels[i]} is {thresholds[i]}: expected 0 to 1")
-    network.classifier.weight = nn.Parameter(network.classifier.weight[kept])
-    network.classifier.bias = nn.Parameter(network.classifier.bias[kept])
     chosen = torch.tensor([thresholds[i] for i in kept])
-    # TorchXRayVision's range is -1024 to 1024.
-    return Scorer(network, [255 / 2], [255 / 2048], chosen), {
+    prepare, head = Normalise([255 / 2], [255 / 2048]), network.classifier  # to -1024 to 1024
+    return Scorer(prepare, trunk(network), head.weight[kept], head.bias[kept], chosen), {
         "name": path.stem,
         "score": "operating point",
         "labels": [{"name": name, "threshold": 0.5} for name in names],

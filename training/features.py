@@ -11,8 +11,9 @@ from torch import nn
 
 from cxr.files import whole_file
 from training.data import Floats, Images, read_pixels
-from training.networks import SIDE, Coarse, Normalise, coarse_stages, stages
+from training.networks import SIDE, coarse_stages, pixel_statistics, stages
 from training.progress import Teller
+from training.scorer import CoarseNormalise, Normalise
 
 FULL = Preprocessing(channels=3, resize=256, crop=SIDE)
 COARSE = Preprocessing(channels=1, resize=64, crop=SIDE // 4)
@@ -35,11 +36,11 @@ def frozen(network: nn.Module, architecture: str, images: Images, kept: Path, te
         full: list[Floats] = []
         with torch.inference_mode():
             for files in _batches(images.file.tolist()):
-                maps = Coarse(architecture)(_stack(files, COARSE))
+                maps = CoarseNormalise(*pixel_statistics(architecture))(_stack(files, COARSE))
                 for part, found in zip(coarse_parts, coarse, strict=True):
                     maps = part(maps)
                     found.append(maps.mean((2, 3)).double().numpy())
-                maps = nn.Sequential(Normalise(architecture), *parts)(_stack(files, FULL))
+                maps = nn.Sequential(Normalise(*pixel_statistics(architecture)), *parts)(_stack(files, FULL))
                 full.append(maps.mean((2, 3)).double().numpy())
                 tell.at("features", sum(map(len, full)), len(images))
         stacked = {f"coarse_{i}": np.concatenate(found) for i, found in enumerate(coarse)}

@@ -16,6 +16,7 @@ from cxr.files import whole_file
 from training import bundle, features, networks, quantise, recipe, tuning
 from training.data import Floats, Images, Ints, read_pixels
 from training.progress import Teller
+from training.scorer import CoarseNormalise
 from training.splits import Split
 
 
@@ -193,7 +194,8 @@ def _graph(
     head: recipe.Head, slope: float, offset: float, architecture: str, network: nn.Module
 ) -> onnx.ModelProto:
     parts = networks.coarse_stages(network)
-    graph = recipe.graph(head, slope, offset, networks.Coarse(architecture), parts)
+    prepare = CoarseNormalise(*networks.pixel_statistics(architecture))
+    graph = recipe.graph(head, slope, offset, prepare, parts)
     return bundle.exported(graph, features.COARSE)
 
 

@@ -1,11 +1,15 @@
-"""Makes the classifier's frontal_chest.png and measures its warnings: `python -m training.frontal_chest -h`.
+"""Makes the classifier's frontal_chest.png, and measures how often a model bundle's images get warnings:
 
-The average of one collection, at 16 x 16 pixels and mirrored, so that nothing of a single patient is in it.
-The warnings are measured on another collection, of which nothing went into it.
+    .venv-training/bin/python -m training.frontal_chest --data DIR
+
+DIR holds labels.csv and the folders other-patients-64, images-512 and sideways-512. frontal_chest.png is the
+average of other-patients-64 at 16 x 16 pixels and mirrored, so that no patient can be recognised in it. The
+warnings are measured on pixels as the bundle's model takes them. The range of brightness and contrast is that
+of other-patients-64 too, and not the bundle's: the model that ships was trained on images-512 as well, so no
+image of images-512 lies outside its range.
 """
 
 import argparse
-import csv
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,59 +17,83 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from classifier import checks
-from classifier.images import Preprocessing, decode
+from classifier.images import Pixels, Preprocessing
+from classifier.model import Model
 from PIL import Image
 
-PREPROCESSING = Preprocessing(channels=1, resize=256, crop=224)
-MADE_FROM, MEASURED_ON, SIDEWAYS = "other-patients-64", "images-512", "sideways-512"
+from training.data import read_labels, read_pixels
 
-Pixels = npt.NDArray[np.uint8]
-
-
-def read(data: Path, folder: str) -> list[Pixels]:
-    """The pixels [1, 224, 224] of a collection's images."""
-    with (data / "labels.csv").open(newline="") as file:
-        names = [row["file"] for row in csv.DictReader(file) if row["file"].startswith(f"{folder}/")]
-    return [np.asarray(PREPROCESSING(decode((data / name).read_bytes())), np.uint8) for name in names]
+AVERAGED = Preprocessing(channels=1, resize=256, crop=224)
+MADE_FROM, UPRIGHT, SIDEWAYS = "other-patients-64", "images-512", "sideways-512"
+SHIPPED = Path(__file__).parents[1] / "containers" / "classifier" / "model"
 
 
-def average(collection: Iterable[Pixels]) -> Image.Image:
-    """What the images have in common, as grey values of 16 x 16 pixels."""
+def read_folder(data: Path, folder: str, preprocessing: Preprocessing) -> list[Pixels]:
+    """Pixels [channels, crop, crop] of the images in a folder that labels.csv names. Raises InputError."""
+    images = read_labels(data / "labels.csv", data, (folder,))
+    return [read_pixels(file, preprocessing) for file in images.file.tolist()]
+
+
+def average(images: Iterable[Pixels]) -> Image.Image:
+    """The mirrored average of images [1, crop, crop], as grey values of 16 x 16 pixels."""
     shape = (checks.SIDE, checks.SIDE)
-    small = (Image.fromarray(pixels[0]).resize(shape, Image.Resampling.BOX) for pixels in collection)
+    small = (Image.fromarray(pixels[0]).resize(shape, Image.Resampling.BOX) for pixels in images)
     mean = np.mean([checks.standardise(np.asarray(image)) for image in small], axis=0)
     mean += mean[:, ::-1]
     return Image.fromarray(((mean - mean.min()) / np.ptp(mean) * 255).round().astype(np.uint8))
 
 
-def report(name: str, collection: list[Pixels], ranges: dict[str, tuple[float, float]]) -> None:
-    """Prints how many images of a collection have each warning."""
-    found = Counter(code for pixels in collection for code in checks.warnings(pixels, False, ranges))
-    warned = sum(bool(checks.warnings(pixels, False, ranges)) for pixels in collection)
-    parts = "".join(f"; {count} {code}" for code, count in sorted(found.items()))
-    print(f"{name}: {warned} of {len(collection)} with a warning ({warned / len(collection):.1%}){parts}")
+def print_warnings(
+    name: str, images: list[npt.NDArray[np.generic]], training_range: dict[str, tuple[float, float]]
+) -> None:
+    """Prints how many of the images have a warning, and how many have each one."""
+    found = [checks.warnings(pixels, False, training_range) for pixels in images]
+    warned = sum(map(bool, found))
+    counts = sorted(Counter(code for codes in found for code in codes).items())
+    parts = "".join(f"; {count} {code}" for code, count in counts)
+    print(f"{name}: {warned} of {len(images)} with a warning ({warned / len(images):.1%}){parts}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=".venv-training/bin/python -m training.frontal_chest",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with labels.csv and the collections")
-    data = parser.parse_args().data
-    made_from, upright = read(data, MADE_FROM), read(data, MEASURED_ON)
-    average(made_from).save(Path(checks.__file__).with_name("frontal_chest.png"))
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder of labels.csv and the X-rays"
+    )
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=SHIPPED,
+        metavar="DIR",
+        help="model bundle (default: the one that ships)",
+    )
+    options = parser.parse_args()
+    preprocessing = Preprocessing.from_json(Model(options.bundle).card["preprocessing"])
+
+    averaged = read_folder(options.data, MADE_FROM, AVERAGED)
+    average(averaged).save(Path(checks.__file__).with_name("frontal_chest.png"))
     checks._frontal_chest.cache_clear()
+
+    made_from, upright, sideways = (
+        read_folder(options.data, folder, preprocessing) for folder in (MADE_FROM, UPRIGHT, SIDEWAYS)
+    )
     statistics = np.array([(pixels.mean(), pixels.std()) for pixels in made_from])
     low, high = statistics.min(axis=0), statistics.max(axis=0)
-    ranges = {"brightness": (low[0], high[0]), "contrast": (low[1], high[1])}
+    training_range = {"brightness": (low[0], high[0]), "contrast": (low[1], high[1])}
     print(f"brightness {low[0]:.1f} to {high[0]:.1f}, contrast {low[1]:.1f} to {high[1]:.1f} in {MADE_FROM}")
-    report(f"{MADE_FROM}, upright", made_from, ranges)
-    report(f"{MEASURED_ON}, upright", upright, ranges)
-    report(f"{MEASURED_ON}, turned by a quarter", [np.rot90(p, 1, (1, 2)) for p in upright], ranges)
-    report(f"{MEASURED_ON}, inverted", [255 - pixels for pixels in upright], ranges)
-    report(f"{SIDEWAYS}", read(data, SIDEWAYS), ranges)
-    noise = np.random.default_rng(0).integers(0, 256, (200, 1, 224, 224), dtype=np.uint8)
-    report("noise", list(noise), ranges)
+    noise = np.random.default_rng(0).integers(0, 256, (200, *upright[0].shape), dtype=np.uint8)
+    for name, images in {
+        f"{MADE_FROM}, upright": made_from,
+        f"{UPRIGHT}, upright": upright,
+        f"{UPRIGHT}, rotated by 90 degrees": [np.rot90(pixels, 1, (1, 2)) for pixels in upright],
+        f"{UPRIGHT}, inverted": [255 - pixels for pixels in upright],
+        SIDEWAYS: sideways,
+        "noise": list(noise),
+    }.items():
+        print_warnings(name, images, training_range)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import nn
 
 from training.data import Floats, Images, Ints
 from training.measures import auc
-from training.networks import Graph
+from training.scorer import Scorer
 
 OWN, OTHERS = "the first collection", "the abnormal images of the others"
 GROUPS: dict[str, dict[str, float]] = {  # what is fitted on, and the weight of an image
@@ -183,10 +183,11 @@ def starting_point(features: Floats, images: Images, train: Ints, folds: int) ->
     return scaled
 
 
-def graph(head: Head, slope: float, offset: float, prepare: nn.Module, parts: Sequence[nn.Module]) -> Graph:
+def graph(head: Head, slope: float, offset: float, prepare: nn.Module, parts: Sequence[nn.Module]) -> Scorer:
     """The head with its calibration folded in, on as much of the network as it uses."""
     trunk = nn.Sequential(*parts[: head.stage + 1])
-    return Graph(prepare, trunk, torch.from_numpy(slope * head.weight), slope * head.bias + offset)
+    weight = torch.from_numpy(slope * head.weight)[None]
+    return Scorer(prepare, trunk, weight, torch.tensor([slope * head.bias + offset]))
 
 
 def _auc(abnormal: Ints, scores: Floats) -> float:

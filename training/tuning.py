@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from cxr.files import whole_file
 from training.data import Floats, Images, Ints, read_pixels
 from training.features import FULL
-from training.networks import SIDE, Graph, Normalise, build, last_layer, stages
+from training.networks import SIDE, build, last_layer, pixel_statistics, stages
 from training.progress import Teller
+from training.scorer import Normalise, Scorer
 
 LEARNING_RATE = 1e-4
 BATCH = 32
@@ -47,7 +48,7 @@ def fit(
         return build(settings.architecture, str(kept))
     torch.manual_seed(settings.seed)
     network = build(settings.architecture, settings.weights)
-    model = nn.Sequential(Normalise(settings.architecture), network).to(settings.device)
+    model = _with_normalisation(network, settings)
     optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     shuffled = DataLoader(
         Augmented(images, train, settings.seed),
@@ -85,19 +86,22 @@ def fit(
 
 def logits_of(network: nn.Module, images: Images, which: Ints, settings: Settings) -> Floats:
     """Logits [which] of the central crop, as in scoring."""
-    model = nn.Sequential(Normalise(settings.architecture), network).to(settings.device).eval()
+    model = _with_normalisation(network, settings).eval()
     loader = DataLoader(Central(images, which), BATCH, num_workers=_workers(len(which)))
     with torch.inference_mode():
         found = [model(pixels.to(settings.device)).flatten().double().cpu() for pixels in loader]
     return torch.cat(found).numpy() if found else np.zeros(0)
 
 
-def graph(network: nn.Module, architecture: str, slope: float, offset: float) -> Graph:
+def graph(network: nn.Module, architecture: str, slope: float, offset: float) -> Scorer:
     """The network with its calibration folded into the last layer."""
     head = last_layer(network)
-    bias = slope * float(head.bias.detach()) + offset
-    trunk = nn.Sequential(*stages(network))
-    return Graph(Normalise(architecture), trunk, slope * head.weight.detach().flatten(), bias)
+    return Scorer(
+        Normalise(*pixel_statistics(architecture)),
+        nn.Sequential(*stages(network)),
+        slope * head.weight,
+        slope * head.bias.double() + offset,
+    )
 
 
 class Central(Dataset[Tensor]):
@@ -135,6 +139,11 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
             self._random if info is None else None
         )  # a worker has torch's own, seeded by worker and epoch
         return int(torch.randint(below, (), generator=source))
+
+
+def _with_normalisation(network: nn.Module, settings: Settings) -> nn.Sequential:
+    normalise = Normalise(*pixel_statistics(settings.architecture))
+    return nn.Sequential(normalise, network).to(settings.device)
 
 
 def _workers(images: int) -> int:

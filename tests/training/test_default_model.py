@@ -13,6 +13,7 @@ from classifier.model import Model
 
 from cxr.phantoms import draw_phantom
 from training import card, data, networks, quantise, splits
+from training.scorer import CoarseNormalise, Scorer
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "containers" / "classifier" / "model"
@@ -77,7 +78,7 @@ def test_it_is_one_small_file_without_traces_of_where_it_was_made(bundle: Path, 
     assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)
 
 
-class Repeated(networks.Coarse):
+class Repeated(CoarseNormalise):
     """Grey as the network had colour: three channels, and not one that stands for them."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -91,7 +92,8 @@ def test_the_graph_in_float_scores_as_torch_does(found) -> None:  # type: ignore
     network = networks.build("efficientnet-lite0", "imagenet")
     stages = 1 + [192, 320, 1280].index(weight.shape[1])
     trunk = torch.nn.Sequential(*networks.stages(network)[:stages])
-    oracle = networks.Graph(Repeated("efficientnet-lite0"), trunk, weight.flatten(), bias)
+    repeated = Repeated(*networks.pixel_statistics("efficientnet-lite0"))
+    oracle = Scorer(repeated, trunk, weight[:, :, 0, 0], torch.tensor([bias]))
 
     prepare = Preprocessing.from_json(found["preprocessing"])
     pixels = np.stack([prepare(draw_phantom(seed, opacity=seed % 2 == 0)) for seed in range(8)])

@@ -19,6 +19,7 @@ from training import card, data, networks, splits, train, tuning
 from training.densenet121 import densenet121
 from training.features import FULL
 from training.progress import Teller
+from training.scorer import Normalise
 
 
 def quick(drawings: Path, out: Path, *more: str) -> None:
@@ -189,8 +190,9 @@ class TestNetwork:
         assert {row["part"] for row in rows(out / "split.csv")} == set(splits.PARTS)
         network = networks.build(architecture, str(out / "work" / "network-1-0.pt"))
         pixels, _ = model.prepare((drawings / "first" / "001.png").read_bytes())
+        normalise = Normalise(*networks.pixel_statistics(architecture))
         with torch.inference_mode():
-            logit = network(networks.Normalise(architecture)(torch.from_numpy(pixels)[None])).item()
+            logit = network(normalise(torch.from_numpy(pixels)[None])).item()
         calibrated = logit / found["training"]["temperature"] + found["training"]["offset"]
         score = float(model.score([pixels])[0]["abnormal"])
         assert score == pytest.approx(1 / (1 + np.exp(-calibrated)), abs=5e-3)  # temperature is rounded
