@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks import cold_start, engines, fan_out, pipeline, report
 from benchmarks.engines import Kind
+from cxr import PROJECT
 from cxr.commands.terminal import console
 from cxr.files import whole_file
-from cxr.local_aws.local_aws import PROJECT
 from cxr.phantoms import draw_phantom
 
 TORCH = PROJECT / ".venv-training" / "bin" / "python"

@@ -20,7 +20,8 @@ import boto3
 from rich.console import Console
 
 from benchmarks.listing import PREFIX, key, listing
-from cxr.local_aws.local_aws import PROJECT, LocalAws
+from cxr import PROJECT
+from cxr.local_aws.local_aws import LocalAws
 from reliability.table import create_table
 
 BUCKET, TABLE = "images", "predictions"

@@ -16,7 +16,6 @@ from classifier.handler import FETCHES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cxr.commands.plan import HELP, changed
 from cxr.evaluation.plots import STYLE, save
 from cxr.files import whole_file
 from cxr.planning import capacity
@@ -157,7 +156,7 @@ def at_best() -> Iterator[str]:
             (
                 name if of_table == "new" else "",
                 of_table,
-                ", ".join(f"`{setting}={value}`" for setting, value in changed(found.config).items())
+                ", ".join(f"`{setting}={value}`" for setting, value in found.config.non_default().items())
                 or "the defaults",
                 duration(found.seconds),
                 found.bottleneck,
@@ -342,7 +341,7 @@ def time_figure() -> Figure:
     figure, axes = _figure("What bounds a run: the stack's defaults", "images", "seconds")
     plans = [plan(images) for images in CURVE]
     axes.plot(CURVE, [p.seconds for p in plans], color="black", linewidth=4, alpha=0.25, label="the run")
-    for name, colour, dashes in zip(HELP, COLOURS, DASHES, strict=True):
+    for name, colour, dashes in zip(capacity.WHAT_HELPS, COLOURS, DASHES, strict=True):
         bound = [p.bounds[name] for p in plans]
         axes.plot(CURVE, bound, color=colour, linestyle=dashes, label=name)
     for seconds, text in ((60, "a minute"), (3600, "an hour"), (86_400, "a day")):

@@ -1,22 +1,25 @@
-"""The operator's side of chest X-ray inference: the `cxr` command, and what is behind it.
+"""The operator's side of chest X-ray inference: the `cxr` command, and the libraries behind it.
 
-In a notebook: `from cxr import Stack, start_run, status, results`. What is here is loaded when it is asked
-for, and calls AWS only when it is called.
+In a notebook: `from cxr import Stack, start_run, status, results`. Each name is loaded when it is first used.
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cxr.errors import Failed, InputError
     from cxr.operations import Started, cancel_run, delete_run, start_run
+    from cxr.results import results
     from cxr.retry import Retried, retry_run
-    from cxr.runs import RunStatus, Status, list_runs, results, status
+    from cxr.runs import RunStatus, Status, list_runs, status
     from cxr.stack import Stack
 
+PROJECT = Path(__file__).resolve().parents[1]
 RESEARCH_ONLY = "Research use only, not for patient care."
 
 __all__ = [
+    "PROJECT",
     "RESEARCH_ONLY",
     "Failed",
     "InputError",
@@ -33,7 +36,7 @@ __all__ = [
     "start_run",
     "status",
 ]
-_HOMES = ("errors", "stack", "runs", "operations", "retry")
+_HOMES = ("errors", "stack", "runs", "results", "operations", "retry")
 
 
 def __getattr__(name: str) -> Any:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cxr.errors import InputError, explained
+from cxr.aws_errors import explained
+from cxr.errors import InputError
 from cxr.stack import Stack, client, session
 
 NODE = 20  # the oldest that the CDK runs on
 
-# What an answer means that says nothing about the stack: the call is not allowed, or not emulated.
-NOT_ASKED = {
+# Error codes that say nothing about the stack: the call is not allowed, or not emulated.
+NOT_CHECKED = {
     "403",
     "405",
     "AccessDenied",
@@ -32,16 +33,16 @@ NOT_ASKED = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What one look found."""
+    """The result of one check."""
 
     name: str
     level: str  # ok, warn or fail
     text: str
-    mend: str = ""
+    remedy: str = ""
 
 
 def examine(name: str) -> Iterator[Finding]:
-    """Every check, in an order in which each builds on those before."""
+    """Every check, in an order in which each depends on those before it only."""
     yield from _tools()
     try:
         region, endpoint = session().region_name, os.environ.get("AWS_ENDPOINT_URL")
@@ -53,36 +54,36 @@ def examine(name: str) -> Iterator[Finding]:
         yield Finding("credentials", "ok", f"account {caller['Account']}, {caller['Arn']}")
     except (InputError, BotoCoreError, ClientError) as error:
         text = str(error) if isinstance(error, InputError) else explained(error)
-        what, _, mend = text.partition("; ")
-        yield Finding("credentials", "fail", what, mend)
+        what, _, remedy = text.partition("; ")
+        yield Finding("credentials", "fail", what, remedy)
         return
     try:
         stack = Stack.find(name)
     except (InputError, BotoCoreError, ClientError) as error:
         text = str(error) if isinstance(error, InputError) else explained(error)
-        what, _, mend = text.partition("; ")
-        yield Finding("stack", "fail", what, mend)
+        what, _, remedy = text.partition("; ")
+        yield Finding("stack", "fail", what, remedy)
         return
     yield Finding("stack", "ok", f"{name}, images below {stack.prefix} in {stack.images_bucket}")
-    yield from _asked("images", lambda: _images(stack))
-    yield from _asked("table", lambda: _table(stack))
+    yield from _checked("images", lambda: _images(stack))
+    yield from _checked("table", lambda: _table(stack))
     for function in ("job_creator", "classifier"):
-        yield from _asked(function.replace("_", " "), lambda: _function(stack, function))  # noqa: B023
-    yield from _asked("mapping", lambda: _mapping(stack))
-    yield from _asked("concurrency", lambda: _concurrency(stack))
+        yield from _checked(function.replace("_", " "), lambda: _function(stack, function))  # noqa: B023
+    yield from _checked("mapping", lambda: _mapping(stack))
+    yield from _checked("concurrency", lambda: _concurrency(stack))
 
 
-def _asked(name: str, look: Callable[[], tuple[str, ...]]) -> Iterator[Finding]:
-    """What a look says (level, text, mend), or that AWS could not be asked."""
+def _checked(name: str, check: Callable[[], tuple[str, ...]]) -> Iterator[Finding]:
+    """The finding of a check (level, text, remedy), or that AWS did not allow the check."""
     try:
-        yield Finding(name, *look())
+        yield Finding(name, *check())
     except ClientError as error:
         code = error.response["Error"]["Code"]
-        if code in NOT_ASKED:
-            yield Finding(name, "warn", f"could not be asked: {error.operation_name} answers {code}")
+        if code in NOT_CHECKED:
+            yield Finding(name, "warn", f"not checked: {error.operation_name} answers {code}")
         else:
-            what, _, mend = explained(error).partition("; ")
-            yield Finding(name, "fail", what, mend)
+            what, _, remedy = explained(error).partition("; ")
+            yield Finding(name, "fail", what, remedy)
     except BotoCoreError as error:
         yield Finding(name, "fail", explained(error))
 
@@ -107,9 +108,9 @@ def _function(stack: Stack, name: str) -> tuple[str, ...]:
         why = found.get("StateReason") or found.get("LastUpdateStatusReason") or "no reason given"
         return "fail", f"{about}; its last change failed: {why}", "deploy the stack again by `npx cdk deploy`"
     if state == "Inactive":
-        return "ok", f"{about}; idle for long, so that its first invocation is slow"
+        return "ok", f"{about}; it was idle for long, so its first invocation is slow"
     if state == "Pending":
-        return "warn", f"{about}; still being made", "wait a minute"
+        return "warn", f"{about}; still being created", "wait a minute"
     return "ok", f"active, {about}"
 
 
@@ -117,11 +118,11 @@ def _mapping(stack: Stack) -> tuple[str, ...]:
     found = client("lambda").get_event_source_mapping(UUID=stack.mapping)
     state = found["State"]
     if state in ("Disabled", "Disabling"):
-        mend = f"aws lambda update-event-source-mapping --uuid {stack.mapping} --enabled"
-        return "fail", f"{state}: no job reaches the classifier", mend
+        remedy = f"aws lambda update-event-source-mapping --uuid {stack.mapping} --enabled"
+        return "fail", f"{state}: no job reaches the classifier", remedy
     last = found.get("LastProcessingResult", "")
     if last.startswith("PROBLEM"):
-        return "warn", f"{state}; its last result: {last}", "look into the classifier's log"
+        return "warn", f"{state}; its last result: {last}", "read the classifier's log"
     return "ok", f"{state}, up to {found['ParallelizationFactor']} classifiers a shard"
 
 
@@ -136,7 +137,7 @@ def _concurrency(stack: Stack) -> tuple[str, ...]:
         return "ok", asked
     return (
         "warn",
-        f"{asked}: a run is throttled to that, and loses nothing",
+        f"{asked}: Lambda throttles a run to that, and nothing is lost",
         "ask for more under Service Quotas, Lambda, Concurrent executions (a new account has as few as 10, "
         "and 3,008 MB a function); or deploy with fewer shards: "
         f"-c shards={max(1, (allowed - 1) // factor)}",
@@ -144,7 +145,7 @@ def _concurrency(stack: Stack) -> tuple[str, ...]:
 
 
 def _tools() -> Iterator[Finding]:
-    """What only a deployment needs, on this machine."""
+    """The tools on this machine that only a deployment needs."""
     node = shutil.which("node")
     version = _output([node, "--version"]) if node else ""
     major = version.removeprefix("v").partition(".")[0]
@@ -157,9 +158,9 @@ def _tools() -> Iterator[Finding]:
         )
     docker = os.environ.get("CDK_DOCKER") or "docker"
     if not shutil.which(docker):
-        mend = "start or install Docker; an AWS on this machine (`cxr local`) does without"
+        remedy = "start or install Docker; `cxr local` works without it"
         yield Finding(
-            "Docker", "warn", f"no {docker}; `cdk deploy` builds the classifier's image by it", mend
+            "Docker", "warn", f"no {docker}; `cdk deploy` builds the classifier's image with it", remedy
         )
     else:
         yield Finding("Docker", "ok", docker)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from botocore.exceptions import ClientError
 from runs.jobs import Job, JobError, decode
 
 if TYPE_CHECKING:
@@ -75,6 +74,8 @@ def jobs_in(s3: S3Client, bucket: str, key: str) -> list[Job]:
 
 def _expires_after(s3: S3Client, bucket: str) -> int | None:
     """Days that the bucket keeps an object, by its lifecycle; None if that is not known."""
+    from botocore.exceptions import ClientError
+
     try:
         rules = s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
     except ClientError:  # none, or not allowed to see it

@@ -48,7 +48,7 @@ def retry_run(stack: Stack, run_id: str, *, codes: Collection[str] = ()) -> Retr
     """
     for code in codes:
         if code not in ErrorCode.__members__:
-            raise InputError(f"--failed {code}: expected one of {', '.join(ErrorCode)}")
+            raise InputError(f"{code} is no error code; expected one of {', '.join(ErrorCode)}")
     table, s3, kinesis = run_table(stack), client("s3"), client("kinesis")
     run = run_status(table, run_id)
     if run.state == State.CANCELLED:
@@ -137,4 +137,4 @@ def _send(kinesis: KinesisClient, stream: str, jobs: Iterable[Job]) -> None:
         for records in batches(replace(job, continued=True) for job in jobs):
             put(kinesis, stream, records)
     except StreamRefused as error:
-        raise Failed(f"{error}; run the same command again in a while") from None
+        raise Failed(f"{error}; try again in some minutes") from None

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from botocore.exceptions import ClientError
-from runs.predictions import FAILED, SCORED, WARNING, Counts, Prediction, by_code, outcomes
+from runs.predictions import FAILED, SCORED, WARNING, Counts, by_code, outcomes
 from runs.run import Run, State
 from runs.table import RunTable
 
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
 
 READERS = 8  # runs whose counters are read at once
 LAG_IS_NEWS = timedelta(minutes=5)  # CloudWatch has a minute's figure some minutes later
-
-Row = dict[str, Any]  # one image's result: see `row`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +128,8 @@ def stream_lag(cloudwatch: CloudWatchClient, classifier: str) -> float | None:
 
     Lambda's metric IteratorAge in milliseconds, of the slowest shard (Lambda guide, monitoring-metrics).
     """
+    from botocore.exceptions import ClientError
+
     now = datetime.now(UTC)
     age: MetricStatTypeDef = {
         "Metric": {
@@ -153,76 +151,6 @@ def stream_lag(cloudwatch: CloudWatchClient, classifier: str) -> float | None:
         return None
     values = found[0]["Values"] if found else []
     return values[0] / 1000 if values else None
-
-
-def results(
-    stack: Stack,
-    run_id: str,
-    *,
-    status: Literal["SCORED", "FAILED"] | None = None,
-    label: str | None = None,
-    positive: bool | None = None,
-    min_score: float | None = None,
-    max_score: float | None = None,
-) -> Iterator[Row]:
-    """The run's images as rows, read as they are asked for; in no order that means anything.
-
-    `score`, `label` and all filters but `status` are about `label`, by default the primary one. Raises
-    InputError at once if there is no such run or label.
-    """
-    table = run_table(stack)
-    labels = labels_of(table, run_status(table, run_id), label)
-    about = labels[0] if labels else ""
-
-    def wanted(prediction: Prediction) -> bool:
-        score = prediction.scores.get(about)
-        return (
-            (status is None or prediction.status == status)
-            and (positive is None or (score is not None and (about in prediction.positive) == positive))
-            and (min_score is None or (score is not None and float(score) >= min_score))
-            and (max_score is None or (score is not None and float(score) <= max_score))
-        )
-
-    return (row(prediction, labels) for prediction in table.predictions(run_id) if wanted(prediction))
-
-
-def row(prediction: Prediction, labels: list[str]) -> Row:
-    """A prediction as a row: key, status, score (0..1) and label of the first label, error, warnings.
-
-    If there are several labels, it also has score_<label> of each.
-    """
-    scores = {name: float(score) for name, score in prediction.scores.items()}
-    return {
-        "key": prediction.key,
-        "status": prediction.status,
-        "score": scores.get(labels[0]) if labels else None,
-        "label": prediction.label(labels[0]) if labels else None,
-        "error": prediction.error,
-        "warnings": list(prediction.warnings),
-        **{f"score_{name}": scores.get(name) for name in (labels if len(labels) > 1 else ())},
-    }
-
-
-def labels_of(table: RunTable, run: Run, about: str | None = None) -> list[str]:
-    """The labels of the run's model: `about` or the primary one, then all others. Raises InputError.
-
-    A run of an older version records no labels. Then an image that was scored tells which there are, but not
-    which is the primary one. A run that is being deleted has none to tell of.
-    """
-    if run.state == State.DELETING:
-        raise InputError(f"run {run.run_id} is being deleted; `cxr delete {run.run_id}` continues that")
-    labels = list(run.thresholds)
-    if not labels:
-        scored = next((found for found in table.predictions(run.run_id) if found.scores), None)
-        labels = sorted(scored.scores) if scored else []
-        if len(labels) > 1 and not about:
-            raise InputError(
-                f"run {run.run_id} does not say which of its labels is the primary one: give --label, "
-                f"one of {', '.join(labels)}"
-            )
-    if about and labels and about not in labels:
-        raise InputError(f"--label {about}: run {run.run_id} has no such label; expected {', '.join(labels)}")
-    return sorted(labels, key=lambda name: name != about)  # which keeps the order of the others
 
 
 def _with_counts(table: RunTable, run: Run) -> RunStatus:

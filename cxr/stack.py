@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import boto3
-from botocore.config import Config
-from botocore.exceptions import ClientError
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from cxr.errors import InputError
 
+if TYPE_CHECKING:
+    import boto3
+
 NAME = "ChestXray"
-ATTEMPTS = 5  # of a request, where another may pass
+ATTEMPTS = 5  # of a request that failed for a reason that may pass
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,16 @@ class Stack:
     mapping: str  # UUID of the event source mapping
     table: str
     failure_bucket: str
+    settings: Mapping[str, Any] = field(default_factory=dict)  # by their names for -c; {} of older stacks
 
     @classmethod
     def find(cls, name: str = NAME) -> Stack:
         """The stack of this name in the account and region of the environment.
 
-        Raises InputError if it is not there or is another app's, and what boto3 raises.
+        Raises InputError if it is not there or not a stack of this app, and what boto3 raises.
         """
+        from botocore.exceptions import ClientError
+
         cloudformation = client("cloudformation")
         try:
             (stack,) = cloudformation.describe_stacks(StackName=name)["Stacks"]
@@ -64,6 +67,7 @@ class Stack:
                 mapping=outputs["MappingId"],
                 table=outputs["TableName"],
                 failure_bucket=outputs["FailureBucketName"],
+                settings=json.loads(outputs.get("Settings", "{}")),
             )
         except KeyError as error:
             raise InputError(
@@ -72,14 +76,18 @@ class Stack:
 
 
 def session() -> boto3.Session:
-    """The environment's. AWS_REGION comes first, as for the AWS CLI; boto3 knows AWS_DEFAULT_REGION only."""
+    """The environment's session. AWS_REGION counts first, as for the AWS CLI; boto3 ignores it."""
+    import boto3  # here: it takes longer to load than `cxr --help` takes in all
+
     return boto3.Session(region_name=os.environ.get("AWS_REGION") or None)
 
 
 def client(service: str, **options: Any) -> Any:
-    """A boto3 client that tries again what may pass, and keeps enough connections for parallel work."""
+    """A boto3 client that retries transient errors and keeps enough connections for parallel work."""
+    from botocore.config import Config
+
     config = Config(retries={"mode": "standard", "total_max_attempts": ATTEMPTS}, max_pool_connections=32)
     try:
         return session().client(service, config=config.merge(Config(**options)))  # type: ignore[call-overload]
-    except ValueError as error:  # botocore's, of an endpoint that is no URL
+    except ValueError as error:  # botocore raises it for an endpoint that is no URL
         raise InputError(f"{error}; expected a URL in AWS_ENDPOINT_URL, or none") from None

@@ -35,11 +35,12 @@ from PIL import Image
 from rich.table import Table
 from runs.predictions import Prediction, counts_of
 
+from cxr import PROJECT
 from cxr.commands.terminal import console, notes
 from cxr.errors import Failed
 from cxr.failure_bucket import jobs_in, objects
 from cxr.local_aws.execution_environment import Function
-from cxr.local_aws.local_aws import PROJECT, LocalAws
+from cxr.local_aws.local_aws import LocalAws
 from cxr.operations import start_run
 from cxr.phantoms import draw_phantom
 from cxr.retry import retry_run

@@ -53,26 +53,26 @@ def test_an_account_that_allows_all_classifiers_and_the_job_creator(quotas: Call
 @pytest.mark.parametrize(("executions", "shards"), [(50, 4), (21, 2), (10, 1)])
 def test_an_account_that_allows_fewer(quotas: Callable[[int], None], executions: int, shards: int) -> None:
     quotas(executions)
-    level, text, mend = doctor._concurrency(STACK)
+    level, text, remedy = doctor._concurrency(STACK)
     assert (level, text.partition(":")[0]) == (
         "warn",
         f"5 x 10 = 50 classifiers at once, the account allows {executions}",
     )
-    assert "Service Quotas" in mend
-    assert mend.endswith(f"-c shards={shards}")
+    assert "Service Quotas" in remedy
+    assert remedy.endswith(f"-c shards={shards}")
 
 
 @pytest.mark.parametrize("code", ["AccessDeniedException", "UnknownOperationException", "405"])
-def test_what_may_not_be_asked_is_no_failure(code: str) -> None:
-    (found,) = doctor._asked("table", refused(code))
+def test_what_may_not_be_checked_is_no_failure(code: str) -> None:
+    (found,) = doctor._checked("table", refused(code))
     assert found == Finding("table", "warn", f"could not be asked: ListThings answers {code}")
 
 
-def test_what_is_gone_is_a_failure_with_its_mend() -> None:
-    (found,) = doctor._asked("table", refused("ResourceNotFoundException", "DescribeTable"))
+def test_what_is_gone_is_a_failure_with_its_remedy() -> None:
+    (found,) = doctor._checked("table", refused("ResourceNotFoundException", "DescribeTable"))
     assert found.level == "fail"
     assert found.text == "DescribeTable: a part of the stack is gone (ResourceNotFoundException)"
-    assert found.mend == "deploy it again by `npx cdk deploy`"
+    assert found.remedy == "deploy it again by `npx cdk deploy`"
 
 
 @pytest.mark.parametrize(
@@ -97,20 +97,20 @@ def test_a_function(monkeypatch: pytest.MonkeyPatch, state: dict[str, str], leve
 def test_a_mapping_that_is_off_names_the_command_that_turns_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
     api = SimpleNamespace(get_event_source_mapping=answer({"State": "Disabled"}))
     monkeypatch.setattr(doctor, "client", lambda service: api)
-    level, _, mend = doctor._mapping(STACK)
-    assert (level, mend) == ("fail", "aws lambda update-event-source-mapping --uuid mapping --enabled")
+    level, _, remedy = doctor._mapping(STACK)
+    assert (level, remedy) == ("fail", "aws lambda update-event-source-mapping --uuid mapping --enabled")
 
 
 @pytest.mark.usefixtures("aws")
 @pytest.mark.parametrize(
-    ("environment", "check", "mend"),
+    ("environment", "check", "remedy"),
     [
         ({"AWS_DEFAULT_REGION": ""}, "region", "set AWS_REGION to where the stack is"),
         ({"AWS_PROFILE": "nobody"}, "credentials", "set AWS_PROFILE to one of `aws configure list-profiles`"),
     ],
 )
 def test_the_first_thing_that_is_missing_ends_the_list(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], check: str, mend: str
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], check: str, remedy: str
 ) -> None:
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     monkeypatch.delenv("AWS_REGION", raising=False)
@@ -119,7 +119,7 @@ def test_the_first_thing_that_is_missing_ends_the_list(
     done = CliRunner().invoke(app, ["doctor", "--json"])
     found = json.loads(done.stdout)
     assert (done.exit_code, found["ok"]) == (1, False)
-    assert (found["checks"][-1]["name"], found["checks"][-1]["mend"]) == (check, mend)
+    assert (found["checks"][-1]["name"], found["checks"][-1]["remedy"]) == (check, remedy)
 
 
 def test_without_tools_it_warns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,10 +23,10 @@ from support import PREFIX, ROOT, begin_run, counts, recounted, table_items, wai
 from typer.testing import CliRunner
 
 from cxr import Stack, results, start_run, status
+from cxr.aws_errors import explained
 from cxr.commands import options, run_display
 from cxr.commands import runs as run_commands
 from cxr.commands.app import app
-from cxr.errors import explained
 from cxr.local_aws.local_aws import LocalAws
 from cxr.local_aws.loopback import LoopbackServer, Reply
 from cxr.stack import client

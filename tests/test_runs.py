@@ -26,10 +26,11 @@ from cxr import operations
 from cxr.commands import results as results_command
 from cxr.commands import runs as run_commands
 from cxr.commands.local import print_predictions
-from cxr.commands.results import Format, write
+from cxr.commands.results import Format
 from cxr.errors import InputError
 from cxr.evaluation.cohort import read_results
-from cxr.runs import Row, RunStatus, list_runs, results, row, run_status, run_table
+from cxr.results import Row, results, row, write_csv, write_json_lines
+from cxr.runs import RunStatus, list_runs, run_status, run_table
 from cxr.stack import Stack
 
 SCORED = Prediction("a.png", {"abnormal": Decimal("0.5"), "mass": Decimal("0.25")}, ("abnormal",))
@@ -153,12 +154,10 @@ def test_of_a_run_without_recorded_labels_the_label_has_to_be_named(aws: None) -
     put_run("first")
     put_predictions("first", Prediction("e", error="IMAGE_EMPTY"), two_labels("a", "0.9", "0.1"))
     with pytest.raises(
-        InputError, match="does not say which of its labels is the primary one: give --label, one of abn"
+        InputError, match="does not say which of its labels is the primary one: choose one of abn"
     ):
         results(STACK, "first")
-    with pytest.raises(
-        InputError, match="--label Mass: run first has no such label; expected abnormal, mass"
-    ):
+    with pytest.raises(InputError, match="run first has no label Mass; expected abnormal, mass"):
         results(STACK, "first", label="Mass")
     scored = [row for row in results(STACK, "first", label="mass") if row["score"]]
     assert [(row["score"], row["label"], row["score_abnormal"]) for row in scored] == [(0.1, "no mass", 0.9)]
@@ -201,7 +200,7 @@ def test_an_image_is_labelled_by_the_primary_label(primary: str, positive: set[s
 )
 def test_a_csv(labels: list[str], text: str, tmp_path: Path) -> None:
     file = io.StringIO()
-    assert write(file, rows([SCORED, FAILED], labels)) == 2
+    assert write_csv(file, rows([SCORED, FAILED], labels)) == 2
     assert file.getvalue() == text
     (tmp_path / "results.csv").write_text(text)
     assert [result.score for result in read_results(tmp_path / "results.csv")[1]] == [
@@ -213,7 +212,7 @@ def test_a_csv(labels: list[str], text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["a\rb.png", "a\nb.png", 'a"b.png', "a,b.png", "a;b.png", "a\tb.png"])
 def test_a_csv_of_any_key_is_read_again(key: str) -> None:
     file = io.StringIO()
-    write(file, rows([dataclasses.replace(SCORED, key=key), FAILED], ["abnormal"]))
+    write_csv(file, rows([dataclasses.replace(SCORED, key=key), FAILED], ["abnormal"]))
     read = list(csv.DictReader(io.StringIO(file.getvalue(), newline="")))
     assert [row["key"] for row in read] == [key, FAILED.key]
 
@@ -223,7 +222,7 @@ def test_no_part_of_a_key_becomes_a_cell_of_its_own(separator: str) -> None:
     """A spreadsheet may split at another separator than the comma, and obeys a cell that begins with =."""
     key = f"a{separator}=HYPERLINK(A1){separator}.png"
     file = io.StringIO()
-    write(file, rows([dataclasses.replace(SCORED, key=key)], ["abnormal"]))
+    write_csv(file, rows([dataclasses.replace(SCORED, key=key)], ["abnormal"]))
     _, row = csv.reader(io.StringIO(file.getvalue(), newline=""), delimiter=separator)
     assert [cell for cell in row if cell.startswith("=")] == []
     assert row[0].startswith(key)
@@ -231,14 +230,14 @@ def test_no_part_of_a_key_becomes_a_cell_of_its_own(separator: str) -> None:
 
 def test_a_csv_of_nothing_has_its_heading() -> None:
     file = io.StringIO()
-    assert write(file, []) == 0
+    assert write_csv(file, []) == 0
     assert list(csv.reader([file.getvalue()])) == [["key", "status", "score", "label", "error"]]
 
 
 def test_json_lines_hold_any_key() -> None:
     odd = Prediction('é "x"\n\x1b[2J\x9b31m\u202egnp.png', {"abnormal": Decimal("0.5")}, (), ("COLOUR",))
     file = io.StringIO()
-    write(file, rows([odd, FAILED], ["abnormal"]), Format.jsonl)
+    write_json_lines(file, rows([odd, FAILED], ["abnormal"]))
     assert file.getvalue().replace("\n", "").isprintable()  # piped to a terminal, no key commands it
     first, second = map(json.loads, file.getvalue().splitlines())
     assert (first["key"], first["score"], first["warnings"]) == (odd.key, 0.5, ["COLOUR"])

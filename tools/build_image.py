@@ -26,9 +26,10 @@ from runs.attributes import pack, unpack
 from runs.layout import prediction_key
 from runs.table import begin_actions
 
+from cxr import PROJECT
 from cxr.files import whole_file
 from cxr.local_aws.execution_environment import ExecutionEnvironment, FunctionSpec
-from cxr.local_aws.local_aws import PROJECT, LocalAws
+from cxr.local_aws.local_aws import LocalAws
 from cxr.local_aws.processes import Processes
 from cxr.phantoms import draw_phantom
 

@@ -10,23 +10,24 @@ from rich.table import Column, Table
 
 from cxr.commands.options import Json, StackName
 from cxr.commands.terminal import console, errors_reported, shown
-from cxr.doctor import examine
 from cxr.stack import NAME
 
 SIGNS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
 
 
 def doctor(stack: StackName = NAME, as_json: Json = False) -> None:
-    """Check credentials, stack, quotas and tools, and say how to mend what is wrong.
+    """Check credentials, stack, quotas and tools, and say what to do about each problem.
 
-    Changes nothing. What these credentials may not ask, or an AWS on this
-    machine does not know, is said to be so, and is no failure.
+    Changes nothing. A check that these credentials may not make, or that local
+    AWS does not support, is reported as such and is no failure.
 
     The JSON is one object: ok, and checks with name, level (ok, warn, fail),
-    text and mend.
+    text and remedy.
 
     Ends with 0, also if it warns, and with 1 if a check failed.
     """
+    from cxr.doctor import examine
+
     with errors_reported():
         found = []
         for finding in examine(stack):
@@ -35,8 +36,8 @@ def doctor(stack: StackName = NAME, as_json: Json = False) -> None:
                 line = Table.grid(Column(width=1), Column(width=12), Column(overflow="fold"), padding=(0, 1))
                 line.add_row(SIGNS[finding.level], f"[bold]{finding.name}[/]", shown(finding.text))
                 console.print(line)
-                if finding.mend:  # not wrapped: it may be a command to copy
-                    console.print(f"{'':15}[dim]→[/] {shown(finding.mend)}", soft_wrap=True)
+                if finding.remedy:  # not wrapped: it may be a command to copy
+                    console.print(f"{'':15}[dim]→[/] {shown(finding.remedy)}", soft_wrap=True)
         healthy = all(finding.level != "fail" for finding in found)
         if as_json:
             checks = [asdict(finding) for finding in found]

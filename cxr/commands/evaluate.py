@@ -13,10 +13,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 from rich.table import Table
 
 from cxr import RESEARCH_ONLY
+from cxr.aws_errors import explained
 from cxr.commands.model import SHIPPED, load
 from cxr.commands.options import Json, StackName
 from cxr.commands.terminal import console, errors_reported, shown
-from cxr.errors import InputError, explained
+from cxr.errors import InputError
 from cxr.evaluation.cohort import Result, TrainingSet, join, read_labels, read_results
 from cxr.files import whole_file
 from cxr.runs import run_status, run_table

@@ -10,34 +10,34 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from runs.predictions import Prediction
 
-from cxr import RESEARCH_ONLY
-from cxr.commands.results import write
-from cxr.commands.run_display import follow, print_started
-from cxr.commands.runs import upload_files
+from cxr import PROJECT, RESEARCH_ONLY
+from cxr.commands.run_display import follow, print_started, upload_files
 from cxr.commands.terminal import console, errors_reported, shown, stage
 from cxr.errors import Failed, InputError
 from cxr.files import whole_file
-from cxr.local_aws.local_aws import PROJECT, LocalAws, LocalAwsError
 from cxr.operations import start_run
-from cxr.phantoms import write_phantoms
-from cxr.runs import RunStatus, labels_of, row, run_status, run_table
+from cxr.results import labels_of, row, write_csv
+from cxr.runs import RunStatus, run_status, run_table
 from cxr.runs import status as read_status
 from cxr.stack import Stack
 from cxr.upload import files_in
 from cxr.words import counted
+
+if TYPE_CHECKING:
+    from cxr.local_aws.local_aws import LocalAws
 
 ENVIRONMENT_FILE = PROJECT / ".cxr-local.env"
 MAXIMUM_ROWS = 50  # in the table of results
 # How long to wait for progress: while records are with the classifier or being retried, and while not.
 STALL_SECONDS, IDLE_STALL_SECONDS = 300, 10
 
-local = typer.Typer(no_args_is_help=True, help="An AWS on this machine: no account and no Docker.")
+local = typer.Typer(no_args_is_help=True, help="The stack on this machine, without AWS account or Docker.")
 
 Images = Annotated[
     Path | None,
@@ -51,12 +51,18 @@ Context = Annotated[
 
 @local.command()
 def up(images: Images = None, context: Context = None) -> None:
-    """Start local AWS with the stack deployed, and keep it up until Ctrl-C."""
+    """Start local AWS with the stack deployed, and keep it up until Ctrl-C.
+
+    It keeps everything in memory: images, runs and predictions are gone when it
+    stops.
+    """
+    from cxr.local_aws.local_aws import LocalAws, LocalAwsError
+
     with errors_reported():
         if ENVIRONMENT_FILE.exists():
             raise InputError(
-                f"{ENVIRONMENT_FILE} is there: another local AWS is up in this folder. Stop that one; "
-                "if it was killed, remove the file"
+                f"{ENVIRONMENT_FILE} exists: another local AWS is up in this folder. Stop that one, "
+                "or remove the file if it was killed"
             )
         files = files_in(images) if images else []
         with LocalAws() as aws:
@@ -88,12 +94,18 @@ def demo(
     ),
     context: Context = None,
 ) -> None:
-    """Score a folder of images on a local AWS: S3, job creator, Kinesis, classifier, DynamoDB.
+    """Score a folder of images on local AWS: S3, job creator, Kinesis, classifier, DynamoDB.
 
-    Without --images it scores a few drawings. The results are a CSV with the columns
-    key,status,score,label,error. The label is `abnormal` from the model's threshold on, else `normal` (for a
-    model of another label X: X, else `no X`). Ends with 0 if every image has an outcome, SCORED or FAILED.
+    Without --images it scores a few drawings. The results are a CSV with the
+    columns key, status, score, label, error. The label is `abnormal` if the
+    score reaches the model's threshold, else `normal` (for a model with another
+    label X: `X` or `no X`).
+
+    Ends with 0 if every image has a prediction, SCORED or FAILED.
     """
+    from cxr.local_aws.local_aws import LocalAws, LocalAwsError
+    from cxr.phantoms import write_phantoms
+
     started_at = time.monotonic()
     with errors_reported(), tempfile.TemporaryDirectory(prefix="cxr-demo-") as drawings:
         if not csv.absolute().parent.is_dir():
@@ -104,7 +116,7 @@ def demo(
             console.print("No --images given: these are [bold]drawings[/], and their scores mean nothing.")
         files = files_in(images)
         with LocalAws() as aws:
-            with whole_file(csv) as part:  # from here on, so that one that cannot be written is known early
+            with whole_file(csv) as part:  # opened here, to fail early if it cannot be written
                 deployed = Stack.of(deploy(aws, context))
                 upload_files(deployed, images, files)
                 run = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
@@ -121,20 +133,20 @@ def demo(
                 found = sorted(table.predictions(run), key=lambda prediction: prediction.key)
                 labels = labels_of(table, status)
                 with part.open("w", newline="", encoding="utf-8") as file:
-                    write(file, (row(prediction, labels) for prediction in found))
+                    write_csv(file, (row(prediction, labels) for prediction in found))
             print_predictions(found, labels[0], deployed.prefix, status)
             seconds = time.monotonic() - started_at
             console.print(f"\nWrote {shown(str(csv))} after {seconds:.0f} s. [bold]{RESEARCH_ONLY}[/]")
             if not status.complete:
                 given_up = read_status(deployed, run).failed_jobs.images
                 raise LocalAwsError(
-                    f"The run does not go on: {status.done} of {status.expected} images have an outcome; "
+                    f"The run has stopped: {status.done} of {status.expected} images have a prediction; "
                     f"jobs of {counted(given_up, 'image')} are in the failure bucket. Logs: {aws.logs}"
                 )
 
 
 def deploy(aws: LocalAws, context: list[str] | None) -> dict[str, str]:
-    """Bootstrap and deploy, telling how it goes; the stack's outputs. Raises LocalAwsError."""
+    """Bootstrap and deploy, and show the progress. Returns the stack's outputs. Raises LocalAwsError."""
     with stage("cdk bootstrap"):
         aws.bootstrap()
     with stage("cdk deploy"):
@@ -163,7 +175,7 @@ def print_predictions(found: list[Prediction], primary: str, prefix: str, status
 
 @contextmanager
 def environment_file(aws: LocalAws, outputs: Mapping[str, str]) -> Iterator[None]:
-    """Have a file of `export` lines that leads a shell to this local AWS, while the block runs."""
+    """While the block runs, keep a file of `export` lines that points a shell to this local AWS."""
     # JobCreatorName becomes JOB_CREATOR.
     names = {re.sub("(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Name")).upper(): name for name in outputs}
     variables = aws.environment | {name: outputs[output] for name, output in names.items()}

@@ -12,13 +12,12 @@ from classifier.images import MAX_BYTES, ImageError
 from classifier.model import BundleError, Model
 from rich.table import Table
 
-from cxr import RESEARCH_ONLY
+from cxr import PROJECT, RESEARCH_ONLY
 from cxr.commands.options import Bundle, Json
 from cxr.commands.terminal import console, errors_reported, shown
 from cxr.errors import InputError
 from cxr.explanation import overlay
 from cxr.files import whole_file
-from cxr.local_aws.local_aws import PROJECT
 from cxr.phantoms import draw_phantom
 
 SHIPPED = PROJECT / "containers" / "classifier" / "model"

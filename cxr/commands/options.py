@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from botocore.exceptions import BotoCoreError, ClientError
 
 from cxr.errors import InputError
 from cxr.runs import list_runs
@@ -15,9 +14,11 @@ from cxr.stack import NAME, Stack
 
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
     """The names of runs, for the shell's completion; none if AWS does not answer."""
+    from cxr.aws_errors import AWS_ERRORS
+
     try:
         runs = list_runs(Stack.find(context.params.get("stack") or NAME))
-    except (InputError, BotoCoreError, ClientError):
+    except (InputError, *AWS_ERRORS):
         return []
     return [run.run_id for run in runs if run.run_id.startswith(incomplete)]
 

@@ -22,18 +22,6 @@ if TYPE_CHECKING:
 MAX_IMAGES = 10**9  # as many as the job creator takes
 MAX_KEY_BYTES = 1024  # S3 user guide, object-keys
 
-# What bounds a run, and what helps.
-HELP = {
-    "job creator": "It goes through keys page by page; several runs, each of a Prefix, do so at once.",
-    "stream": "A shard takes 1,000 jobs/s and 1 MB/s; more shards take more.",
-    "lanes": "Of shards x parallelizationFactor classifiers the busiest ends last; more shards help.",
-    "account concurrency": "A higher quota helps, or more memory for each classifier.",
-    "DynamoDB table": "Its warm throughput doubles in half an hour; until then classifiers wait, paid. "
-    "Raise it before the run, and plan with --table-writes.",
-    "DynamoDB partition": "A run's counters share one partition; larger jobs or several runs help.",
-    "S3 prefix": "S3 answers 5,500 GET/s a prefix, and splits one as load grows; several prefixes help.",
-}
-
 
 def plan(
     images: Annotated[int, typer.Option(metavar="N", help="How many images.")],
@@ -200,6 +188,8 @@ def document(
 
 def print_plan(present: Plan, better: dict[str, Plan]) -> None:
     """For a person: time, bill, bottleneck, and what would be better."""
+    from cxr.planning import capacity
+
     images, total = present.workload.images, present.dollars
     console.print(
         f"[bold]{counted(images, 'image')} in {duration(present.seconds)} for {money(total)}[/]: "
@@ -214,7 +204,7 @@ def print_plan(present: Plan, better: dict[str, Plan]) -> None:
     others = sorted(present.bounds.items(), key=lambda bound: -bound[1])[1:]
     console.print(
         f"\nBottleneck: [bold]{present.bottleneck}[/], {duration(max(present.bounds.values()))}. "
-        f"{HELP[present.bottleneck]}"
+        f"{capacity.WHAT_HELPS[present.bottleneck]}"
     )
     console.print(
         f"[dim]The others: {', '.join(f'{name} {duration(seconds)}' for name, seconds in others)}[/]"

@@ -72,7 +72,8 @@ def report(
         from cxr.evaluation.cohort import ABNORMAL, TrainingSet, read_labels
         from cxr.report_page import document as page
         from cxr.report_page.template import Template
-        from cxr.runs import labels_of, run_status, run_table
+        from cxr.results import labels_of
+        from cxr.runs import run_status, run_table
 
         if group and not labels:
             raise InputError("--group: expected together with --labels")

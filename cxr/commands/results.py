@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, TextIO
 
 import typer
 
@@ -16,12 +14,10 @@ from cxr.commands.options import RunName, StackName
 from cxr.commands.terminal import errors_reported, notes, plain, progress
 from cxr.errors import InputError
 from cxr.files import whole_file
-from cxr.runs import Row
-from cxr.runs import results as read_results
+from cxr.results import Row, write_csv, write_json_lines
+from cxr.results import results as read_results
 from cxr.stack import NAME, Stack
 from cxr.words import counted
-
-COLUMNS = ("key", "status", "score", "label", "error")
 
 
 class Format(StrEnum):
@@ -89,7 +85,8 @@ def results(
             )
             # On a terminal the rows themselves show how far it is, and none may command it: JSON never does.
             shown = found if format is Format.jsonl else map(readable, found)
-            number = write(file, shown if file.isatty() else counting(found), format)
+            write = write_csv if format is Format.csv else write_json_lines
+            number = write(file, shown if file.isatty() else counting(found))
     if out:
         notes.print(f"Wrote {counted(number, 'row')} to {out}", markup=False)
 
@@ -118,32 +115,3 @@ def counting(rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
             bar.advance(task)
             yield row
-
-
-def write(file: TextIO, rows: Iterable[Row], format: Format = Format.csv) -> int:  # noqa: A002
-    """Write rows, in CSV under their heading; how many there were. Raises OSError."""
-    number = 0
-    table = None
-    for number, row in enumerate(rows, 1):  # noqa: B007 - it is the count
-        if format is Format.jsonl:
-            file.write(f"{json.dumps(row)}\n")
-            continue
-        if not table:
-            scores = [name for name in row if name.startswith("score_")]
-            table, quoted = _table(file, scores), _table(file, scores, csv.QUOTE_ALL)
-            table.writeheader()
-        cells = {name: f"{v:.6f}" if isinstance(v, float) else v for name, v in row.items()}
-        # csv quotes a carriage return only where its own lines end with one, and no separator but its own:
-        # a spreadsheet that splits at another would make cells, and maybe formulas, of the key's parts.
-        (quoted if set("\r;\t") & set(row["key"]) else table).writerow(cells)
-    if format is Format.csv and not table:
-        _table(file, []).writeheader()
-    return number
-
-
-def _table(
-    file: TextIO, scores: list[str], quoting: Literal[0, 1] = csv.QUOTE_MINIMAL
-) -> csv.DictWriter[str]:
-    return csv.DictWriter(
-        file, [*COLUMNS, *scores], extrasaction="ignore", lineterminator="\n", quoting=quoting
-    )

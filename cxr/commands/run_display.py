@@ -8,15 +8,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.table import Table
 
 from cxr.commands.terminal import console, notes, progress, shown
+from cxr.errors import InputError
 from cxr.runs import RunStatus, Status, run_status, run_table
 from cxr.runs import status as read_status
-from cxr.stack import Stack
+from cxr.stack import Stack, client
+from cxr.upload import upload
 from cxr.words import counted, duration
 
 LOOK_SECONDS = 0.5  # from one look at a run that is watched to the next: two small requests each
@@ -29,6 +32,27 @@ COLOURS = {
     "CANCELLED": "yellow",
     "DELETING": "red",
 }
+
+
+def upload_files(
+    stack: Stack, folder: Path, files: list[Path], prefix: str | None = None, tell: bool = True
+) -> int:
+    """Upload with a progress bar; how many were sent. Raises InputError."""
+    prefix = stack.prefix if prefix is None else prefix.rstrip("/") + "/"
+    if not prefix.startswith(stack.prefix):
+        raise InputError(
+            f"--prefix {prefix}: expected one that begins with {stack.prefix}, all that the stack reads"
+        )
+    uploaded = 0
+    with progress("Uploading") as bar:
+        task = bar.add_task("", total=len(files), note="")
+        for sent in upload(client("s3"), stack.images_bucket, prefix, folder, files):
+            uploaded += sent
+            bar.advance(task)
+    if tell:
+        unchanged = f", {len(files) - uploaded:,} unchanged" if uploaded < len(files) else ""
+        console.print(f"[green]✓[/] {counted(uploaded, 'file')} uploaded{unchanged}")
+    return uploaded
 
 
 def print_started(images: int, jobs: int) -> None:

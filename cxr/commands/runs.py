@@ -21,6 +21,7 @@ from cxr.commands.run_display import (
     print_started,
     print_status,
     run_document,
+    upload_files,
     watch_run,
 )
 from cxr.commands.terminal import console, errors_reported, notes, progress, shown
@@ -29,9 +30,8 @@ from cxr.operations import cancel_run, check_deletable, delete_run, start_run
 from cxr.retry import retry_run
 from cxr.runs import RunStatus, list_runs
 from cxr.runs import status as read_status
-from cxr.stack import NAME, Stack, client
+from cxr.stack import NAME, Stack
 from cxr.upload import files_in
-from cxr.upload import upload as send
 from cxr.words import counted
 
 
@@ -307,27 +307,6 @@ def delete(
             typer.echo(json.dumps({"run": run, "predictions": deleted}))
         else:
             console.print(f"[green]✓[/] {shown(run)} is deleted, with {counted(deleted, 'prediction')}")
-
-
-def upload_files(
-    stack: Stack, folder: Path, files: list[Path], prefix: str | None = None, tell: bool = True
-) -> int:
-    """Upload with a progress bar; how many were sent. Raises InputError."""
-    prefix = stack.prefix if prefix is None else prefix.rstrip("/") + "/"
-    if not prefix.startswith(stack.prefix):
-        raise InputError(
-            f"--prefix {prefix}: expected one that begins with {stack.prefix}, all that the stack reads"
-        )
-    uploaded = 0
-    with progress("Uploading") as bar:
-        task = bar.add_task("", total=len(files), note="")
-        for sent in send(client("s3"), stack.images_bucket, prefix, folder, files):
-            uploaded += sent
-            bar.advance(task)
-    if tell:
-        unchanged = f", {len(files) - uploaded:,} unchanged" if uploaded < len(files) else ""
-        console.print(f"[green]✓[/] {counted(uploaded, 'file')} uploaded{unchanged}")
-    return uploaded
 
 
 def read_keys(path: Path) -> list[str]:

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from types import TracebackType
 
 import typer
-from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cxr.errors import Failed, InputError, explained
+from cxr.errors import Failed, InputError
 
 console = Console(highlight=False)  # what a command answers
 notes = Console(stderr=True, highlight=False)  # what goes on meanwhile, and errors
@@ -57,18 +56,31 @@ def progress(label: str) -> Iterator[Progress]:
 
 @contextmanager
 def errors_reported() -> Iterator[None]:
-    """Turn errors that a person can mend into a message and an exit code: 2 for a wrong argument, else 1.
+    """Print errors that a person can put right in one line; exit with 2 for a wrong argument, else with 1.
 
     With `cxr --debug` they keep their traceback.
     """
     try:
         yield
-    except (InputError, Failed, ClientError, BotoCoreError, OSError) as error:
-        if _tracebacks or isinstance(error, BrokenPipeError):
-            raise  # a pipe that its reader has closed, as `head` does, is no error: click ends quietly
-        text = str(error) if isinstance(error, InputError | Failed) else explained(error)
+    except BrokenPipeError:
+        raise  # the reader of the pipe has closed it, as `head` does: typer then ends quietly
+    except Exception as error:
+        text = _explained(error)
+        if text is None or _tracebacks:
+            raise
         _print_plainly(f"Error: {text}")
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+
+
+def _explained(error: Exception) -> str | None:
+    """What a person reads of an error; None for one that nobody foresaw."""
+    if isinstance(error, InputError | Failed):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    from cxr.aws_errors import AWS_ERRORS, explained  # here: `cxr --help` does without botocore
+
+    return explained(error) if isinstance(error, AWS_ERRORS) else None
 
 
 def show_tracebacks(on: bool) -> None:

@@ -21,13 +21,13 @@ from typing import Any, Self
 import boto3
 from botocore.config import Config
 
+from cxr import PROJECT
 from cxr.errors import Failed
 from cxr.local_aws.execution_environment import Function, FunctionSpec
 from cxr.local_aws.function_host import FunctionHost
 from cxr.local_aws.processes import Processes, signals_held
 from cxr.stack import NAME
 
-PROJECT = Path(__file__).resolve().parents[2]
 ACCOUNT, REGION = "000000000000", "us-east-1"  # MiniStack's own
 START_SECONDS = 60
 LOG_TAIL_LINES = 15

@@ -54,6 +54,19 @@ WORTH_SECONDS = 10
 AS_GOOD = 0.02  # settings so close to the best are told apart by how little they change
 
 
+# What bounds a run -> what helps.
+WHAT_HELPS = {
+    "job creator": "It lists keys page by page. Several runs, each of a Prefix, list at the same time.",
+    "stream": "A shard takes 1,000 jobs/s and 1 MB/s. More shards take more.",
+    "lanes": "The busiest of shards x parallelizationFactor classifiers ends last. More shards help.",
+    "account concurrency": "A higher quota helps, or more memory for each classifier.",
+    "DynamoDB table": "Its throughput doubles in half an hour of load; until then classifiers wait, and you pay "
+    "for that. Raise the table's warm throughput before the run.",
+    "DynamoDB partition": "The counters of a run share one partition. Larger jobs or several runs help.",
+    "S3 prefix": "S3 answers 5,500 GET/s a prefix, and splits a prefix as load grows. Several prefixes help.",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """What is to be done, and how fast one worker of one vCPU does it."""
