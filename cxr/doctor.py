@@ -1,4 +1,4 @@
-"""Whether all that a run needs is there, and what to do about what is not."""
+"""Check all that a run needs, and say what to do about each problem."""
 
 from __future__ import annotations
 

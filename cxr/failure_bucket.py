@@ -1,4 +1,4 @@
-"""Jobs that Lambda has given up on, as objects in the failure bucket."""
+"""The failure bucket: objects with the jobs that Lambda has discarded after their last retry."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ LOOKED_INTO = 8  # objects that `waiting` reads; Lambda puts up to 6 MB of jobs 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A run's images in the failure bucket. Some may have been scored since, by another delivery."""
+    """The images of a run in the failure bucket. Another delivery may have scored some of them since."""
 
     images: int = 0
-    more: bool = False  # there are objects that were not looked into
+    more: bool = False  # there are objects that were not read
     until: datetime | None = None  # when the first of the objects expires; None if that is not known
 
 
 def waiting(s3: S3Client, bucket: str, run_uid: str, since: datetime | None) -> Waiting:
-    """How many of the run's images wait, by at most ten requests. `since` is when the run was made."""
+    """How many images of the run wait, in at most ten requests. `since` is when the run was made."""
     page = s3.list_objects_v2(Bucket=bucket, Prefix=FOLDER)
-    # An object that is older than the run holds none of its jobs.
+    # An object older than the run holds none of its jobs.
     entries = [entry for entry in page.get("Contents", []) if not since or entry["LastModified"] >= since]
     found: dict[str, datetime] = {}  # image -> when its object was put
     for entry in entries[:LOOKED_INTO]:
@@ -54,10 +54,10 @@ def objects(s3: S3Client, bucket: str) -> Iterator[ObjectTypeDef]:
 
 
 def jobs_in(s3: S3Client, bucket: str, key: str) -> list[Job]:
-    """The jobs of one object. What is in it and is no job was put onto the stream by somebody else.
+    """The jobs in one object. Records that are no jobs were put on the stream by somebody else: skipped.
 
-    The Lambda guide (kinesis-on-failure-destination) shows only that the payload is there: as a string that
-    holds JSON, as local AWS writes it, or as JSON itself, it is read.
+    The Lambda guide (kinesis-on-failure-destination) does not show the payload's form. Both a string that
+    holds JSON and JSON itself are read.
     """
     body = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
     try:

@@ -1,4 +1,4 @@
-"""What an operator does to a run: start it, cancel it, delete it."""
+"""Start, cancel and delete runs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MAX_EVENT_BYTES, MAX_ASYNC_EVENT_BYTES = 6 * 2**20, 2**20
 
 @dataclass(frozen=True)
 class Started:
-    """What the job creator answers; unknown where it was not waited for."""
+    """The job creator's answer; None where nobody waited for it."""
 
     run: str
     images: int | None = None
-    jobs: int | None = None  # sent: of a run that goes on, all of it again
+    jobs: int | None = None  # sent; a run that continues sends all of them again
 
 
 def start_run(
@@ -39,11 +39,11 @@ def start_run(
     count: int | None = None,
     wait: bool = True,
 ) -> Started:
-    """Start the run, or go on with it, and wait until all its jobs are on the stream.
+    """Start or continue the run, and wait until all its jobs are on the stream.
 
-    Its images are those under `prefix` (by default the stack's), those that the CSV with the key `index`
-    names, or `keys`; at most `count` of them. Raises Failed if the job creator refuses the run, or did not
-    send all of it.
+    Its images are those under `prefix` (by default the stack's), those named in the CSV with the key `index`,
+    or `keys`; at most `count` of them. Raises InputError for too long a list of keys, and Failed if the job
+    creator refuses the run or did not send all its jobs.
     """
     sources = {"Prefix": prefix, "IndexKey": index, "Keys": keys, "JobCount": count}
     event = {"RunId": run} | {name: value for name, value in sources.items() if value is not None}
@@ -51,10 +51,10 @@ def start_run(
     most = MAX_EVENT_BYTES if wait else MAX_ASYNC_EVENT_BYTES
     if len(payload) > most:
         raise InputError(
-            f"{len(payload):,} bytes of keys, and an invocation takes {most:,}: make a CSV of them under the "
-            f"heading Key, put it into the bucket below {stack.prefix}, and give its key by --index"
+            f"{len(payload):,} bytes of keys, but an invocation takes {most:,}: put a CSV of the keys, with "
+            f"the heading Key, into the bucket below {stack.prefix}, and start the run from that index"
         )
-    # Asked again, the job creator would send the jobs again; keep-alive is for the gateways on the way.
+    # A second attempt would send the jobs again. Keep-alive keeps gateways from closing an idle connection.
     functions = client(
         "lambda",
         read_timeout=LAMBDA_SECONDS + 60,

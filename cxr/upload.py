@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 UPLOADS_AT_ONCE = 16
-UPLOADS_AHEAD = 256  # files that are handed out before the first of them is done
+UPLOADS_AHEAD = 256  # files that wait for a thread, at most
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The paths of the folder's files, from the folder on; hidden ones are left out. Raises InputError."""
+    """The paths of the folder's files, relative to it, without hidden ones. Raises InputError."""
     if not folder.exists():
         raise InputError(f"{folder} does not exist; give a folder of images")
     if not folder.is_dir():
@@ -27,7 +27,7 @@ def files_in(folder: Path) -> list[Path]:
     seen = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
     for path in seen:
         if not (folder / path).exists():
-            raise InputError(f"{folder / path}: this link leads nowhere; mend it or remove it")
+            raise InputError(f"{folder / path}: this link points to nothing; repair or remove it")
     files = [path for path in seen if (folder / path).is_file()]
     odd = [path for path in files if str(path).encode(errors="replace").decode() != str(path)]
     if odd:
@@ -40,11 +40,11 @@ def files_in(folder: Path) -> list[Path]:
 def upload(
     s3: S3Client, bucket: str, prefix: str, folder: Path, files: Sequence[Path]
 ) -> Generator[bool, None, None]:
-    """Put the folder's files into the bucket as `prefix` + path, several at once, yielding after each.
+    """Put the folder's files into the bucket as `prefix` + path, several at once. Yields after each file.
 
-    True if it was sent; False if it is there already: an object of the file's size and MD5, which is its ETag
-    wherever S3 encrypts by its own key. (With a KMS key ETags say nothing, and all is sent again.) An object
-    is there whole or not at all, whenever this ends.
+    Yields True if the file was sent, False if it was there already: an object with the file's size and MD5.
+    The ETag is the MD5 if S3 encrypts the bucket by its own key. With a KMS key it is not, and every file is
+    sent again. If this is interrupted, no object is half written.
 
     Raises OSError, and what boto3 raises.
     """
@@ -62,7 +62,7 @@ def upload(
                 if there[key] == (body.tell(), digest):
                     return False
                 body.seek(0)
-            s3.put_object(Bucket=bucket, Key=key, Body=body)  # in one part, whose ETag is the MD5
+            s3.put_object(Bucket=bucket, Key=key, Body=body)  # in one part: its ETag is the MD5
         return True
 
     pool = ThreadPoolExecutor(UPLOADS_AT_ONCE)

@@ -230,7 +230,7 @@ class TestWarnings:
         ("images", "config", "fields", "said"),
         [
             (10**7, Config(), {}, "at least 2 runs by Prefix"),
-            (10**8, Config(), {"images_per_second": 17}, "after recordAge=12 a waiting job is given up"),
+            (10**8, Config(), {"images_per_second": 17}, "after recordAge=12 a waiting job is discarded"),
             (10**4, Config(), {"images_per_second": 1}, "A batch takes 128 s, and timeout=120 leaves it 110"),
             (10**6, Config(shards=50), {}, "write over twice what DynamoDB takes"),
         ],

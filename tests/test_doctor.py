@@ -65,7 +65,7 @@ def test_an_account_that_allows_fewer(quotas: Callable[[int], None], executions:
 @pytest.mark.parametrize("code", ["AccessDeniedException", "UnknownOperationException", "405"])
 def test_what_may_not_be_checked_is_no_failure(code: str) -> None:
     (found,) = doctor._checked("table", refused(code))
-    assert found == Finding("table", "warn", f"could not be asked: ListThings answers {code}")
+    assert found == Finding("table", "warn", f"not checked: ListThings answers {code}")
 
 
 def test_what_is_gone_is_a_failure_with_its_remedy() -> None:
@@ -80,7 +80,7 @@ def test_what_is_gone_is_a_failure_with_its_remedy() -> None:
     [
         ({"State": "Active"}, "ok", "active, 1,769 MB, 120 s"),
         ({}, "ok", "active"),
-        ({"State": "Pending"}, "warn", "still being made"),
+        ({"State": "Pending"}, "warn", "still being created"),
         ({"State": "Failed", "StateReason": "no image"}, "fail", "no image"),
         ({"State": "Active", "LastUpdateStatus": "Failed"}, "fail", "no reason given"),
     ],

@@ -463,7 +463,7 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(
     _, said = command.communicate(timeout=20)
     assert command.returncode == 130
     assert said.splitlines() == [
-        "Run interrupted goes on without you: `cxr status interrupted`, `cxr cancel interrupted`"
+        "Run interrupted continues: `cxr status interrupted`, `cxr cancel interrupted`"
     ]
     held(False)
     cxr("status", "interrupted", "--watch")
@@ -477,7 +477,7 @@ def test_ctrl_c_before_the_job_creator_answers_promises_nothing(
 
     monkeypatch.setattr(run_commands, "start_run", interrupted)
     done = cxr("run", "never", exit_code=130)
-    assert "Run never may have been started, and then goes on without you: `cxr status never`" in done.stderr
+    assert "Run never may have been started; if so, it continues: `cxr status never`" in done.stderr
 
 
 def test_ctrl_c_leaves_no_half_results(all_of_nih: str, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_links_are_followed_to_files_and_not_into_folders(tmp_path: Path) -> Non
 def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     (tmp_path / "gone.png").symlink_to(tmp_path / "elsewhere.png")
-    with pytest.raises(InputError, match=r"gone\.png: this link leads nowhere"):
+    with pytest.raises(InputError, match=r"gone\.png: this link points to nothing"):
         files_in(tmp_path)
 
 

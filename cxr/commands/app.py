@@ -28,10 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=f"""Score chest X-rays in bulk on AWS. {RESEARCH_ONLY}
 
-    AWS is reached as the AWS CLI reaches it: by AWS_PROFILE, AWS_REGION and,
-    for an AWS on this machine, AWS_ENDPOINT_URL. Every command ends with 0 if
-    it did what was asked, 1 if it could not, or not all of it, 2 for wrong
-    input and 130 after Ctrl-C.""",
+    Like the AWS CLI, it uses AWS_PROFILE, AWS_REGION and, for local AWS,
+    AWS_ENDPOINT_URL. Every command ends with 0 if it did what was asked, 1 if
+    it failed or did only a part, 2 for wrong input and 130 after Ctrl-C.""",
 )
 for panel, commands in {
     BEFORE: (doctor, plan, run_commands.upload),
@@ -54,13 +53,13 @@ app.add_typer(local, name="local", rich_help_panel=HERE)
 
 @app.callback()
 def main(
-    debug: Annotated[bool, typer.Option("--debug", help="Show where in the code an error is from.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Stop cleanly on Ctrl-C, SIGTERM and a closed terminal."""
     show_tracebacks(debug)
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        for again in STOP_SIGNALS:  # a second Ctrl-C in the middle of cleaning up would leave half of it
+        for again in STOP_SIGNALS:  # a second Ctrl-C must not interrupt the clean-up
             signal.signal(again, signal.SIG_IGN)
         sys.exit(128 + number)
 

@@ -1,4 +1,4 @@
-"""`cxr plan`: how long a run will take and what it will cost, before anything is spent."""
+"""`cxr plan`: how long a run will take and what it will cost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def plan(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Whose service time. Default: the model that ships.")
+        str | None,
+        typer.Option(metavar="NAME", help="Model whose service time to use. Default: the one that ships."),
     ] = None,
     images_per_second: Annotated[
         float | None,
@@ -51,11 +52,11 @@ def plan(
     index: Annotated[bool, typer.Option("--index", help="Keys come by IndexKey and are not listed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """How long a run will take, what it will cost, and what bounds it.
+    """Show how long a run will take, what it will cost, and what limits it.
 
-    Asks AWS nothing. Service times were measured by `make bench`, prices are a
-    dated table; the output says where both are from. Without -c it plans for
-    the stack's defaults. It names better settings, where it finds some.
+    Makes no AWS call. Service times were measured by `make bench`, prices come
+    from a dated table; the output names both sources. Without -c it plans for
+    the stack's defaults. If it finds better settings, it shows them.
 
     The JSON is one object: images, settings, model,
     images_per_second_per_worker, workers (classifiers busy at once), seconds,
@@ -110,13 +111,13 @@ def plan(
             source = f"{model}, {measured['machine']}, {measured['measured']}"
         console.print(
             f"\n[dim]{workload.images_per_second:g} images a second for each vCPU: {shown(source)}. "
-            "On AWS it may be otherwise: measure a run, and give --images-per-second.\n"
+            "On AWS it may differ: measure a run, and give --images-per-second.\n"
             f"Prices of {priced['date']}, {priced['region']}. {shown(priced['note'])} "
-            "Shards are counted by the hour begun; storage, retries and KMS for the stream are not "
-            "counted.[/]"
+            "Shards are billed by the hour begun. Storage, retries and KMS for the stream are not "
+            "included.[/]"
         )
         if config.architecture == "arm64":
-            console.print("[yellow]arm64 is priced as such, but its speed was not measured.[/]")
+            console.print("[yellow]The price is that of arm64, but its speed was not measured.[/]")
 
 
 def read_settings(given: list[str]) -> Config:
@@ -136,7 +137,7 @@ def read_settings(given: list[str]) -> Config:
 
 
 def deploy_command(config: Config) -> str:
-    """The line that deploys these settings; those at their defaults are left out."""
+    """The command that deploys these settings; those at their defaults are left out."""
     options = (word for name, value in config.non_default().items() for word in ("-c", f"{name}={value}"))
     return shlex.join(["npx", "cdk", "deploy", *options])
 
@@ -149,7 +150,7 @@ def document(
     measured: dict[str, Any],
     priced: dict[str, Any],
 ) -> dict[str, Any]:
-    """The plan as JSON."""
+    """The plan as an object for JSON."""
     images = present.workload.images
     return {
         "images": images,
@@ -187,7 +188,7 @@ def document(
 
 
 def print_plan(present: Plan, better: dict[str, Plan]) -> None:
-    """For a person: time, bill, bottleneck, and what would be better."""
+    """Print time, bill, bottleneck and better settings."""
     from cxr.planning import capacity
 
     images, total = present.workload.images, present.dollars
@@ -218,7 +219,7 @@ def print_plan(present: Plan, better: dict[str, Plan]) -> None:
         )
         console.print(f"  {shown(deploy_command(found.config))}", soft_wrap=True)
     if not better:
-        console.print("\nNo other settings are worth it: none is as fast for less, or much faster.")
+        console.print("\nNo other settings are better: none is as fast for less, or much faster.")
 
 
 def _bill(present: Plan) -> Table:

@@ -1,4 +1,4 @@
-"""How a run looks in a terminal and in JSON: what was sent, its progress while it is watched, its status."""
+"""How a run is shown in a terminal and in JSON: uploads, jobs sent, progress and status."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from cxr.stack import Stack, client
 from cxr.upload import upload
 from cxr.words import counted, duration
 
-LOOK_SECONDS = 0.5  # from one look at a run that is watched to the next: two small requests each
-SPEED_SECONDS = 10  # over which the speed of a run that is watched is taken
-IDLE_SECONDS = 10  # without progress, until the failure bucket is asked whether the run is stuck
+LOOK_SECONDS = 0.5  # between two looks at a run that is watched, of two small requests each
+SPEED_SECONDS = 10  # the speed of a run that is watched is that of these last seconds
+IDLE_SECONDS = 10  # without progress, before the failure bucket is read to see whether the run is stuck
 COLOURS = {
     "LISTING": "cyan",
     "SCORING": "cyan",
@@ -56,12 +56,12 @@ def upload_files(
 
 
 def print_started(images: int, jobs: int) -> None:
-    """What the job creator has sent."""
+    """Print what the job creator has sent."""
     console.print(f"[green]✓[/] {counted(images, 'image')} in {counted(jobs, 'job')} on the stream")
 
 
 def watch_run(stack: Stack, run: str, as_json: bool) -> None:
-    """Follow the run and print its status at the end. Raises typer.Exit(1) if it is not COMPLETE then."""
+    """Follow the run and print its status at the end. Raises typer.Exit(1) if it is not COMPLETE by then."""
     table = run_table(stack)
 
     def stuck(_: float) -> bool:
@@ -76,9 +76,9 @@ def watch_run(stack: Stack, run: str, as_json: bool) -> None:
 
 
 def follow(look: Callable[[], RunStatus], stuck: Callable[[float], bool]) -> RunStatus:
-    """Show the run's progress until it is COMPLETE or CANCELLED, or `stuck`; how far it came.
+    """Show the run's progress until it is COMPLETE, CANCELLED or stuck. Returns its last status.
 
-    `stuck` is asked now and then, while nothing happens, and gets for how many seconds.
+    While nothing happens, `stuck` is called now and then with the seconds since the last progress.
     """
     looks: deque[tuple[float, int]] = deque()  # when, and images done
     with progress("Scoring") as bar:
@@ -102,18 +102,18 @@ def follow(look: Callable[[], RunStatus], stuck: Callable[[float], bool]) -> Run
 
 
 @contextmanager
-def goes_on(run: str, how: str = "goes on without you") -> Iterator[None]:
-    """Say on Ctrl-C that the run does not end with the command."""
+def interrupt_message(run: str, what: str = "continues") -> Iterator[None]:
+    """On Ctrl-C, say that the run does not end with the command."""
     try:
         yield
     except SystemExit:
-        line = f"Run {run} {how}: `cxr status {run}`, `cxr cancel {run}`"
+        line = f"Run {run} {what}: `cxr status {run}`, `cxr cancel {run}`"
         notes.print(line, markup=False, soft_wrap=True)
         raise
 
 
 def print_status(status: Status, as_json: bool) -> None:
-    """The status for a person, or as JSON."""
+    """Print the status as a table, or as JSON."""
     waiting = status.failed_jobs
     if as_json:
         document: dict[str, Any] = {
@@ -136,7 +136,7 @@ def print_status(status: Status, as_json: bool) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
-    unknown = "?" if status.at_work else "-"  # of direct jobs nothing is expected
+    unknown = "?" if status.at_work else "-"
     speed = "" if status.speed is None else f"{status.speed:,.1f} images/s"
     took = status.completed_at and status.created_at and status.completed_at - status.created_at
     if status.at_work and status.seconds_left is not None:
@@ -154,9 +154,9 @@ def print_status(status: Status, as_json: bool) -> None:
     if waiting.images or waiting.more:
         number = f"{'at least ' if waiting.more else ''}{waiting.images:,}"
         until = f", kept until {waiting.until:%Y-%m-%d}" if waiting.until else ""
-        # A retry would be dropped; started again, the run sends them too.
+        # A retry of a cancelled run would be dropped. Started again, the run sends these images too.
         again = f": `cxr retry {shown(status.run_id)}`" if status.state != "CANCELLED" else ""
-        table.add_row("given up", number, f"in the failure bucket{until}{again}")
+        table.add_row("discarded", number, f"in the failure bucket{until}{again}")
     console.print(
         f"[bold]{shown(status.run_id)}[/] [{COLOURS[status.state]}]{status.state}[/], "
         f"by {shown(status.model)}, started {moment_text(status.created_at)}"
@@ -165,7 +165,7 @@ def print_status(status: Status, as_json: bool) -> None:
 
 
 def _pace(looks: deque[tuple[float, int]], status: RunStatus) -> str:
-    """Speed, time left and failures, for beside a bar."""
+    """Speed, time left and failures, to print beside the progress bar."""
     (first_time, first_done), (last_time, last_done) = looks[0], looks[-1]
     parts = []
     if last_done > first_done:
@@ -196,7 +196,7 @@ def _codes(counts: dict[str, int], colour: str) -> str:
 
 
 def moment_text(moment: datetime | None) -> str:
-    """In the time of this machine."""
+    """A time as a person reads it, in the time zone of this machine."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M}" if moment else "?"
 
 

@@ -1,4 +1,4 @@
-"""`cxr upload`, `run`, `runs`, `status`, `retry`, `cancel` and `delete`: runs on the deployed stack."""
+"""`cxr upload`, `run`, `runs`, `status`, `retry`, `cancel` and `delete`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runs.codes import ErrorCode
 from cxr.commands.options import Json, RunName, StackName
 from cxr.commands.run_display import (
     COLOURS,
-    goes_on,
+    interrupt_message,
     moment_text,
     print_started,
     print_status,
@@ -46,11 +46,11 @@ def upload(
 ) -> None:
     """Upload a folder of images into the stack's bucket.
 
-    Run it again to go on where it stopped: a file is skipped if an object with
-    its key, size and MD5 is there. (In a bucket with a KMS key the MD5 is not
-    to be had, and all is sent again.) Ctrl-C leaves no half object. Hidden
-    files are left out. A link to a file is followed wherever it leads, one to
-    a folder is not.
+    Run it again to continue where it stopped: a file is skipped if the bucket
+    has an object with its key, size and MD5. (S3 does not tell the MD5 in a
+    bucket with a KMS key: every file is sent again.) Ctrl-C leaves no half
+    object. Hidden files are skipped. A link to a file is followed, a link to a
+    folder is not.
 
     The JSON is one object: uploaded, unchanged.
 
@@ -71,37 +71,37 @@ def run(
     ] = None,
     index: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="Images that a CSV in the bucket names, in its column Key."),
+        typer.Option(metavar="KEY", help="Images named in a CSV in the bucket, in its column Key."),
     ] = None,
     keys: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Images that a file here names, a key a line.")
+        Path | None, typer.Option(metavar="FILE", help="Images named in a file here, one key a line.")
     ] = None,
-    count: Annotated[int | None, typer.Option(metavar="N", help="At most so many images.")] = None,
+    count: Annotated[int | None, typer.Option(metavar="N", help="At most N images.")] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Follow it to its end, as `cxr status --watch` does.")
+        bool, typer.Option("--watch", help="Follow the run to its end, as `cxr status --watch` does.")
     ] = False,
     no_wait: Annotated[
         bool,
         typer.Option(
-            "--no-wait", help="Do not wait for the job creator. What it refuses is in its log only."
+            "--no-wait", help="Do not wait for the job creator. Its errors are then in its log only."
         ),
     ] = False,
     stack: StackName = NAME,
     as_json: Json = False,
 ) -> None:
-    """Start a run, or go on with it.
+    """Start or continue a run.
 
-    The same line again continues the run, also after `cxr cancel`: what is
-    scored stays, what failed is tried again. A name that another set of images
-    or another model has is refused. Without --watch it ends when all jobs are
-    on the stream, which takes a second for some 10,000 images.
+    The same command again continues the run, also after `cxr cancel`: scored
+    images stay, failed ones are tried again. The command is refused if the name
+    belongs to a run of other images or of another model. Without --watch it
+    ends when all jobs are on the stream, about a second for 10,000 images.
 
     The JSON is one object: run, images, jobs; with --watch that of `cxr
     status`.
 
-    Ends with 0; with 1 if the job creator refuses the run, as it does a name
-    that is taken, or did not send all of it, or with --watch if the run did not
-    get complete; with 2 for other wrong input.
+    Ends with 0; with 1 if the job creator refuses the run or did not send all
+    its jobs, or with --watch if the run did not complete; with 2 for wrong
+    input.
     """
     with errors_reported():
         if sum(source is not None for source in (prefix, index, keys)) > 1:
@@ -110,19 +110,21 @@ def run(
             raise InputError("--watch and --no-wait: expected one of them")
         listed = read_keys(keys) if keys else None
         found = Stack.find(stack)
-        with goes_on(run, "may have been started, and then goes on without you"), notes.status("Starting"):
+        with interrupt_message(run, "may have been started; if so, it continues"), notes.status("Starting"):
             started = start_run(
                 found, run, prefix=prefix, index=index, keys=listed, count=count, wait=not no_wait
             )
         if not as_json and started.images is not None:
             print_started(started.images, started.jobs or 0)
         if watch:
-            with goes_on(run):
+            with interrupt_message(run):
                 watch_run(found, run, as_json)
         if as_json and not watch:
             typer.echo(json.dumps(asdict(started)))
         elif no_wait:
-            console.print(f"Asked for. Follow it by `cxr status {run} --watch`", markup=False, soft_wrap=True)
+            console.print(
+                f"Invoked. Follow the run by `cxr status {run} --watch`", markup=False, soft_wrap=True
+            )
 
 
 def runs(stack: StackName = NAME, as_json: Json = False) -> None:
@@ -131,7 +133,7 @@ def runs(stack: StackName = NAME, as_json: Json = False) -> None:
     The JSON is a list of objects: run, state, model, expected, scored, failed,
     created_at, completed_at.
 
-    Ends with 0, also if there is none, and with 1 if AWS cannot be asked.
+    Ends with 0, also if there are none, and with 1 if AWS does not answer.
     """
     with errors_reported():
         found = list_runs(Stack.find(stack))
@@ -146,7 +148,7 @@ def runs(stack: StackName = NAME, as_json: Json = False) -> None:
             for column in table.columns[2:5]:
                 column.justify = "right"
             for each in found:
-                unknown = "?" if each.at_work else "-"  # of direct jobs nothing is expected
+                unknown = "?" if each.at_work else "-"
                 failed = each.failures.total()
                 table.add_row(
                     shown(each.run_id),
@@ -163,30 +165,30 @@ def runs(stack: StackName = NAME, as_json: Json = False) -> None:
 def status(
     run: RunName,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Follow it until it is complete, cancelled or stuck.")
+        bool, typer.Option("--watch", help="Follow the run until it is complete, cancelled or stuck.")
     ] = False,
     stack: StackName = NAME,
     as_json: Json = False,
 ) -> None:
-    """How far a run is: by at most 20 requests, whatever its size.
+    """Show how far a run is, in at most 20 requests whatever its size.
 
-    Counts are exact. Speed is since the run was made, under --watch over the
-    last seconds; lag is how long the last job had waited in the stream, where
-    CloudWatch has it. Images in the failure bucket are those of jobs that
-    Lambda has given up: `cxr retry` sends them again.
+    Counts are exact. Speed is the average since the run was made; with --watch,
+    of the last seconds. Lag is how long the last job waited in the stream, if
+    CloudWatch knows it. Images in the failure bucket are those of jobs that
+    Lambda has discarded: `cxr retry` sends them again.
 
     The JSON is one object: run, state, model, expected, scored, failed,
     created_at, completed_at, failures and warnings (code: images), remaining,
     images_per_second, seconds_left, stream_lag_seconds, failure_bucket
-    (images, more, until). What is not known is null.
+    (images, more, until). Unknown values are null.
 
-    Ends with 0; with 1 if with --watch the run did not get complete; with 2 if
+    Ends with 0; with 1 if, with --watch, the run did not complete; with 2 if
     there is no such run or stack.
     """
     with errors_reported():
         found = Stack.find(stack)
         if watch:
-            with goes_on(run):
+            with interrupt_message(run):
                 watch_run(found, run, as_json)
         else:
             print_status(read_status(found, run), as_json)
@@ -204,20 +206,22 @@ def retry(
     stack: StackName = NAME,
     as_json: Json = False,
 ) -> None:
-    """Send again what failed, once its cause is mended.
+    """Send failed images again, after their cause is removed.
 
-    Sends the jobs in the failure bucket, less the images that have a prediction
-    by now. An object there goes once every image in it has one, and no other
-    run in it is at work, so those of this retry go with the next. FAILED images
-    are sent only if asked for; they stay FAILED until they score. An object whose
-    runs are all deleted goes, too.
+    Sends the jobs in the failure bucket, without images that have a prediction
+    by now. FAILED images are sent only with --failed or --all-failed; they stay
+    FAILED until they are scored.
+
+    A failure object is deleted when every image in it has a prediction and no
+    other run in it is at work, or when all its runs are deleted. So the objects
+    of this retry are deleted by the next.
 
     The JSON is one object: given_up and failed (images sent), completing (jobs
     sent to complete a run whose images are all there), objects_deleted,
     objects_left.
 
-    Ends with 0, also if nothing was to be sent; with 1 if the stream did not
-    take it; with 2 for wrong input, such as a cancelled run.
+    Ends with 0, also if there was nothing to send; with 1 if the stream refused
+    the jobs; with 2 for wrong input, for example a cancelled run.
     """
     with errors_reported():
         if failed and all_failed:
@@ -240,18 +244,18 @@ def retry(
         if retried.objects_deleted:
             console.print(
                 f"{counted(retried.objects_deleted, 'object')} of the failure bucket deleted, "
-                "which no run needs any more"
+                "because no run needs them any more"
             )
         if sent or retried.completing:
             # A run whose only failures are FAILED images is COMPLETE: there is nothing to watch.
             watch = " --watch" if retried.given_up or retried.completing else ""
-            console.print(f"Follow it by `cxr status {run}{watch}`", markup=False, soft_wrap=True)
+            console.print(f"Follow the run by `cxr status {run}{watch}`", markup=False, soft_wrap=True)
 
 
 def cancel(run: RunName, stack: StackName = NAME, as_json: Json = False) -> None:
-    """Cancel a run: jobs that wait are dropped unread, and what is scored stays.
+    """Cancel a run: waiting jobs are dropped, predictions stay.
 
-    Start it again, by the same line as at first, and it goes on.
+    The same command that started the run continues it.
 
     The JSON is that of `cxr runs`, of the one run.
 
@@ -269,7 +273,7 @@ def cancel(run: RunName, stack: StackName = NAME, as_json: Json = False) -> None
         console.print(
             f"[green]✓[/] {shown(run)} is cancelled: {cancelled.scored:,} scored, {failed:,} failed{left}"
         )
-        console.print(f"To go on: {shown(start_line(found, cancelled))}", soft_wrap=True)
+        console.print(f"To continue: {shown(start_line(found, cancelled))}", soft_wrap=True)
 
 
 def delete(
@@ -278,18 +282,18 @@ def delete(
     stack: StackName = NAME,
     as_json: Json = False,
 ) -> None:
-    """Delete a run for good: its predictions, and its jobs that Lambda gave up.
+    """Delete a run for good: its predictions, and its jobs in the failure bucket.
 
-    The images stay. A failure object that holds jobs of another run, too, stays
-    until that is done.
+    The images stay. A failure object that also holds jobs of another run stays
+    until that run is done.
 
-    Asks first, unless --yes. Interrupted, it goes on when called again. A run
-    at work has to be cancelled before.
+    Asks first, unless --yes is given. If it is interrupted, run it again. Cancel
+    a run at work before you delete it.
 
     The JSON is one object: run, predictions (how many were deleted).
 
-    Ends with 0; with 1 if it was not confirmed; with 2 for wrong input, such as
-    a run at work.
+    Ends with 0; with 1 if you did not confirm; with 2 for wrong input, for
+    example a run at work.
     """
     with errors_reported():
         found = Stack.find(stack)
@@ -324,7 +328,7 @@ def read_keys(path: Path) -> list[str]:
 
 
 def start_line(stack: Stack, run: RunStatus) -> str:
-    """The line that started the run, or goes on with it."""
+    """The command that started the run, which also continues it."""
     kind, value = run.source.get("kind"), str(run.source.get("value"))
     words = ["cxr", "run", run.run_id]
     if kind == "Prefix" and value != stack.prefix:

@@ -1,4 +1,4 @@
-"""How every command speaks to a person: two consoles, stages, progress bars, and errors in one line."""
+"""What commands print with: two consoles, stages, progress bars, and errors in one line."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cxr.errors import Failed, InputError
 
-console = Console(highlight=False)  # what a command answers
-notes = Console(stderr=True, highlight=False)  # what goes on meanwhile, and errors
+console = Console(highlight=False)  # answers
+notes = Console(stderr=True, highlight=False)  # progress and errors
 _tracebacks = False
 
 
 def plain(text: str) -> str:
-    """What a terminal would obey (escape sequences, right-to-left overrides), written out."""
+    """The text, with everything that controls a terminal (escape sequences, right-to-left marks) escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def shown(text: str) -> str:
-    """Text from elsewhere, such as a key, as rich's markup that says just that, plainly."""
+    """Text from elsewhere, for example an object key, as rich markup that prints exactly that text."""
     return escape(plain(text))
 
 
 @contextmanager
 def stage(label: str) -> Iterator[None]:
-    """Show that something is going on, and at its end how long it took."""
+    """Show that something is being done, and in the end how long it took."""
     started = time.monotonic()
     with notes.status(label):
         yield
@@ -42,7 +42,7 @@ def stage(label: str) -> Iterator[None]:
 
 @contextmanager
 def progress(label: str) -> Iterator[Progress]:
-    """A progress bar that goes away when it is done, and is not there at all without a terminal."""
+    """A progress bar. It disappears when it is done, and does not show without a terminal."""
     columns = (
         TextColumn(label),
         BarColumn(bar_width=max(10, min(40, notes.width - 75))),
@@ -84,14 +84,14 @@ def _explained(error: Exception) -> str | None:
 
 
 def show_tracebacks(on: bool) -> None:
-    """Whether an error is printed with its traceback, or in one line: an unforeseen one too."""
+    """Choose whether errors are printed with their traceback or in one line, unforeseen ones included."""
     global _tracebacks
     _tracebacks = on
     sys.excepthook = _print_traceback if on else _report_crash
 
 
 def _print_plainly(text: str) -> None:
-    """Print lines that may hold what others wrote, such as AWS or a file, to the terminal."""
+    """Print lines that may hold text from elsewhere, for example from AWS or a file."""
     lines = "\n".join(plain(line) for line in text.split("\n"))
     notes.print(lines, markup=False, soft_wrap=True)
 
@@ -101,5 +101,5 @@ def _print_traceback(_kind: type[BaseException], error: BaseException, _trace: T
 
 
 def _report_crash(kind: type[BaseException], _error: BaseException, _trace: TracebackType | None) -> None:
-    """Its message is left out: it may hold a key."""
+    """Print the kind of an unforeseen error. Its message is left out: it may hold an object key."""
     notes.print(f"Error: an unexpected {kind.__name__}; `cxr --debug` shows where", markup=False)

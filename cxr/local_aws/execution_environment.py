@@ -1,4 +1,4 @@
-"""A Lambda function without Docker: child processes of the real runtime client behind a small Runtime API.
+"""A Lambda function without Docker: child processes run the real runtime client against a small Runtime API.
 
 Lambda developer guide, runtimes-api and lambda-runtime-environment.
 """
@@ -23,7 +23,7 @@ from cxr.local_aws.loopback import LoopbackServer, Reply
 from cxr.local_aws.processes import Processes
 from cxr.local_aws.stream_mapping import FunctionError
 
-INIT_SECONDS = 10  # initialisation may take so long outside the function's timeout
+INIT_SECONDS = 10  # that initialisation may take besides the function's timeout
 DOCKERFILE_CMD = re.compile(r'^CMD \["(?P<handler>[^"]+)"\]', re.MULTILINE)
 
 
@@ -35,7 +35,7 @@ class FunctionSpec:
     task_root: Path  # the folder that becomes the image's working directory
     environment: Mapping[str, str]  # how to reach AWS: endpoint, credentials, region
     log: Path
-    # What runs it, given its variables: another machine's Python in a container, else this one's.
+    # The command that runs it, given its environment; by default this Python with the runtime client.
     start: Callable[[Mapping[str, str]], list[str]] | None = None
 
     @property
@@ -48,7 +48,7 @@ class FunctionSpec:
 
     @property
     def handler(self) -> str:
-        """`module.function`: the deployed command, or the Dockerfile's CMD. FunctionError without one."""
+        """`module.function`, from the deployed command or the Dockerfile's CMD. Raises FunctionError."""
         image = self.configuration.get("ImageConfigResponse", {}).get("ImageConfig", {})
         if image.get("Command"):
             return str(image["Command"][0])
@@ -59,7 +59,7 @@ class FunctionSpec:
         return cmd["handler"]
 
     def process_environment(self, runtime_api: str) -> dict[str, str]:
-        """The function's own variables, what Lambda sets (DG configuration-envvars) and how to reach AWS."""
+        """The function's variables, Lambda's own (DG configuration-envvars), and how to reach AWS."""
         logging = self.configuration.get("LoggingConfig", {})
         return {
             "LANG": "en_US.UTF-8",
@@ -81,7 +81,7 @@ class FunctionSpec:
 
 
 class ExecutionEnvironment:
-    """One copy of a function: a process and its Runtime API. It ends with its process or with a timeout."""
+    """One copy of a function: a process and its Runtime API. It ends with its process or at a timeout."""
 
     def __init__(self, function: FunctionSpec, processes: Processes) -> None:
         """Start the process. Raises StoppingError, and FunctionError if the function names no handler."""
@@ -105,8 +105,8 @@ class ExecutionEnvironment:
     def invoke(self, event: Mapping[str, Any], request_id: str) -> object:
         """Run the function once and return its answer.
 
-        Raises FunctionError as Lambda reports it: what the function raised, Sandbox.Timedout at its timeout,
-        Runtime.ExitError when its process died.
+        Raises FunctionError as Lambda reports it: the function's own error, Sandbox.Timedout at its timeout,
+        Runtime.ExitError if its process died.
         """
         self._initialised.wait(INIT_SECONDS)
         headers = {
@@ -138,7 +138,7 @@ class ExecutionEnvironment:
         if path.endswith("/invocation/next"):
             return self._next.get()
         if path.endswith("/init/error"):
-            self.alive = False  # the process ends of itself
+            self.alive = False  # the process ends by itself
         self._outcomes.put((path.endswith("/response"), body))
         return Reply(HTTPStatus.ACCEPTED)
 
@@ -152,7 +152,7 @@ class ExecutionEnvironment:
 
 
 class Function:
-    """A deployed function: as many execution environments as are needed at once, up to `concurrency`."""
+    """A deployed function, with as many execution environments as it needs, up to `concurrency`."""
 
     def __init__(self, spec: FunctionSpec, processes: Processes, concurrency: int) -> None:
         self.spec = spec
@@ -162,7 +162,7 @@ class Function:
         self._retired = False
 
     def invoke(self, event: Mapping[str, Any], request_id: str) -> object:
-        """Run the function in a free environment, waiting for one if need be. Raises as that does."""
+        """Run the function in a free environment; wait for one if necessary. Raises as its `invoke` does."""
         with self._permits:
             environment = self._free_environment()
             try:
@@ -182,7 +182,7 @@ class Function:
         return ExecutionEnvironment(self.spec, self._processes)
 
     def retire(self) -> None:
-        """Stop the environments, those at work as soon as they have answered."""
+        """Stop the environments; one at work stops after its answer."""
         self._retired = True
         while self._idle:
             self._idle.pop().stop()

@@ -1,8 +1,8 @@
-"""The seam between local AWS and the container-image functions deployed to it.
+"""The host of the container-image functions that are deployed to local AWS.
 
-Local AWS needs Docker for such a function, unless its environment names a URL that takes the invocations.
-This host is that URL. A batch from the stream it answers at once, and then delivers by AWS's rules; anything
-else it runs and answers. See docs/decisions/0003-local-aws.md.
+MiniStack needs Docker for such a function, unless the function's environment names a URL for its invocations.
+This host is that URL. It answers a batch of the stream at once and then delivers it by AWS's rules. It runs
+every other invocation and answers it. See docs/decisions/0003-local-aws.md.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from mypy_boto3_lambda import LambdaClient
     from mypy_boto3_s3 import S3Client
 
-PROXY_URL = "MINISTACK_LAMBDA_PROXY_URL"  # the variable that tells MiniStack where to post invocations
-PLUG_IN_SECONDS = 1.0  # so long after a person's `cdk deploy` its functions are plugged in
-MAXIMUM_LANES_AT_WORK = 64  # more wait; each mostly waits for one of the few execution environments anyway
+PROXY_URL = "MINISTACK_LAMBDA_PROXY_URL"  # the variable that names the URL to MiniStack
+PLUG_IN_SECONDS = 1.0  # between two looks for functions that a `cdk deploy` has added
+MAXIMUM_LANES_AT_WORK = 64  # the others wait
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +57,11 @@ class FunctionHost:
 
     @property
     def delivering(self) -> bool:
-        """Whether records of a stream are being delivered, or will be retried."""
+        """Whether records of a stream are being delivered, or wait for a retry."""
         return bool(self._at_work)
 
     def plug_in(self) -> None:
-        """Make local AWS post the invocations of container-image functions here; safe to repeat."""
+        """Tell MiniStack to post the invocations of container-image functions here. Safe to repeat."""
         url = f"http://{self._server.address}/"
         for page in self._lambda.get_paginator("list_functions").paginate():
             for function in page["Functions"]:
@@ -73,7 +73,7 @@ class FunctionHost:
                     )
 
     def close(self) -> None:
-        """Take no more invocations. What is at work ends when its processes are stopped."""
+        """Take no more invocations. Those at work end when their processes are stopped."""
         self._closing.set()
         self._server.close()
         for function in self._functions.values():
@@ -82,7 +82,7 @@ class FunctionHost:
 
     def _keep_plugged_in(self) -> None:
         while not self._closing.wait(PLUG_IN_SECONDS):
-            # A function may go while its stack is being deployed; the next round sees what there is then.
+            # A function may disappear while its stack is being deployed. The next round looks again.
             with suppress(BotoCoreError, ClientError):
                 self.plug_in()
 
@@ -100,7 +100,7 @@ class FunctionHost:
             return Reply(HTTPStatus.SERVICE_UNAVAILABLE)
 
     def _function(self, name: str) -> Function:
-        """The function as deployed now: a new revision gets new execution environments, as on Lambda."""
+        """The function as deployed now. A new revision gets new execution environments, as on Lambda."""
         configuration = self._lambda.get_function_configuration(FunctionName=name)
         with self._lock:
             function = self._functions.get(name)
@@ -113,7 +113,7 @@ class FunctionHost:
             return function
 
     def _mapping_of(self, function: str, event: Any) -> StreamMapping | None:
-        """The mapping a Kinesis event came by, with its settings of now; None for any other event."""
+        """The event source mapping of a Kinesis event, with its present settings; None for another event."""
         records = event.get("Records") if isinstance(event, dict) else None
         if not isinstance(records, list) or not records or not isinstance(records[0], dict):
             return None

@@ -1,4 +1,4 @@
-"""A local AWS for this project: MiniStack, the real CDK and the deployed functions, without Docker."""
+"""Local AWS: MiniStack, the real CDK and the deployed functions, without Docker."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class LocalAwsError(Failed):
 
 
 class LocalAws:
-    """`with LocalAws() as aws: aws.deploy()` is a deployed stack, of which nothing is left afterwards.
+    """`with LocalAws() as aws: aws.deploy()` is a deployed stack. After the block nothing of it is left.
 
-    Meanwhile `os.environ` leads every AWS SDK and tool here, and no AWS setting of the person's own reaches
-    in. Logs are in build/local/, and stay there if the block ends in an error.
+    Within the block, `os.environ` points every AWS SDK and tool to local AWS, without the AWS settings that
+    were there. Logs are in build/local/, and stay there if the block ends with an error.
     """
 
     def __init__(self, project: Path = PROJECT) -> None:
@@ -54,7 +54,7 @@ class LocalAws:
         self._host: FunctionHost | None = None
         self._bootstrapped = False
         self._outer_environment = dict(os.environ)
-        self.environment: dict[str, str] = {}  # what leads a shell here
+        self.environment: dict[str, str] = {}  # points a shell to this local AWS
 
     def __enter__(self) -> Self:
         """Start MiniStack and the function host. Raises LocalAwsError."""
@@ -71,21 +71,21 @@ class LocalAws:
     def __exit__(
         self, _type: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self._stop(keep_logs=isinstance(error, Exception))  # which Ctrl-C and SIGTERM are not
+        self._stop(keep_logs=isinstance(error, Exception))  # Ctrl-C and SIGTERM are no Exception
 
     def client(self, service: str) -> Any:
-        """A boto3 client of local AWS. It waits as long as a function may run, and invokes only once."""
+        """A boto3 client of local AWS. It waits as long as a function may run, and never retries."""
         config = Config(read_timeout=900, retries={"total_max_attempts": 1}, max_pool_connections=64)
         return boto3.Session().client(service, config=config)  # type: ignore[call-overload]
 
     def bootstrap(self) -> None:
         """`cdk bootstrap`. Raises LocalAwsError."""
-        # Away from cdk.json: there the CDK would run the app first, for nothing.
+        # In another folder than cdk.json: the CDK would run the app first, for nothing.
         self._cdk("bootstrap", f"aws://{ACCOUNT}/{REGION}", cwd=self._folder)
         self._bootstrapped = True
 
     def deploy(self, *context: str) -> dict[str, str]:
-        """`cdk deploy` with settings such as "shards=2"; the stack's outputs. Raises LocalAwsError."""
+        """`cdk deploy` with settings like "shards=2". Returns the outputs. Raises LocalAwsError."""
         if not self._bootstrapped:
             self.bootstrap()
         settings = [argument for setting in context for argument in ("-c", setting)]
@@ -100,12 +100,12 @@ class LocalAws:
 
     @property
     def running(self) -> bool:
-        """Whether MiniStack is still alive."""
+        """Whether MiniStack is running."""
         return self._ministack.poll() is None
 
     @property
     def delivering(self) -> bool:
-        """Whether records of the stream are with the classifier, or will be retried."""
+        """Whether records of the stream are with the classifier, or wait for a retry."""
         return self._host is not None and self._host.delivering
 
     def _start(self) -> None:
@@ -123,7 +123,7 @@ class LocalAws:
             "AWS_EC2_METADATA_DISABLED": "true",
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
-            "CDK_DOCKER": "true",  # the program: it takes any arguments and succeeds
+            "CDK_DOCKER": "true",  # the program `true`: it takes any arguments and succeeds
             "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "20",  # Node's major version
         }
         for name in list(os.environ):
@@ -148,7 +148,7 @@ class LocalAws:
             "BIND_HOST": "127.0.0.1",
             "GATEWAY_PORT": str(port),
             "IOT_MTLS_ENABLED": "0",
-            "LOG_LEVEL": "WARNING",  # below, it names S3 keys
+            "LOG_LEVEL": "WARNING",  # at INFO it names S3 keys
             "TMPDIR": str(self._folder),
         }
         command = [sys.executable, "-m", "cxr.local_aws.guarded_ministack"]
@@ -163,10 +163,10 @@ class LocalAws:
     def _cdk(self, *arguments: str, cwd: Path) -> None:
         cdk, log = self._project / "node_modules" / ".bin" / "cdk", self.logs / f"cdk-{arguments[0]}.log"
         if not shutil.which("node"):
-            raise LocalAwsError("Node.js is missing, which runs the CDK: install Node.js 20 or later.")
+            raise LocalAwsError("Node.js is missing: install Node.js 20 or later, the CDK needs it.")
         if not cdk.exists():
-            raise LocalAwsError("The CDK's command line is not installed: run `make install`.")
-        # The app runs with this interpreter, which has its libraries.
+            raise LocalAwsError("The CDK CLI is not installed: run `make install`.")
+        # The CDK app needs this interpreter's libraries.
         environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -192,7 +192,7 @@ class LocalAws:
             shutil.rmtree(self._folder, ignore_errors=True)
             if not keep_logs:
                 shutil.rmtree(self.logs, ignore_errors=True)
-                with suppress(OSError):  # another local AWS has its logs there
+                with suppress(OSError):  # the logs of another local AWS are there
                     self.logs.parent.rmdir()
 
 

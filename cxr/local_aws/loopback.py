@@ -1,7 +1,7 @@
-"""A small HTTP server on loopback, in threads of its own: the Runtime API and the function host are two.
+"""A small HTTP server on loopback, in its own threads. The Runtime API and the function host use it.
 
-What listens on loopback can be asked by every web page that is open in a browser here, so whatever asks like
-one is refused: else a page could read X-rays, take events and answer for functions.
+Every web page that is open in a browser here can send requests to loopback. Requests that may come from a web
+page are refused: otherwise a page could read X-rays, take events and answer for functions.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-REFUSAL = b'{"message": "Local AWS answers programs on this machine that ask 127.0.0.1, and no web page."}'
-_HOSTS = ("127.0.0.1", "localhost")  # not a name that a page's owner lets DNS lead here
-_BROWSERS_OWN = {"origin", "sec-fetch-site"}  # a page cannot leave them out (Fetch), no AWS SDK sends them
+REFUSAL = b'{"message": "Local AWS answers programs on this machine only, at 127.0.0.1, and no web page."}'
+_HOSTS = ("127.0.0.1", "localhost")  # no other name: a page's owner can point one here by DNS
+_BROWSER_HEADERS = {"origin", "sec-fetch-site"}  # a page cannot omit them (Fetch); no AWS SDK sends them
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +31,12 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def asks_as_a_program(headers: Iterable[tuple[str, str]]) -> bool:
-    """Whether an HTTP request cannot have come from a web page."""
+def is_from_a_program(headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether an HTTP request comes from a program: no web page can have sent it."""
     found = [(name.lower(), value) for name, value in headers]
     hosts = [value.partition(":")[0] for name, value in found if name == "host"]
-    # Whatever the port: a proxy before local AWS passes its own on.
-    return len(hosts) == 1 and hosts[0] in _HOSTS and _BROWSERS_OWN.isdisjoint(name for name, _ in found)
+    # Any port: a proxy before local AWS passes on its own.
+    return len(hosts) == 1 and hosts[0] in _HOSTS and _BROWSER_HEADERS.isdisjoint(name for name, _ in found)
 
 
 Respond = Callable[[str, Message, bytes], Reply]  # (path, headers, body)
@@ -54,7 +54,7 @@ class LoopbackServer(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def handle_error(self, _request: object, _client_address: object) -> None:
-        """Log what a request failed by, instead of printing it."""
+        """Log the error of a failed request instead of printing it."""
         logger.exception("a request failed")
 
     def close(self) -> None:
@@ -68,11 +68,11 @@ class _RequestHandler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if asks_as_a_program(self.headers.items()):
+        if is_from_a_program(self.headers.items()):
             reply = self.server.respond(self.path, self.headers, body)
         else:
             reply = Reply(HTTPStatus.FORBIDDEN, REFUSAL)
-        with suppress(ConnectionError):  # the other side was stopped, or has given up waiting
+        with suppress(ConnectionError):  # the client was stopped, or no longer waits
             self.send_response(reply.status)
             for name, value in {"Content-Type": "application/json", **reply.headers}.items():
                 self.send_header(name, value)

@@ -1,4 +1,4 @@
-"""Child processes that never outlive this one: each in its own process group, stopped with all it started."""
+"""Child processes that never outlive this one. Each has its own process group and is stopped with it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ GRACE_SECONDS = 3.0  # from SIGTERM to SIGKILL
 
 
 class StoppingError(Exception):
-    """A process was asked for while all are being stopped."""
+    """A process was to be started while all are being stopped."""
 
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the block is done: no child unrecorded, no clean-up cut short."""
+    """Let Ctrl-C and SIGTERM wait until the block ends: every child is recorded, every clean-up completes."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals interrupt the main thread only
         return
@@ -43,7 +43,7 @@ def signals_held() -> Iterator[None]:
 
 
 class Processes:
-    """Starts processes and stops every one of them, at the latest when the interpreter ends."""
+    """Starts processes and stops all of them, at the latest when the interpreter ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,14 +54,14 @@ class Processes:
     def start(
         self, command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], log: Path
     ) -> subprocess.Popen[bytes]:
-        """Run `command` in a process group of its own, what it prints appended to `log`.
+        """Run `command` in its own process group and append its output to `log`.
 
         Raises StoppingError once `stop_all` has begun, OSError if the command cannot be run.
         """
         with signals_held(), self._lock, log.open("ab") as output:
             if self._stopping:
                 raise StoppingError
-            process = subprocess.Popen(  # noqa: S603 - every command is ours, no shell
+            process = subprocess.Popen(  # noqa: S603 - fixed commands, no shell
                 command,
                 cwd=cwd,
                 env=dict(environment),
@@ -89,7 +89,7 @@ class Processes:
                 self._running = [process for process in self._running if process not in processes]
 
     def stop_all(self) -> None:
-        """Stop what is running, and refuse to start more."""
+        """Stop all processes, and refuse to start more."""
         with signals_held():
             with self._lock:
                 self._stopping = True
@@ -98,8 +98,8 @@ class Processes:
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
-    """Send a signal (0: none) to a process and its descendants. Whether there are any left."""
-    process.poll()  # reaps it, or its group would never be empty
+    """Send a signal (0: none) to a process and its descendants. Returns whether any of them is left."""
+    process.poll()  # reaps it; otherwise its group would never be empty
     try:
         os.killpg(process.pid, number)
     except (ProcessLookupError, PermissionError):  # macOS answers EPERM where only unreaped ones are left

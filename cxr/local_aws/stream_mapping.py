@@ -1,13 +1,14 @@
 """How AWS Lambda delivers a Kinesis stream to a function: the rules of an event source mapping.
 
-Local AWS lacks them (it takes any answer for full success and repeats an error for ever), so `cxr local`
-and the tests deliver by these. Nothing here talks to anything: `invoke` runs the function, `put_failure`
-writes to the failure bucket, and time comes from `now` and `sleep`. DG is the AWS Lambda developer guide,
-https://docs.aws.amazon.com/lambda/latest/dg/<page>.html. Where the guide is silent, a comment says so.
+MiniStack does not have these rules: it takes any answer for full success, and repeats an error for ever. So
+`cxr local` and the tests deliver by this module. It makes no call of its own: `invoke` runs the function,
+`put_failure` writes to the failure bucket, and time comes from `now` and `sleep`. DG is the AWS Lambda
+developer guide, https://docs.aws.amazon.com/lambda/latest/dg/<page>.html. Where the guide is silent, a
+comment says so.
 
-DG invocation-eventsourcemapping: each record is delivered at least once, and may come again though it
-succeeded, as when a poller dies with the answer in hand. These rules deliver it once where nothing fails;
-whoever wants duplicates has them by an `invoke` that runs the function twice.
+DG invocation-eventsourcemapping: each record is delivered at least once. It may be delivered again after a
+success, for example when a poller dies before it notes the answer. These rules deliver a record once if
+nothing fails; for duplicates, pass an `invoke` that runs the function twice.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ PutFailure = Callable[[str, str], object]  # (key, JSON document)
 
 # DG invocation-eventsourcemapping: a batch closes at BatchSize, at the end of its window, or at 6 MB.
 MAXIMUM_PAYLOAD_BYTES = 6_000_000
-# The guide gives no back-off between retries; a short one lets a passing fault pass.
+# The guide names no back-off between retries. A short one gives transient faults time to pass.
 FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS = 0.1, 2.0
 
 
 class FunctionError(Exception):
     """The function was invoked and failed: it raised, timed out, was killed, or answered over 6 MB.
 
-    DG invocation-retries: its code may have run whole, in part or not at all, and a stream's batch is
-    retried whole. What it wrote stays written.
+    DG invocation-retries: its code may have run completely, partly or not at all. The whole batch is retried,
+    and what the function wrote stays written.
     """
 
     def __init__(self, payload: Mapping[str, Any]) -> None:
@@ -46,7 +47,7 @@ class FunctionError(Exception):
 
 
 class ThrottledError(Exception):
-    """Lambda could not invoke the function, which has not seen the batch."""
+    """Lambda could not invoke the function: it has not seen the batch."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,13 @@ class MappingSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Records of one lane that are delivered together, and what has become of them so far."""
+    """Records of one lane that are delivered together, and their state so far."""
 
     records: tuple[Record, ...]
     retries: int = 0  # used up, out of MaximumRetryAttempts
     invocations: int = 0
     request_id: str = ""  # of the last invocation
-    function_error: bool = False  # what the last invocation ended in, rather than in reported failures
+    function_error: bool = False  # whether the last invocation ended in an error, not in reported failures
 
     def after(self, count: int) -> Batch:
         """Return this batch without its first `count` records."""
@@ -100,7 +101,7 @@ class Batch:
 
 
 def first_failure(answer: object, records: Sequence[Record]) -> int | None:
-    """Where the retry of a batch begins by the function's answer; None if all succeeded.
+    """The index of the record at which the retry of a batch begins; None if all succeeded.
 
     DG services-kinesis-batchfailurereporting: an empty or null answer or list is full success; of several
     identifiers the lowest sequence number counts; one that is empty, null or wrongly named fails the whole
@@ -176,12 +177,12 @@ class Lane:
     """One of the batches that a shard delivers at a time: the records whose partition key falls here.
 
     DG with-kinesis: Lambda processes up to ParallelizationFactor batches of a shard at once and keeps the
-    order of each partition key. A failed batch therefore holds up its own lane and no other.
+    order of each partition key. So a failed batch holds up its own lane only.
     """
 
     mapping: StreamMapping
     waiting: deque[Record] = field(default_factory=deque)
-    unfinished: deque[Batch] = field(default_factory=deque)  # left by failures; older than all in waiting
+    unfinished: deque[Batch] = field(default_factory=deque)  # to be retried; older than all in waiting
 
     @property
     def idle(self) -> bool:
@@ -258,7 +259,7 @@ class Lane:
 
 
 class StreamMapping:
-    """One event source mapping at work: records go in by `add`, and every one is delivered or discarded."""
+    """One event source mapping. Every record that `add` takes is delivered or discarded in the end."""
 
     def __init__(
         self,
@@ -296,7 +297,7 @@ class StreamMapping:
                 lane.deliver_next()
 
     def discard(self, batch: Batch, condition: str) -> None:
-        """Give up on records: into the failure bucket if the mapping has one, else they are lost."""
+        """Discard records: into the failure bucket if the mapping has one, else they are lost."""
         if self.settings.failure_bucket:
             now = self.now()
             key = failure_key(self.settings, shard_id(batch.records[0]), now)

@@ -1,10 +1,10 @@
-"""How long a run takes and what it costs, by a formula for everything that can bound it.
+"""How long a run takes and what it costs: a formula for each thing that can bound it.
 
-A run is as slow as the slowest of its bounds, for they work at the same time: jobs are made, queued, scored
-and written in one stream. Limits are those of AWS's guides, each named where it is used; service times are
-measured, and come with the workload.
+Jobs are made, queued, scored and written at the same time, so a run takes as long as its slowest bound.
+Limits come from AWS's guides, each named where it is used. Service times are measured and come with the
+workload.
 
-Not in it: errors and retries, and the round trips of AWS that no bench on one machine sees, but for S3's.
+Not included: errors and retries, and the round trips of AWS other than S3's.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SERVICE_TIMES = Path(__file__).with_name("service_times.json")
 PRICES = Path(__file__).with_name("prices.json")
 
 # Round trips. S3's first byte takes roughly 100 to 200 ms (S3 guide, optimizing-performance). The classifier
-# fetches ahead, so that only an invocation's first image waits for it; a listing waits at each page.
+# fetches ahead, so only the first image of an invocation waits for it. A listing waits at each page.
 FIRST_BYTE_SECONDS = 0.1
-POLL_SECONDS = 1  # Lambda looks at a shard once a second (DG with-kinesis)
+POLL_SECONDS = 1  # Lambda polls a shard once a second (DG with-kinesis)
 
 LISTED_KEYS = 1000  # a page of ListObjectsV2 (S3 API)
 TABLE_QUOTA = 40_000  # write units/s of a table, unless AWS is asked for more (DynamoDB guide, ServiceQuotas)
@@ -41,7 +41,7 @@ ALARMS = 11  # of stacks/monitoring.py, on one metric each, beside one dashboard
 CREATOR_SECONDS = 15 * 60 - STOP_SECONDS  # the longest that a function may run (DG gettingstarted-limits)
 HOURS_A_MONTH = 730
 
-# What `suggest` tries, each with the present value. Memory in whole vCPUs: a part of one is paid for nothing.
+# What `suggest` tries, besides the present values. Memory in whole vCPUs: scoring cannot use a part of one.
 GRID: dict[str, tuple[int, ...]] = {
     "shards": (1, 2, 3, 4, 5, 8, 10, 15, 20, 30, 50, 75, 100, 150, 200),
     "parallelization_factor": (1, 2, 5, 10),
@@ -49,9 +49,9 @@ GRID: dict[str, tuple[int, ...]] = {
     "images_per_job": (8, 16, 32, 64, 99),
     "batch_size": (1, 2, 4, 8, 16),
 }
-WORTH_SAYING = 0.05  # share of time or money; less is within what the model can tell
+WORTH_SAYING = 0.05  # share of time or money; smaller differences are within the model's error
 WORTH_SECONDS = 10
-AS_GOOD = 0.02  # settings so close to the best are told apart by how little they change
+AS_GOOD = 0.02  # among settings this close to the best, the one with the fewest changes is suggested
 
 
 # What bounds a run -> what helps.
@@ -60,8 +60,8 @@ WHAT_HELPS = {
     "stream": "A shard takes 1,000 jobs/s and 1 MB/s. More shards take more.",
     "lanes": "The busiest of shards x parallelizationFactor classifiers ends last. More shards help.",
     "account concurrency": "A higher quota helps, or more memory for each classifier.",
-    "DynamoDB table": "Its throughput doubles in half an hour of load; until then classifiers wait, and you pay "
-    "for that. Raise the table's warm throughput before the run.",
+    "DynamoDB table": "Its throughput doubles in half an hour of load. Until then classifiers wait, and you "
+    "pay for that. Raise the table's warm throughput before the run.",
     "DynamoDB partition": "The counters of a run share one partition. Larger jobs or several runs help.",
     "S3 prefix": "S3 answers 5,500 GET/s a prefix, and splits a prefix as load grows. Several prefixes help.",
 }
@@ -69,7 +69,7 @@ WHAT_HELPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is to be done, and how fast one worker of one vCPU does it."""
+    """The images of a run, and how fast one worker with one vCPU scores them."""
 
     images: int
     images_per_second: float  # one worker of one vCPU, from S3 to DynamoDB
@@ -83,7 +83,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the bill: so many units at so many dollars each."""
+    """A line of the bill: a number of units and the dollars of each."""
 
     item: str
     quantity: float
@@ -97,7 +97,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run with these settings comes to."""
+    """Time and cost of a run with these settings."""
 
     workload: Workload
     config: Config
@@ -172,12 +172,12 @@ def cpu(config: Config) -> float:
 
 
 def worker_rate(workload: Workload, config: Config) -> float:
-    """Images a second of one busy classifier: what it scores, or what its fetches at once bring from S3."""
+    """Images a second of one busy classifier: the lower of what it scores and what it fetches from S3."""
     return min(workload.images_per_second * cpu(config), FETCHES / FIRST_BYTE_SECONDS)
 
 
 def cold_start_seconds(workload: Workload, config: Config) -> float:
-    """Seconds until a new classifier works; loading uses one vCPU at most."""
+    """Seconds until a new classifier scores its first image. Loading uses at most one vCPU."""
     return workload.cold_start_seconds / min(1, cpu(config))
 
 
@@ -188,12 +188,12 @@ def job_seconds(workload: Workload, config: Config) -> float:
 
 
 def lanes(config: Config) -> int:
-    """Batches that Lambda has under way at once: shards x ParallelizationFactor (DG with-kinesis)."""
+    """Batches that Lambda delivers at once: shards x ParallelizationFactor (DG with-kinesis)."""
     return config.shards * config.parallelization_factor
 
 
 def workers(workload: Workload, config: Config) -> int:
-    """Classifiers busy at once: lanes that get a job at all, as far as the account allows."""
+    """Classifiers busy at once: the lanes that get a job, at most what the account allows."""
     filled = lanes(config) * (1 - (1 - 1 / lanes(config)) ** jobs(workload, config))
     return min(workload.concurrency, math.ceil(round(filled, 6)))
 
@@ -201,7 +201,7 @@ def workers(workload: Workload, config: Config) -> int:
 def invocations(workload: Workload, config: Config) -> float:
     """Invocations of the classifier: full batches, and in each lane a last one that is half full.
 
-    A job creator that is slower than the lanes leaves them batches that are not full either.
+    If the job creator is slower than the lanes, batches are not full.
     """
     number, filled = jobs(workload, config), workers(workload, config)
     fill = lanes_seconds(workload, config) / job_creator_seconds(workload)
@@ -210,7 +210,7 @@ def invocations(workload: Workload, config: Config) -> float:
 
 
 def work_seconds(workload: Workload, config: Config) -> float:
-    """Seconds of all classifiers together, if they wait for nothing but the first image of each batch."""
+    """Seconds of all classifiers together, if they wait only for the first image of each batch."""
     fetching = invocations(workload, config) * FIRST_BYTE_SECONDS
     return workload.images / worker_rate(workload, config) + fetching
 
@@ -232,17 +232,17 @@ def run_reads(workload: Workload, config: Config) -> float:
 
 @lru_cache(maxsize=10_000)
 def busiest_lane(number: int, lane_count: int) -> int:
-    """Jobs in the busiest of the lanes: in at least half of all runs, no lane gets more.
+    """Jobs in the busiest lane: in at least half of all runs, no lane gets more.
 
-    A job's lane is drawn by the hash of its partition key, which no two jobs share. The number in a lane is
-    binomial, and the chance that any lane has over k is at most the sum of the lanes' chances.
+    The hash of a job's partition key chooses its lane, and no two jobs share a key. The number of jobs in a
+    lane is binomial; the chance that any lane has over k is at most the sum of the chances of all lanes.
     """
     if lane_count == 1:
         return number
     p, mean = 1 / lane_count, number / lane_count
 
     def lanes_over(k: int) -> float:
-        """Expected lanes with over k jobs, k from the mean on."""
+        """Expected number of lanes with over k jobs, for k from the mean on."""
         if k >= number:
             return 0
         i = k + 1
@@ -269,9 +269,9 @@ def busiest_lane(number: int, lane_count: int) -> int:
 
 
 def job_creator_seconds(workload: Workload) -> float:
-    """Listing keys page by page, each a round trip to S3 (S3 guide, optimizing-performance), or reading them.
+    """Listing keys, one round trip to S3 a page (S3 guide, optimizing-performance), or reading an index.
 
-    A CSV is read twice: once to find wrong rows before anything is sent.
+    An index is read twice: first to find wrong rows before any job is sent.
     """
     encoding = workload.images / workload.keys_per_second
     round_trips = 2 if workload.indexed else math.ceil(workload.images / LISTED_KEYS)
@@ -281,7 +281,7 @@ def job_creator_seconds(workload: Workload) -> float:
 def stream_seconds(workload: Workload, config: Config) -> float:
     """A shard takes 1,000 records/s and 1 MB/s (Kinesis guide, service-sizes-and-limits).
 
-    It gives twice that, which a run that reads each record once cannot reach.
+    It gives twice that, so reading each record once is never the limit.
     """
     number = jobs(workload, config)
     return max(number / 1000, number * job_bytes(workload, config) / 1e6) / config.shards
@@ -331,7 +331,7 @@ def partition_seconds(workload: Workload, config: Config) -> float:
 
 
 def bucket_seconds(workload: Workload) -> float:
-    """S3 answers 5,500 GET/s a partitioned prefix (S3 guide, optimizing-performance), and here is one."""
+    """S3 answers 5,500 GET/s a prefix (S3 guide, optimizing-performance); all images are in one."""
     return workload.images / 5500
 
 
@@ -341,11 +341,11 @@ def bucket_seconds(workload: Workload) -> float:
 def bill(
     workload: Workload, config: Config, bounds: dict[str, float], hours: int, prices: dict[str, Any]
 ) -> Iterator[Line]:
-    """The lines of the bill. `hours` are those begun: so the stream is counted."""
+    """The lines of the bill. `hours` are the hours begun, by which the stream is billed."""
     number, calls = jobs(workload, config), invocations(workload, config)
     creator = job_creator_seconds(workload)
     creator_runs = math.ceil(creator / CREATOR_SECONDS)
-    # A classifier that is held up by DynamoDB or S3 is paid while it waits.
+    # A classifier that waits for DynamoDB or S3 is billed meanwhile.
     behind = max(bounds["DynamoDB table"], bounds["DynamoDB partition"], bounds["S3 prefix"])
     held_up = workers(workload, config) * behind if behind > bounds["job creator"] else 0
     busy = max(work_seconds(workload, config), held_up)
@@ -366,7 +366,7 @@ def bill(
     units = math.ceil(job_bytes(workload, config) / PUT_UNIT_BYTES)
     yield line("Kinesis, jobs", number * units, "kinesis_put")
     yield line("DynamoDB, writes", write_units(workload, config), "dynamodb_write")
-    # Besides the run's item, its counters: one unit an invocation, for they are small and adjacent.
+    # Besides the run's item, its counters: one unit an invocation, because they are small and adjacent.
     yield line("DynamoDB, reads", math.ceil(run_reads(workload, config) + calls), "dynamodb_read")
     yield line("S3, images", workload.images + 2 * workload.indexed, "s3_get")
     if not workload.indexed:
@@ -375,7 +375,7 @@ def bill(
         yield line("KMS, images", workload.images, "kms_request")
     yield line("CloudWatch Logs", calls * LOG_BYTES / 1e9, "logs")
     yield line("CloudWatch, metrics", METRICS * hours, "metric")
-    # The first each second and one in twenty more (DG services-xray), each classifier's and so at most all.
+    # Lambda samples the first request each second and 5% of the others (DG services-xray).
     yield line("X-Ray, traces", math.ceil(min(calls, max(bounds.values()) + calls / 20)), "trace")
 
 
@@ -394,7 +394,7 @@ def warnings(
     if hours >= config.record_age:
         yield (
             f"The run takes {hours:.0f} hours, and after recordAge={config.record_age} a waiting job is "
-            "given up: raise recordAge and streamRetention."
+            "discarded to the failure bucket: raise recordAge and streamRetention."
         )
     room = config.timeout - STOP_SECONDS
     images = min(config.batch_size * config.images_per_job, workload.images)
@@ -407,8 +407,8 @@ def warnings(
     table = max(bounds["DynamoDB table"], bounds["DynamoDB partition"])
     if table > 2 * max(bounds["lanes"], bounds["account concurrency"], bounds["job creator"]):
         yield (
-            "The classifiers would write over twice what DynamoDB takes: they wait, which is paid, and jobs "
-            "may run out of retries. Fewer shards lose no time."
+            "The classifiers would write over twice what DynamoDB takes. They wait, and you pay for that; "
+            "jobs may run out of retries. Fewer shards lose no time."
         )
 
 
@@ -416,9 +416,9 @@ def warnings(
 
 
 def suggest(present: Plan, prices: dict[str, Any]) -> dict[str, Plan]:
-    """ "cheaper" (as fast, for less) and "faster" (the fastest), as far as there are such settings.
+    """Better settings: "cheaper" (as fast, for less) and "faster" (the fastest), if there are any.
 
-    Only settings that Config allows, and that raise no warning which the present ones do not.
+    Only settings that Config allows and that have no more warnings than the present ones.
     """
     tried = [found for found in _plans(present, prices) if len(found.warnings) <= len(present.warnings)]
     suggestions = {}
@@ -427,7 +427,7 @@ def suggest(present: Plan, prices: dict[str, Any]) -> dict[str, Plan]:
         for found in tried
         if found.seconds <= present.seconds
         and found.idle_dollars <= present.idle_dollars
-        and found.config.memory <= present.config.memory  # what several vCPUs bring is not measured
+        and found.config.memory <= present.config.memory  # the gain of several vCPUs was not measured
     ]
     cheapest = min(found.dollars for found in as_fast)
     if cheapest < present.dollars * (1 - WORTH_SAYING):
@@ -453,7 +453,7 @@ def _plans(present: Plan, prices: dict[str, Any]) -> Iterator[Plan]:
 
 
 def _changes(present: Plan, found: Plan) -> tuple[float, ...]:
-    """What makes one of equally good plans the better. Memory comes last, for its gain is not measured."""
+    """The order of equally good plans. Less memory comes first, because its gain was not measured."""
     changed = sum(getattr(present.config, name) != getattr(found.config, name) for name in GRID)
     return found.config.memory, changed, found.dollars, found.idle_dollars, found.seconds
 

@@ -1,8 +1,8 @@
-"""Signs that a file may not be what the model knows. They are stored with a prediction and never stop it.
+"""Warnings that a file may not be what the model knows. They are stored with a prediction and never stop it.
 
-`frontal_chest.png` is what frontal chest X-rays have in common at 16 x 16 pixels. An image is compared with
-it by correlation, as it is and turned by a quarter. `training/frontal_chest.py` makes it, and measures how
-often each sign is a false alarm and how often it is missed.
+`frontal_chest.png` is the average frontal chest X-ray at 16 x 16 pixels. An image is compared with it by
+correlation, as it is and turned by a quarter. `training/frontal_chest.py` makes it, and measures how often
+each warning is a false alarm and how often it is missed.
 """
 
 import functools
@@ -14,17 +14,17 @@ import numpy.typing as npt
 from PIL import Image
 from runs.codes import WarningCode
 
-LIKE, BETTER = 0.25, 0.25  # least correlation of a chest; by how much sideways must win
+LIKE, BETTER = 0.25, 0.25  # the least correlation of a chest; by how much sideways must exceed upright
 SIDE = 16
 
 
 def warnings(
     pixels: npt.NDArray[np.generic], colour: bool, training_range: Mapping[str, Sequence[float]]
 ) -> tuple[WarningCode, ...]:
-    """What is odd about the pixels [channels, crop, crop], 0 to 255, that a model is about to score.
+    """Warnings about the pixels [channels, crop, crop], 0 to 255, that a model is about to score.
 
-    `training_range` is the bundle's: `brightness` and `contrast`, the least and the greatest mean and
-    standard deviation of the pixels of an image in training. Empty if it names none.
+    `training_range` comes from the bundle: `brightness` and `contrast`, the least and the greatest mean and
+    standard deviation of the pixels of a training image. It may be empty.
     """
     found: list[WarningCode] = [WarningCode.COLOUR] if colour else []
     small = Image.fromarray(pixels.mean(axis=0).astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
@@ -43,14 +43,14 @@ def warnings(
 
 
 def standardise(small: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
-    """Grey values [16, 16] with mean 0 and length 1; an even image is all zeros, which is like nothing."""
+    """Grey values [16, 16] with mean 0 and length 1. An even image becomes zeros."""
     centred = small - small.mean(dtype=np.float64)
     length = np.linalg.norm(centred)
     return np.asarray(centred / length if length > 0 else centred)
 
 
 def _likeness(small: npt.NDArray[np.float32]) -> float:
-    """Pearson's correlation with the frontal chest, -1 to 1."""
+    """Pearson's correlation with the average frontal chest, -1 to 1."""
     return float((standardise(small) * _frontal_chest()).sum())
 
 

@@ -1,4 +1,4 @@
-"""A DICOM file as an 8-bit grey image. No value of its header is logged, stored or put into an error."""
+"""A DICOM file as an 8-bit grey image. No header value is logged, stored or put into an error."""
 
 import io
 import logging
@@ -56,18 +56,18 @@ _DAMAGED = (
     struct.error,
 )
 
-# Largest table of grey values for modality or window; one has 128 KiB. pydicom reads all that there are.
+# Largest table of grey values for modality or window. One table has 128 KiB; pydicom reads all there are.
 _MAX_TABLES = 2**20
-_MAX_RUNS = 10_000_000  # of a run-length encoded segment, which take pydicom two seconds
+_MAX_RUNS = 10_000_000  # in a run-length encoded segment: pydicom takes two seconds for them
 
-logging.getLogger("pydicom").propagate = False  # it quotes header values, as do the loggers below it
+logging.getLogger("pydicom").propagate = False  # it and the loggers below it quote header values
 
 
 def decode(data: bytes) -> Image.Image:
-    """The one frame of the file, windowed as it asks to be shown, as an "L" image. Raises ImageError."""
+    """The one frame of the file as an "L" image, windowed as the file says. Raises ImageError."""
     file = BoundedFile(data)
     try:
-        # Before pydicom sees the whole: it would inflate a deflated file at once.
+        # Checked before pydicom reads the file: it would inflate a deflated file at once.
         if _transfer_syntax(file) not in _TRANSFER_SYNTAXES:
             raise ImageError(ErrorCode.DICOM_TRANSFER_SYNTAX)
         file.seek(0)
@@ -102,20 +102,20 @@ def _frame(dataset: Dataset) -> Image.Image:
     _check_compressed(dataset)
     first = -(2 ** (bits - 1)) if signed else 0
     stored = np.arange(first, first + 2**bits, dtype=np.int32)
-    # At most 65,536 values take the way through rescale and window, however many pixels there are.
+    # Rescale and window are applied to at most 65,536 values, not to every pixel.
     shown = _shown(dataset, stored)
     return Image.fromarray(shown[dataset.pixel_array.clip(stored[0], stored[-1]).astype(np.int32) - first])
 
 
 def _check_compressed(dataset: Dataset) -> None:
-    """Raises ImageError if decoding would make other or more than the pixels of the header."""
+    """Raise ImageError if decoding would give other or more pixels than the header says."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
         return
     if not dataset["PixelData"].is_undefined_length:  # no fragments (PS3.5, annex A.4)
         raise ImageError(ErrorCode.IMAGE_CORRUPT)
     for table in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
-        dataset.pop(table, None)  # so that pydicom comes to this frame, too
+        dataset.pop(table, None)  # so that pydicom finds this frame
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     if syntax == RLELossless:
         segments, *starts = struct.unpack_from("<16L", frame)
@@ -123,7 +123,7 @@ def _check_compressed(dataset: Dataset) -> None:
         for start, end in pairwise(edges):
             _check_runs(frame[start:end], dataset.Rows * dataset.Columns)
         return
-    # pydicom looks for the code in the boxes of a JP2 file, and never ends at one that says it has no length.
+    # pydicom walks the boxes of a JP2 file, and loops for ever at a box of length 0.
     place = 12 if frame.startswith(b"\0\0\0\x0cjP  ") else len(frame)
     while place < len(frame) and frame[place + 4 : place + 8] != b"jp2c":
         length = int.from_bytes(frame[place : place + 4], "big")
@@ -136,10 +136,10 @@ def _check_compressed(dataset: Dataset) -> None:
 
 
 def _check_runs(segment: bytes, pixels: int) -> None:
-    """Raises ImageError for a run-length encoded segment of far more than the pixels, or of too many runs.
+    """Raise ImageError for a run-length encoded segment with too many bytes or too many runs.
 
-    PS3.5, annex G.3.1: a byte n stands before n + 1 literal bytes, or before one that comes 257 - n times;
-    128 stands for nothing.
+    PS3.5, annex G.3.1: a byte n under 128 precedes n + 1 literal bytes; a byte n over 128 precedes one byte
+    that is repeated 257 - n times; 128 means nothing.
     """
     place = length = runs = 0
     while place < len(segment):
@@ -156,10 +156,10 @@ def _check_runs(segment: bytes, pixels: int) -> None:
 
 
 def _shown(dataset: Dataset, stored: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
-    """The grey value, 0 to 255, that each stored value is shown with.
+    """The grey value, 0 to 255, of each stored value.
 
     DICOM PS3.3: C.11.1 (modality LUT, rescale), C.11.2 (VOI LUT, window), C.7.6.3.1.2 (polarity). Without a
-    window, what the stored bits can hold is spread over 0 to 255, so that 8-bit files stay as they are.
+    window, the range of the stored bits is spread over 0 to 255: 8-bit files stay as they are.
     """
     for name in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"):
         value = dataset.get(name)
@@ -188,7 +188,7 @@ def _shown(dataset: Dataset, stored: npt.NDArray[np.int32]) -> npt.NDArray[np.ui
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         grey = 255 - grey
     padding = dataset.get("PixelPaddingValue")
-    if padding is not None:  # no image but what surrounds it (C.7.5.1.1.2): black
+    if padding is not None:  # padding surrounds the image (C.7.5.1.1.2): black
         limits = sorted((int(padding), int(dataset.get("PixelPaddingRangeLimit", padding))))
         grey[(stored >= limits[0]) & (stored <= limits[1])] = 0
     return grey

@@ -21,23 +21,23 @@ MIN_SIDE = 64
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 4
 MAX_BYTES = 64 * 2**20
-# Of what no camera or viewer writes, and what takes a decoder minutes, or gigabytes, in a file of 64 MiB.
-MAX_READS = 200_000  # of a header's parts: chunks, segments, elements; each takes one to four
-MAX_SCANS, MAX_EXIF = 100, 64  # of a JPEG; some 10 and 1 are usual
+# Bounds on what no camera or viewer writes, but would cost a decoder minutes or gigabytes.
+MAX_READS = 200_000  # reads of a header: each chunk, segment or element takes one to four
+MAX_SCANS, MAX_EXIF = 100, 64  # in a JPEG; usual are about 10 and 1
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-# Chunks of a plain PNG: none of them changes a pixel, as a palette, a transparent colour, EXIF, or frames do.
+# Chunks that change no pixel. A palette, a transparent colour, EXIF or frames would.
 _PLAIN = {b"IHDR", b"IDAT", b"IEND", b"tIME", b"pHYs", b"sRGB", b"gAMA", b"cHRM", b"sBIT", b"bKGD"}
-_MODES = {0: "mono", 2: "rgb", 6: "rgba"}  # a PNG's colour type, and what kornia-rs calls it
-# What Pillow's PNG and JPEG readers raise on damaged files, beside OSError.
+_MODES = {0: "mono", 2: "rgb", 6: "rgba"}  # the colour type of a PNG -> its name in kornia-rs
+# What Pillow's PNG and JPEG readers raise on damaged files.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
-# They quote header values. Here and not around each decoding: threads share the list of filters.
+# Their warnings quote header values. The filter is global: threads share the list of filters.
 warnings.filterwarnings("ignore", module=r"(PIL|pydicom|classifier)\.")
 
 
 class ImageError(Exception):
-    """An image that can never be scored. `code` says why."""
+    """An image that can never be scored; `code` says why."""
 
     def __init__(self, code: ErrorCode) -> None:
         super().__init__(code)
@@ -49,15 +49,15 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]  # 0..255
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model wants its pixels, as its `model.json` says."""
+    """How a model's pixels are made of an image, from its `model.json`."""
 
     channels: Literal[1, 3]
     resize: int  # the shorter side after resizing, in pixels
     crop: int  # the side of the centre crop, in pixels
     square: bool = False  # whether the longer side is cropped before resizing
-    # Pillow's, in whole grey values, or scikit-image's with a Gaussian against aliasing, in fractions of them
+    # bilinear: Pillow's, in whole grey values. gaussian: scikit-image's antialiased one, in fractions.
     resampling: Literal["bilinear", "gaussian"] = "bilinear"
-    bit_depth: int = 16  # of 16-bit files; 16 leaves files that use 12 bits or fewer refused
+    bit_depth: int = 16  # bits in use in 16-bit files; with 16, files that use 12 or fewer are refused
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Preprocessing":
@@ -93,16 +93,16 @@ class Preprocessing:
         else:
             cropped = self._bilinear(image)
         planes = np.asarray(cropped).reshape(self.crop, self.crop, -1).transpose(2, 0, 1)
-        # Resizing one grey plane and repeating it gives the pixels that resizing three equal planes gives.
+        # One grey plane, resized and repeated, equals three equal planes that are resized.
         return np.ascontiguousarray(np.broadcast_to(planes, (self.channels, self.crop, self.crop)))
 
     def _bilinear(self, image: Image.Image) -> Image.Image:
-        """The centre of the resized image, for which the margins are resized only where they must be."""
+        """The centre of the resized image. The margins are resized only where rounding needs them."""
         short = min(image.size)
         size = (self.resize * image.width // short, self.resize * image.height // short)
         centre = self._centre(size)
         edges = [edge * image.size[i % 2] / size[i % 2] for i, edge in enumerate(centre)]
-        if all(edge.is_integer() for edge in edges):  # else Pillow rounds them, and pixels differ by one
+        if all(edge.is_integer() for edge in edges):  # otherwise Pillow rounds them, and pixels differ by one
             left, top, right, bottom = edges
             return image.resize(
                 (self.crop, self.crop), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
@@ -115,28 +115,28 @@ class Preprocessing:
 
 
 def decode(data: bytes, bit_depth: int = 16) -> Image.Image:
-    """A PNG, JPEG or DICOM file as an 8-bit image, "L" where it holds no colour, else "RGB".
+    """A PNG, JPEG or DICOM file as an 8-bit image: "L" if it holds no colour, else "RGB".
 
-    Upright by its EXIF tag. Raises ImageError: sizes are judged from the header, before a pixel is decoded.
+    Turned upright by its EXIF tag. Raises ImageError; the size is checked in the header, before decoding.
     """
     if not data:
         raise ImageError(ErrorCode.IMAGE_EMPTY)
     if len(data) > MAX_BYTES:
         raise ImageError(ErrorCode.IMAGE_TOO_LARGE)
     if data[128:132] == b"DICM":  # PS3.10, section 7.1
-        from classifier import dicom  # here, because a cold start without DICOM does without it
+        from classifier import dicom  # here: a cold start without DICOM is quicker without it
 
         return dicom.decode(data)
     if not data.startswith((_PNG, _JPEG)):
         raise ImageError(ErrorCode.NOT_AN_IMAGE)
-    # Pillow goes over all pixels in every scan, and over all EXIF so far in every part of it.
+    # Pillow walks over all pixels for every scan, and over all EXIF so far for every part of it.
     if data.startswith(_JPEG) and (data.count(b"\xff\xda") > MAX_SCANS or data.count(b"Exif\0\0") > MAX_EXIF):
         raise ImageError(ErrorCode.IMAGE_CORRUPT)
     try:
         image = _decode_plain_png(data) if data.startswith(_PNG) else None
         if image is None:
             check_size(_open(data).size)
-            # Decoding alone passes over the checksums of a PNG, and so over a flipped bit.
+            # Decoding alone ignores the checksums of a PNG, and so a flipped bit.
             _open(data).verify()
             image = _open(data)
             if image.mode == "P" and image.palette is None:
@@ -150,9 +150,9 @@ def decode(data: bytes, bit_depth: int = 16) -> Image.Image:
 
 
 def _decode_plain_png(data: bytes) -> Image.Image | None:
-    """A whole PNG of 8 bits in grey or colour, in less than half of Pillow's time; None if it is any other.
+    """A plain 8-bit PNG, decoded in less than half of Pillow's time; None for every other file.
 
-    None for all that is odd or damaged too: what is wrong with a file is Pillow's to judge.
+    None also for odd or damaged files: Pillow then finds out what is wrong.
     """
     chunks = []
     view, place = memoryview(data), len(_PNG)
@@ -162,7 +162,7 @@ def _decode_plain_png(data: bytes) -> Image.Image | None:
             end = place + 8 + length
             (checksum,) = struct.unpack_from(">I", data, end)
             if chunk != b"IDAT" and zlib.crc32(view[place + 4 : end]) != checksum:
-                return None  # those of the pixels kornia-rs looks at
+                return None  # kornia-rs checks those of IDAT
             chunks.append(chunk)
             place = end + 4
             if len(chunks) > MAX_READS:
@@ -188,10 +188,7 @@ def _decode_plain_png(data: bytes) -> Image.Image | None:
 
 
 class BoundedFile(io.BytesIO):
-    """A file in memory that is read at most so often as a file of a sane number of parts has to be.
-
-    Raises ImageError.
-    """
+    """A file in memory that can be read at most MAX_READS times. Then it raises ImageError."""
 
     _reads = 0
 
@@ -218,7 +215,7 @@ def check_size(size: tuple[int, int]) -> None:
 
 
 def _eight_bits(image: Image.Image, bit_depth: int) -> Image.Image:
-    """16-bit grey as "L". Not by `convert("L")`, which clips every value over 255 to white."""
+    """16-bit grey as "L". `convert("L")` would clip every value over 255 to white."""
     grey = np.asarray(image)
     if bit_depth == 16 and grey.max() < 2**12:
         raise ImageError(ErrorCode.BIT_DEPTH_UNKNOWN)
@@ -229,7 +226,7 @@ def _eight_bits(image: Image.Image, bit_depth: int) -> Image.Image:
 def _colour_if_any(image: Image.Image) -> Image.Image:
     if image.mode in ("1", "L", "LA"):
         return image.convert("L")
-    # Alpha is dropped, never blended: what lies under it is the X-ray.
+    # Alpha is dropped, not blended: the X-ray lies under it.
     planes = (image if image.mode in ("RGB", "RGBA") else image.convert("RGB")).split()[:3]
     red, green, blue = (plane.tobytes() for plane in planes)
     return planes[0] if red == green == blue else Image.merge("RGB", planes)

@@ -1,4 +1,4 @@
-"""The model bundle: `model.onnx` and the `model.json` that says what it is and what it wants."""
+"""The model bundle: `model.onnx`, and `model.json` that describes the model and its input."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     InvalidArgument,
     InvalidGraph,
     InvalidProtobuf,
-    NotImplemented,  # noqa: A004 - ONNX Runtime's, for an operator that it does not have
+    NotImplemented,  # noqa: A004 - ONNX Runtime raises it for an unknown operator
     RuntimeException,
 )
 from runs.codes import WarningCode
@@ -27,15 +27,15 @@ _SIX_DECIMALS = Decimal("0.000001")
 
 
 class BundleError(Exception):
-    """A bundle whose parts disagree; the message names the file, the field and the expected value."""
+    """The parts of a bundle disagree. The message names the file, the field and the expected value."""
 
 
 class Model:
-    """A verified bundle, ready to score, one image a thread: several threads may call it at once.
+    """A verified bundle, ready to score. Several threads may call it at once, each with one image.
 
     The graph takes `pixels` [images, channels, crop, crop], grey values from 0 to 255, and gives `scores`,
     float32 [images, labels] from 0 to 1: normalisation, head and sigmoid are inside it. A label is positive
-    when its score reaches its own threshold.
+    when its score reaches the label's threshold.
 
     Raises BundleError.
     """
@@ -58,7 +58,7 @@ class Model:
                 f"{folder / 'model.json'}: sha256 is {declared}, but model.onnx hashes to {self.sha256}"
             )
         options = ort.SessionOptions()
-        options.intra_op_num_threads = 1  # images side by side use more cores better than parts of one
+        options.intra_op_num_threads = 1  # several images at once use the cores better
         try:
             self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except (
@@ -80,11 +80,11 @@ class Model:
             self._expect("cam", self._session.get_outputs(), "float", [labels])
 
     def prepare(self, data: bytes) -> tuple[Pixels, tuple[WarningCode, ...]]:
-        """A file's bytes as pixels [channels, crop, crop], and what is odd about them. Raises ImageError."""
+        """A file's bytes as pixels [channels, crop, crop], and warnings about them. Raises ImageError."""
         image = decode(data, self._preprocess.bit_depth)
         pixels = self._preprocess(image)
         colour = image.mode != "L"
-        looked_at = pixels if colour else pixels[:1]  # of equal planes one says it all
+        looked_at = pixels if colour else pixels[:1]  # the planes of a grey image are equal
         return pixels, warnings(looked_at, colour, self.card.get("training_range", {}))
 
     def score(self, pixels: Sequence[Pixels]) -> list[dict[str, Decimal]]:
@@ -102,7 +102,7 @@ class Model:
         """Label -> class activation map [rows, columns] of one image: what each place adds to the logit.
 
         Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016. Raises BundleError
-        for a model whose head is not linear on average pooling, and so has none.
+        for a model without such a map: its head is not linear on average pooling.
         """
         if not self.card.get("cam"):
             raise BundleError(f"{self.name} has no class activation map: its model.json says cam: false")
@@ -115,7 +115,7 @@ class Model:
 
     @staticmethod
     def _expect(name: str, given: Sequence[ort.NodeArg], kind: str, shape: list[int]) -> None:
-        """A value of the graph with these sizes behind the number of images; any may follow."""
+        """Check a value of the graph: the sizes after the number of images. More sizes may follow."""
         values = {value.name: value for value in given}
         if name not in values:
             raise BundleError(f"model.onnx: expected {name}, found {', '.join(values)}")

@@ -1,4 +1,4 @@
-"""scikit-image's antialiased resize in numpy, for models that were trained on it."""
+"""scikit-image's antialiased resize in numpy, for models that were trained with it."""
 
 import functools
 
