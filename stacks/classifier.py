@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jsii
 from aws_cdk import Duration, Stack
@@ -41,21 +42,26 @@ MODEL_BUNDLE = PROJECT / "containers" / "classifier" / "model"
 
 @dataclass(frozen=True)
 class Model:
-    """Which model a run is scored with: `name` is "name:version", `sha256` that of model.onnx, in hex."""
+    """The model that runs are scored with."""
 
-    name: str
-    sha256: str
+    name: str  # "name:version"
+    sha256: str  # of model.onnx, in hex
+    labels: list[dict[str, Any]]  # name and threshold of each, in the order of the bundle: the primary first
 
 
 def read_model(bundle: Path) -> Model:
     """The model in a bundle's folder. Raises ConfigError if parts are missing or do not belong together."""
     try:
         card = json.loads((bundle / "model.json").read_text(encoding="utf-8"))
-        model = Model(name=f"{card['name']}:{card['version']}", sha256=card["sha256"])
+        model = Model(
+            name=f"{card['name']}:{card['version']}",
+            sha256=card["sha256"],
+            labels=[{"name": label["name"], "threshold": label["threshold"]} for label in card["labels"]],
+        )
         found = hashlib.sha256((bundle / "model.onnx").read_bytes()).hexdigest()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{bundle}: expected model.json (with name, version, sha256) beside model.onnx, "
+            f"{bundle}: expected model.json (with name, version, sha256, labels) beside model.onnx, "
             f"but {type(error).__name__}: {error}"
         ) from error
     if found != model.sha256:

@@ -25,6 +25,12 @@ STOP_SECONDS = 10  # the classifier stops so long before its deadline, to report
 
 STACK_NAME = "stackName"  # a setting of the app: two stacks in one account need two names
 
+# The settings that bear on how a run goes. Every run records them.
+RUN_SETTINGS = (
+    *("prefix", "shards", "parallelizationFactor", "imagesPerJob", "batchSize", "batchWindow"),
+    *("streamRetention", "retries", "recordAge", "memory", "timeout", "architecture"),
+)
+
 # What the CDK itself puts into the context without a colon in its name.
 CDK_CONTEXT = {"acknowledged-issue-numbers", "cli-telemetry"}
 
@@ -176,6 +182,11 @@ class Config:
         """Every setting that has a value, by its name for `-c`."""
         values = {context_name(setting.name): getattr(self, setting.name) for setting in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
+
+    def run_settings(self) -> dict[str, Any]:
+        """The settings that every run records, by their names for `-c`."""
+        values = self.settings()
+        return {name: values[name] for name in RUN_SETTINGS}
 
     def non_default(self) -> dict[str, Any]:
         """The settings that are not at their defaults, by their names for `-c`."""

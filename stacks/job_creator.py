@@ -1,6 +1,7 @@
 """The function that turns one event into a run: its jobs on the stream, its item in the table."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from aws_cdk import Duration
@@ -15,15 +16,21 @@ from aws_cdk.aws_lambda import (
     Tracing,
 )
 from constructs import Construct
+from runs.layout import PREDICTION_KEYS
 
 from stacks.classifier import Model
-from stacks.config import ONE_VCPU_MB, Config
+from stacks.config import ONE_VCPU_MB, Config, ConfigError
 from stacks.function_role import FunctionRole
 from stacks.job_stream import JobStream
 from stacks.permissions import allow, allow_shared, through
 from stacks.storage import Storage
 
 CODE = Path(__file__).parents[1] / "lambdas"
+
+# Lambda measures all variables together, as JSON (Lambda guide, gettingstarted-limits).
+ENVIRONMENT_BYTES = 4096
+# CloudFormation chooses these names at deployment. A bucket, a table and a stream have no longer ones.
+LONGEST_NAMES = {"BUCKET_NAME": 63 * "x", "TABLE_NAME": 255 * "x", "STREAM_NAME": 128 * "x"}
 
 
 class JobCreator(Construct):
@@ -44,6 +51,15 @@ class JobCreator(Construct):
         key: IKey | None,
     ) -> None:
         super().__init__(scope, construct_id)
+        environment = {
+            "BUCKET_NAME": storage.images.bucket_name,
+            "KEY_PREFIX": config.prefix,
+            "TABLE_NAME": storage.table.table_name,
+            "STREAM_NAME": jobs.stream.stream_name,
+            "IMAGES_PER_JOB": str(config.images_per_job),
+            "RUN_FIELDS": run_fields(model, config),
+        }
+        check_size(environment)
         role = FunctionRole(self, "Role", config=config, key=key)
         self.function = Function(
             self,
@@ -63,20 +79,13 @@ class JobCreator(Construct):
             timeout=Duration.minutes(15),  # Lambda's longest: a listing of millions takes minutes
             memory_size=ONE_VCPU_MB,  # encoding, signing and sending jobs is bound by the CPU, not by memory
             environment_encryption=key,
-            environment={
-                "BUCKET_NAME": storage.images.bucket_name,
-                "KEY_PREFIX": config.prefix,
-                "TABLE_NAME": storage.table.table_name,
-                "STREAM_NAME": jobs.stream.stream_name,
-                "IMAGES_PER_JOB": str(config.images_per_job),
-                "RUN_FIELDS": json.dumps({"model": model.name, "model_sha256": model.sha256}),
-            },
+            environment=environment,
         )
         table, stream = storage.table, jobs.stream
         allow_shared(self.function, config=config, storage=storage, key=key)
-        # It writes runs (RUN) and their counters (RUN#<run>), but no prediction (RUN#<run>#<00..3f>). This
-        # condition key needs ForAllValues (DynamoDB guide, specifying-conditions).
-        no_prediction = {"ForAllValues:StringNotLike": {"dynamodb:LeadingKeys": "RUN#*#*"}}
+        # It writes runs and their counters, but no predictions. This condition key needs ForAllValues
+        # (DynamoDB guide, specifying-conditions).
+        no_prediction = {"ForAllValues:StringNotLike": {"dynamodb:LeadingKeys": PREDICTION_KEYS}}
         allow(
             self.function, "dynamodb:PutItem", "dynamodb:UpdateItem", on=table.table_arn, when=no_prediction
         )
@@ -84,3 +93,26 @@ class JobCreator(Construct):
         if key:
             of_stream = through("kinesis", "aws:kinesis:arn", stream.stream_arn)
             allow(self.function, "kms:GenerateDataKey", on=key.key_arn, when=of_stream)
+
+
+def run_fields(model: Model, config: Config) -> str:
+    """What every run records besides its own source: the model, its labels and the settings, as JSON."""
+    return json.dumps(
+        {
+            "model": model.name,
+            "model_sha256": model.sha256,
+            "labels": model.labels,
+            "settings": config.run_settings(),
+        },
+        separators=(",", ":"),
+    )
+
+
+def check_size(environment: Mapping[str, str]) -> None:
+    """Raise ConfigError for environment variables that Lambda would refuse."""
+    size = len(json.dumps({**environment, **LONGEST_NAMES}, separators=(",", ":")))
+    if size > ENVIRONMENT_BYTES:
+        raise ConfigError(
+            f"the model's labels and the settings: expected at most {ENVIRONMENT_BYTES} bytes of environment "
+            f"variables (Lambda's limit), found {size}; use fewer or shorter labels, or a shorter prefix"
+        )

@@ -20,6 +20,7 @@ from aws_cdk.aws_cloudwatch import (
 from aws_cdk.aws_cloudwatch_actions import SnsAction
 from aws_cdk.aws_sns import Topic
 from constructs import Construct
+from runs.metrics import NAMESPACE
 
 from stacks.classifier import Classifier
 from stacks.config import Config
@@ -27,7 +28,6 @@ from stacks.job_creator import JobCreator
 from stacks.job_stream import JobStream
 from stacks.storage import Storage
 
-NAMESPACE = "chest-xray-inference"  # of what both functions print in the embedded metric format
 HOUR_MS = 3_600_000
 PERIOD = Duration.minutes(5)  # of an alarm; three make the quarter of an hour that some things may last
 SHORT = Duration.minutes(1)  # of a rate on the dashboard

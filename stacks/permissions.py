@@ -11,11 +11,10 @@ from aws_cdk.aws_iam import PolicyStatement
 from aws_cdk.aws_kms import IKey
 from aws_cdk.aws_lambda import Function
 from aws_cdk.aws_s3 import IBucket
+from runs.completion import EVENT_SOURCE, EVENT_TYPE
 
 from stacks.config import Config
 from stacks.storage import Storage
-
-EVENT_SOURCE, EVENT_TYPE = "chest-xray-inference", "Run Complete"  # on the default event bus
 
 # What DynamoDB does with a table's key for the caller (DynamoDB guide, encryption.usagenotes).
 TABLE_KEY_ACTIONS = (

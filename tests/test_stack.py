@@ -255,15 +255,34 @@ def test_job_creator(template: Template) -> None:
     assert function["Properties"]["Runtime"] == "python3.14"
     assert function["Properties"]["Timeout"] == 900
     assert function["Properties"]["MemorySize"] == 1769
-    model = read_model(MODEL_BUNDLE)
-    assert function["Properties"]["Environment"]["Variables"] == {
+    variables = function["Properties"]["Environment"]["Variables"]
+    run_fields = json.loads(variables.pop("RUN_FIELDS"))
+    assert variables == {
         "BUCKET_NAME": "StorageImages",
         "KEY_PREFIX": "cxr-nih/",
         "TABLE_NAME": "StorageTable",
         "STREAM_NAME": "JobsStream",
         "IMAGES_PER_JOB": "32",
-        "MODEL": model.name,
-        "MODEL_SHA256": model.sha256,
+    }
+    card = json.loads((MODEL_BUNDLE / "model.json").read_text())
+    assert run_fields == {
+        "model": f"{card['name']}:{card['version']}",
+        "model_sha256": card["sha256"],
+        "labels": card["labels"],
+        "settings": {
+            "prefix": "cxr-nih/",
+            "shards": 5,
+            "parallelizationFactor": 10,
+            "imagesPerJob": 32,
+            "batchSize": 4,
+            "batchWindow": 0,
+            "streamRetention": 24,
+            "retries": 5,
+            "recordAge": 12,
+            "memory": 1769,
+            "timeout": 120,
+            "architecture": "x86_64",
+        },
     }
 
 
@@ -525,16 +544,44 @@ def test_a_name_that_the_template_gives_is_noticed() -> None:
     assert is_named(dashboard)
 
 
-def bundle(folder: Path, **card: str) -> Path:
+def bundle(folder: Path, **card: Any) -> Path:
     (folder / "model.onnx").write_bytes(b"onnx")
     (folder / "model.json").write_text(json.dumps(card))
     return folder
 
 
-def test_model_is_named_by_its_card(tmp_path: Path) -> None:
-    sha256 = hashlib.sha256(b"onnx").hexdigest()
-    bundle(tmp_path, name="lite", version="1.2.0", sha256=sha256)
-    assert read_model(tmp_path) == Model(name="lite:1.2.0", sha256=sha256)
+LABELS = [
+    {"name": "mass", "threshold": 0.35, "measured": {"auc": 0.8}},
+    {"name": "\u00e4dem, 2", "threshold": 1},
+]
+ONNX_SHA256 = hashlib.sha256(b"onnx").hexdigest()
+
+
+def test_model_is_read_from_its_card(tmp_path: Path) -> None:
+    bundle(tmp_path, name="lite", version="1.2.0", sha256=ONNX_SHA256, labels=LABELS)
+    assert read_model(tmp_path) == Model(
+        name="lite:1.2.0",
+        sha256=ONNX_SHA256,
+        labels=[{"name": "mass", "threshold": 0.35}, {"name": "\u00e4dem, 2", "threshold": 1}],
+    )
+
+
+def test_labels_that_lambda_has_no_room_for_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def deploy(labels: int) -> None:
+        names = [{"name": f"finding number {number:03}", "threshold": 0.123} for number in range(labels)]
+        model = Model(name="wide:1.0.0", sha256="0" * 64, labels=names)
+        monkeypatch.setattr(inference_stack, "read_model", lambda _: model)
+        synthesize(tmp_path)
+
+    deploy(40)
+    message = (
+        r"^the model's labels and the settings: expected at most 4096 bytes of environment variables "
+        r"\(Lambda's limit\), found \d{4}; use fewer or shorter labels, or a shorter prefix$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        deploy(60)
 
 
 def test_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -549,7 +596,7 @@ def test_model_without_a_version_is_refused(tmp_path: Path) -> None:
 
 def test_model_other_than_its_card_says_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected model\.onnx with SHA-256 0, found"):
-        read_model(bundle(tmp_path, name="lite", version="1.2.0", sha256="0"))
+        read_model(bundle(tmp_path, name="lite", version="1.2.0", sha256="0", labels=[]))
 
 
 def test_wrong_setting_stops_the_app_in_one_line() -> None:
