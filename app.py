@@ -1,4 +1,4 @@
-"""The CDK app: context -> Config -> InferenceStack. It makes no AWS call; run it by `npx cdk synth`."""
+"""The CDK app: context -> Config -> InferenceStack. `npx cdk synth` runs it; it makes no AWS call."""
 
 import sys
 
@@ -9,7 +9,7 @@ from stacks.config import Config, ConfigError, stack_name
 from stacks.inference_stack import InferenceStack
 
 app = App()
-Validations.of(app).add_plugins(AwsSolutionsChecks(app))  # a finding stops synth, and so a deployment
+Validations.of(app).add_plugins(AwsSolutionsChecks(app))  # a finding stops synth and deploy
 try:
     context = app.node.get_all_context()
     InferenceStack(app, stack_name(context), config=Config.from_context(context))

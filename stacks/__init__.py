@@ -1,1 +1,1 @@
-"""The CDK app: what is deployed. Nothing in here runs in AWS."""
+"""The CDK app: what is deployed. None of this code runs in AWS."""

@@ -1,4 +1,4 @@
-"""The function that scores images, the model in its image, and how the stream reaches it."""
+"""The function that scores images, the model in its image, and the mapping that feeds it from the stream."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ class Model:
 
 
 def read_model(bundle: Path) -> Model:
-    """The model in a bundle's folder. Raises ConfigError if parts are missing or do not belong together."""
+    """The model in a bundle's folder. Raises ConfigError if a file or a field is missing or wrong."""
     try:
         card = json.loads((bundle / "model.json").read_text(encoding="utf-8"))
         model = Model(
@@ -71,7 +71,7 @@ def read_model(bundle: Path) -> Model:
 
 @jsii.implements(IEventSourceDlq)
 class FailureDestination:
-    """A bucket as the failure destination of a mapping. CDK's own also grants reading and deleting."""
+    """A bucket as the failure destination of a mapping. The CDK's class also grants reading and deleting."""
 
     def __init__(self, bucket: IBucket) -> None:
         self._bucket = bucket
@@ -81,7 +81,7 @@ class FailureDestination:
 
 
 class Classifier(Construct):
-    """`function`: the classifier. `mapping`: what feeds it jobs from the stream."""
+    """`function` is the classifier, `mapping` the event source mapping that gives it the stream's jobs."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Classifier(Construct):
             role=role,
             log_group=role.log_group,
             logging_format=LoggingFormat.JSON,
-            # Above INFO, Lambda would drop the line that the metrics are taken from, or its own reports.
+            # Above INFO, Lambda would drop its own reports and the line that CloudWatch takes metrics from.
             application_log_level_v2=ApplicationLogLevel.INFO,
             system_log_level_v2=SystemLogLevel.INFO,
             tracing=Tracing.ACTIVE,
@@ -130,18 +130,18 @@ class Classifier(Construct):
             "Mapping",
             target=self.function,
             event_source_arn=jobs.stream.stream_arn,
-            # LATEST can miss what comes while the mapping is being made.
+            # LATEST can miss jobs that are sent while the mapping is being created.
             starting_position=StartingPosition.TRIM_HORIZON,
             parallelization_factor=config.parallelization_factor,
             batch_size=config.batch_size,
             max_batching_window=Duration.seconds(config.batch_window),
             report_batch_item_failures=True,
             bisect_batch_on_error=True,
-            # By default both have no bound, and one bad record stops its shard until it expires.
+            # By default there is no limit: a record that always fails would stop its shard until it expires.
             retry_attempts=config.retries,
             max_record_age=Duration.hours(config.record_age),
             on_failure=FailureDestination(jobs.failures),
-            metrics_config=MetricsConfig(metrics=[MetricType.EVENT_COUNT]),  # says what was given up
+            metrics_config=MetricsConfig(metrics=[MetricType.EVENT_COUNT]),  # counts jobs out of retries
         )
         self._allow(config, storage, jobs, key)
 

@@ -1,6 +1,6 @@
-"""Every setting of the stack: default, unit, what is allowed, and which pairs cannot work together.
+"""Every setting of the stack: its default, unit and allowed values, and which pairs cannot work together.
 
-A setting is given to the CDK as `-c name=value`; its name is the field's, in camelCase: `-c imagesPerJob=16`.
+The CDK takes a setting as `-c name=value`, with the name of the field in camelCase: `-c imagesPerJob=16`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Self
 
-# What CloudWatch Logs takes (PutRetentionPolicy), short of "for ever".
+# The values that CloudWatch Logs takes (API reference, PutRetentionPolicy).
 LOG_RETENTION_DAYS = (
     *(1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365),
     *(400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653),
 )
 
-# What one image may take on one vCPU, fetched, decoded and scored: room for a DenseNet-121 in fp32 on a bad
-# day, so that a batch fits its timeout. The default model takes a fraction of it.
+# The longest time that one vCPU may take to fetch, decode and score an image. A DenseNet-121 in fp32 stays
+# under it on a slow processor, and the default model takes a fraction of it.
 IMAGE_MS = 200
-ONE_VCPU_MB = 1769  # Lambda's CPU grows with memory (DG configuration-memory); scoring uses one thread
-STOP_SECONDS = 10  # the classifier stops so long before its deadline, to report what it has not done
+ONE_VCPU_MB = (
+    1769  # Lambda's CPU grows with memory (its guide, configuration-memory); scoring uses one thread
+)
+STOP_SECONDS = 10  # the classifier stops this long before its deadline, to report the jobs that are not done
 
-STACK_NAME = "stackName"  # a setting of the app: two stacks in one account need two names
+STACK_NAME = "stackName"  # a setting of the app, not of the stack: two stacks in one account need two names
 
 # The settings that bear on how a run goes. Every run records them.
 RUN_SETTINGS = (
@@ -36,7 +38,7 @@ CDK_CONTEXT = {"acknowledged-issue-numbers", "cli-telemetry"}
 
 
 class ConfigError(ValueError):
-    """What was given to synth cannot work. The message is one line, for the person who typed it."""
+    """A setting or a model that cannot be deployed. The message is one line for the user."""
 
 
 def _number(default: int, allowed: range | tuple[int, ...], doc: str) -> Any:
@@ -50,7 +52,7 @@ def _number(default: int, allowed: range | tuple[int, ...], doc: str) -> Any:
 
 
 def _text(default: str | None, pattern: str, allowed: str, doc: str) -> Any:
-    """A setting that is text and matches `pattern` as a whole, which `allowed` says in words."""
+    """A setting that is text and matches the whole of `pattern`; `allowed` says the pattern in words."""
 
     def parse(text: str) -> str | None:
         return text if re.fullmatch(pattern, text) else None
@@ -76,9 +78,9 @@ def _key(doc: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The settings. Upper limits are those of AWS, where AWS has one.
+    """The settings. Where AWS has an upper limit, it is the limit here.
 
-    Raises ConfigError for a pair of settings that cannot work.
+    Raises ConfigError for a pair of settings that cannot work together.
     """
 
     images_bucket: str | None = _text(
@@ -86,66 +88,82 @@ class Config:
         # S3 user guide, bucketnamingrules: no empty label, none with a hyphen at its end, no IP address.
         r"(?!\d+\.\d+\.\d+\.\d+$)(?=.{3,63}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*",
         "the plain name of a bucket",
-        "existing bucket with the images, never written to; without this the stack makes one",
+        "existing bucket with the images; the stack only reads it. Without this, the stack creates a bucket",
     )
-    images_kms_key: str | None = _key("key that the existing imagesBucket is encrypted with")
-    kms_key: str | None = _key("key of your own that all the stack keeps is to be encrypted with")
-    # No `*`, `?` or `$`: the prefix stands in IAM policies, where they are wildcards and variables. And every
-    # key begins with it, which in a spreadsheet must not make it a formula.
+    images_kms_key: str | None = _key("KMS key that the existing imagesBucket is encrypted with")
+    kms_key: str | None = _key("your own KMS key, which encrypts all that the stack stores")
+    # IAM policies contain the prefix: `*`, `?` and `$` would be wildcards and variables there. Every key
+    # begins with it: a spreadsheet would read a key that begins with any of =+@- as a formula.
     prefix: str = _text(
         "cxr-nih/",
         r"(?![=+@-])([A-Za-z0-9 !_.()=+@,-]+/)+",
-        "folders of letters, digits, spaces and !_.()=+@,- each ending in '/', with none of =+@- first",
-        "start of every image's key; the functions can read nothing else in the bucket",
+        "folders of letters, digits, spaces and !_.()=+@,- each ending in '/'; not =+@- at the start",
+        "prefix of every image's key; the functions can read only the objects under it",
     )
-    shards: int = _number(5, range(1, 1001), "shards of the Kinesis stream, some 11 dollars a month each")
-    parallelization_factor: int = _number(10, range(1, 11), "classifiers that one shard keeps busy at once")
+    shards: int = _number(
+        5, range(1, 1001), "shards of the Kinesis stream; each costs about 11 dollars a month"
+    )
+    parallelization_factor: int = _number(
+        10, range(1, 11), "classifiers that Lambda runs at the same time for one shard"
+    )
     images_per_job: int = _number(
-        32, range(1, 100), "images in one Kinesis record; a DynamoDB transaction takes 99 and their counter"
+        32, range(1, 100), "images in one job; one DynamoDB transaction takes 99 and their counter"
     )
-    batch_size: int = _number(4, range(1, 10_001), "most jobs in one invocation of the classifier")
+    batch_size: int = _number(
+        4, range(1, 10_001), "maximum number of jobs in one invocation of the classifier"
+    )
     batch_window: int = _number(0, range(301), "seconds that Lambda waits to fill a batch")
-    stream_retention: int = _number(24, range(24, 8761), "hours that the stream keeps a record; 24 are free")
-    retries: int = _number(5, range(10_001), "retries before a failing job goes to the failure bucket")
-    record_age: int = _number(12, range(1, 169), "hours before a waiting job goes to the failure bucket")
-    memory: int = _number(ONE_VCPU_MB, range(128, 10_241), "MB for one classifier; 1769 come with one vCPU")
+    stream_retention: int = _number(
+        24, range(24, 8761), "hours that the stream keeps a job; the first 24 are free"
+    )
+    retries: int = _number(
+        5, range(10_001), "retries before Lambda writes a failing job to the failure bucket"
+    )
+    record_age: int = _number(
+        12, range(1, 169), "hours before Lambda writes a waiting job to the failure bucket"
+    )
+    memory: int = _number(
+        ONE_VCPU_MB, range(128, 10_241), f"MB for one classifier; {ONE_VCPU_MB} MB come with one vCPU"
+    )
     timeout: int = _number(120, range(30, 901), "seconds that one invocation of the classifier may take")
-    # arm64 costs less, but ONNX Runtime has aborted on import in Lambda there (onnxruntime#10038).
-    architecture: str = _choice("x86_64", "arm64", doc="processor of the classifier, and of its image")
+    # arm64 costs less, but there the import of ONNX Runtime has aborted in Lambda (onnxruntime#10038).
+    architecture: str = _choice("x86_64", "arm64", doc="processor of the classifier and of its image")
     base_image: str | None = _text(
         None,
         r"[a-z0-9][a-zA-Z0-9._:/-]*@sha256:[0-9a-f]{64}",
         "an image by its digest, NAME@sha256: and 64 hex digits",
-        "base of the classifier's image, by digest; without this AWS's newest for Python 3.13",
+        "base of the classifier's image, by digest. Without this, AWS's newest image for Python 3.13",
     )
-    failure_expiry: int = _number(90, range(1, 3651), "days that the failure bucket keeps what it holds")
-    log_retention: int = _number(30, LOG_RETENTION_DAYS, "days that the functions' logs are kept")
+    failure_expiry: int = _number(90, range(1, 3651), "days that the failure bucket keeps an object")
+    log_retention: int = _number(30, LOG_RETENTION_DAYS, "days that CloudWatch keeps the functions' logs")
     alarm_topic: str | None = _text(
         None,
         r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_-]{1,256}",
         "the ARN of an SNS topic, arn:aws:sns:REGION:ACCOUNT:NAME",
-        "SNS topic that is told when an alarm rings, and when all is well again",
+        "SNS topic that CloudWatch notifies when an alarm starts and when it ends",
     )
-    data: str = _choice("keep", "destroy", doc="what `cdk destroy` does to images, predictions and failures")
+    data: str = _choice(
+        "keep", "destroy", doc="what `cdk destroy` does with images, predictions and failed jobs"
+    )
 
     def __post_init__(self) -> None:
         if self.images_kms_key and not self.images_bucket:
             raise ConfigError(
-                f"imagesKmsKey={self.images_kms_key}: expected together with imagesBucket only "
-                "(a bucket that the stack makes is encrypted by S3, or with kmsKey)"
+                f"imagesKmsKey={self.images_kms_key}: expected only together with imagesBucket "
+                "(S3 encrypts a bucket that the stack creates with its own key, or with kmsKey)"
             )
         if self.record_age >= self.stream_retention:
             raise ConfigError(
                 f"recordAge={self.record_age}: expected less than streamRetention={self.stream_retention} "
-                "(hours; a record that leaves the stream before Lambda gives it up leaves no failure object)"
+                "(hours; Lambda writes no failure object for a job that has left the stream)"
             )
         image_ms = IMAGE_MS * max(1, ONE_VCPU_MB / self.memory)
-        most = int((self.timeout - STOP_SECONDS) * 1000 / image_ms)
-        if self.batch_size * self.images_per_job > most:
+        max_images = int((self.timeout - STOP_SECONDS) * 1000 / image_ms)
+        if self.batch_size * self.images_per_job > max_images:
             raise ConfigError(
-                f"batchSize={self.batch_size} x imagesPerJob={self.images_per_job}: expected at most {most} "
-                f"images an invocation with timeout={self.timeout} and memory={self.memory} "
-                f"({image_ms:.0f} ms an image, and {STOP_SECONDS} s to stop)"
+                f"batchSize={self.batch_size} x imagesPerJob={self.images_per_job}: expected at most "
+                f"{max_images} images in an invocation with timeout={self.timeout} and memory={self.memory} "
+                f"({image_ms:.0f} ms for an image, and {STOP_SECONDS} s to stop)"
             )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What both functions run as, and where they log."""
+"""The role that a function runs as, and the log group that it writes to."""
 
 from typing import cast
 
@@ -12,17 +12,18 @@ from stacks.config import Config
 
 
 def log_group(scope: Construct, *, config: Config, key: IKey | None) -> LogGroup:
-    """Where a function logs, for as long as the settings say."""
+    """A log group for a function. The setting logRetention says how long it keeps a line."""
     group = LogGroup(scope, "Logs", encryption_key=key, removal_policy=RemovalPolicy.DESTROY)
-    # Set one level down: RetentionDays is an enumeration of names, with no way in from a number.
+    # RetentionDays of the CDK is an enumeration that takes no number, so this sets CloudFormation's property.
     cast(CfnLogGroup, group.node.default_child).retention_in_days = config.log_retention
     return group
 
 
 class FunctionRole(Role):
-    """A function's role: it may write to `log_group`, and do what the stack allows besides.
+    """A function's role. It may write to `log_group`, and do what its construct allows.
 
-    CDK's default role may create and write every log group of the account (AWSLambdaBasicExecutionRole).
+    The CDK's default role may create every log group of the account, and write to it
+    (AWSLambdaBasicExecutionRole).
     """
 
     def __init__(self, scope: Construct, construct_id: str, *, config: Config, key: IKey | None) -> None:

@@ -14,7 +14,7 @@ from stacks.storage import Storage
 
 
 class InferenceStack(Stack):
-    """From chest X-rays in S3 to predictions in DynamoDB. Raises ConfigError without a model to deploy."""
+    """From chest X-rays in S3 to predictions in DynamoDB. Raises ConfigError if its model is wrong."""
 
     def __init__(self, scope: Construct, construct_id: str, *, config: Config) -> None:
         super().__init__(

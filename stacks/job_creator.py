@@ -1,4 +1,4 @@
-"""The function that turns one event into a run: its jobs on the stream, its item in the table."""
+"""The function that starts a run: it sends the run's jobs to the stream and writes its item to the table."""
 
 import json
 from collections.abc import Mapping
@@ -34,9 +34,9 @@ LONGEST_NAMES = {"BUCKET_NAME": 63 * "x", "TABLE_NAME": 255 * "x", "STREAM_NAME"
 
 
 class JobCreator(Construct):
-    """`function`: the job creator.
+    """`function` is the job creator.
 
-    Lambda does not retry an asynchronous invocation: it would start a run again that was cancelled meanwhile.
+    Lambda must not retry an asynchronous invocation: the retry would start a cancelled run again.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class JobCreator(Construct):
             handler="job_creator.handler.handle",
             role=role,
             log_group=role.log_group,
-            # As the classifier's: above INFO, metrics would be lost.
+            # As for the classifier: above INFO, Lambda would drop the metrics.
             logging_format=LoggingFormat.JSON,
             application_log_level_v2=ApplicationLogLevel.INFO,
             system_log_level_v2=SystemLogLevel.INFO,
             tracing=Tracing.ACTIVE,
             retry_attempts=0,
-            timeout=Duration.minutes(15),  # Lambda's longest: a listing of millions takes minutes
-            memory_size=ONE_VCPU_MB,  # encoding, signing and sending jobs is bound by the CPU, not by memory
+            timeout=Duration.minutes(15),  # Lambda's longest; listing millions of keys takes minutes
+            memory_size=ONE_VCPU_MB,  # the CPU limits encoding, signing and sending jobs
             environment_encryption=key,
             environment=environment,
         )

@@ -1,4 +1,4 @@
-"""Where jobs wait, and where those end that no retry could help."""
+"""The stream that jobs wait in, and the bucket for jobs that ran out of retries."""
 
 from aws_cdk import Acknowledgment, Duration, RemovalPolicy, Validations
 from aws_cdk.aws_kinesis import Stream, StreamEncryption, StreamMode
@@ -11,7 +11,7 @@ from stacks.storage import PrivateBucket
 
 
 class JobStream(Construct):
-    """`stream`: one record a job. `failures`: one object a batch of jobs that Lambda gave up."""
+    """`stream` holds a record for each job, `failures` an object for each batch that ran out of retries."""
 
     def __init__(
         self,
@@ -26,17 +26,18 @@ class JobStream(Construct):
         self.stream = Stream(
             self,
             "Stream",
-            # On-demand scales on what comes in, but shards are what sets how many classifiers run.
+            # The number of shards sets how many classifiers run. On-demand mode would choose it by how many
+            # jobs are written.
             stream_mode=StreamMode.PROVISIONED,
             shard_count=config.shards,
             retention_period=Duration.hours(config.stream_retention),
             encryption=StreamEncryption.KMS if key else StreamEncryption.MANAGED,
             encryption_key=key,
-            # Never kept: it is billed by the hour, and running a run again sends again what was in it.
+            # A stream costs money by the hour, and the event of a run sends its jobs again.
             removal_policy=RemovalPolicy.DESTROY,
         )
         if key:
-            reason = "Whoever gives a key of their own wants jobs, which hold object keys, under it."
+            reason = "The user's own key encrypts the jobs, because they hold object keys."
             Validations.of(self.stream).acknowledge(Acknowledgment(id="AwsSolutions-KDS3", reason=reason))
         self.failures = PrivateBucket(
             self,

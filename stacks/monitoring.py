@@ -1,6 +1,6 @@
-"""What a person watches: a dashboard for the wall, and an alarm for each thing that needs somebody.
+"""The dashboard, and an alarm for each condition that needs an operator.
 
-Every alarm's name is a heading of docs/runbook.md, which says what it means, how to look and what to do.
+The name of each alarm is a heading in docs/runbook.md: what it means, where to look and what to do.
 """
 
 from aws_cdk import Duration
@@ -29,18 +29,18 @@ from stacks.job_stream import JobStream
 from stacks.storage import Storage
 
 HOUR_MS = 3_600_000
-PERIOD = Duration.minutes(5)  # of an alarm; three make the quarter of an hour that some things may last
+PERIOD = Duration.minutes(5)  # of an alarm; some conditions may last for three periods
 SHORT = Duration.minutes(1)  # of a rate on the dashboard
 
 HEADER = """# Chest X-ray inference
-**Research use only, not for patient care.** An alarm's name is a heading of `docs/runbook.md`, which says
-what it means, how to look and what to do. `cxr status RUN` says how far a run is, `cxr retry RUN` sends again
-what Lambda gave up, `cxr cancel RUN` stops a run, and `cxr doctor` looks at the whole stack.
+**Research use only, not for patient care.** The name of each alarm is a heading in `docs/runbook.md`: what
+it means, where to look and what to do. `cxr status RUN` shows the progress of a run, `cxr retry RUN` sends
+the jobs in the failure bucket again, `cxr cancel RUN` stops a run, and `cxr doctor` checks the whole stack.
 """
 
 
 class Monitoring(Construct):
-    """The dashboard and its alarms. No metric has a run or a key in it: each would be one more to pay for."""
+    """The dashboard and the alarms. No metric has a run as a dimension: each run would cost money."""
 
     def __init__(
         self,
@@ -57,25 +57,26 @@ class Monitoring(Construct):
         self._topic = Topic.from_topic_arn(self, "Topic", config.alarm_topic) if config.alarm_topic else None
         self._alarms: list[Alarm] = []
 
-        # How old the oldest job is that was given to the classifier, in milliseconds.
+        # The age of the oldest job that Lambda gave to the classifier, in milliseconds.
         age = classifier.function.metric("IteratorAge", statistic="Maximum", period=PERIOD)
-        given_up_at = config.record_age * HOUR_MS
+        oldest = config.record_age * HOUR_MS
         self._alarm(
             "JobsWaitTooLong",
-            f"A job has waited for half of the {config.record_age} hours after which Lambda gives it up.",
+            f"A job has waited for half of the {config.record_age} hours after which Lambda writes it to the "
+            "failure bucket.",
             age,
-            at_least=given_up_at // 2,
+            at_least=oldest // 2,
         )
-        ages = _graph("Oldest job, milliseconds", age, alarm=given_up_at // 2, given_up=given_up_at)
+        ages = _graph("Oldest job, milliseconds", age, alarm=oldest // 2, failure_bucket=oldest)
 
-        # What is done. An invocation that does not get to its end has no line and no data, but is an error.
+        # The work done. An invocation that ends early prints no metrics; Lambda counts it as an error.
         scored, failed, jobs_done, returned, an_image = (
             _metric(NAMESPACE, name, FunctionName=classifier.function.function_name)
             for name in ("ImagesScored", "ImagesFailed", "JobsDone", "JobsReturned", "MillisecondsPerImage")
         )
         self._alarm(
             "RunStalls",
-            "For a quarter of an hour every job that the classifier was given has been returned.",
+            "For 15 minutes, the classifier has finished none of the jobs that it received.",
             jobs_done,
             below=1,
             periods=3,
@@ -86,12 +87,12 @@ class Monitoring(Construct):
             _rate("FILL(failed, 0)", "of them failed", failed=failed),
         )
 
-        # How jobs get from the job creator to the classifier.
+        # Jobs on their way from the job creator to the classifier.
         sent, resent = (
             _metric(NAMESPACE, name, FunctionName=creator.function.function_name)
             for name in ("JobsSent", "JobsResent")
         )
-        arrived, read, looked, refused, too_fast = (
+        arrived, read, reads, refused_writes, refused_reads = (
             _metric("AWS/Kinesis", name, StreamName=jobs.stream.stream_name)
             for name in (
                 *("IncomingRecords", "GetRecords.Records", "GetRecords.Success"),
@@ -100,32 +101,38 @@ class Monitoring(Construct):
         )
         self._alarm(
             "JobsNotRead",
-            "Nobody reads the stream, which Lambda looks into each second even while it is empty.",
-            looked,
+            "For 15 minutes, Lambda has not read the stream. It should read once a second, jobs or not.",
+            reads,
             below=1,
             periods=3,
             missing=TreatMissingData.BREACHING,
         ).node.add_dependency(classifier.mapping)
         delivery = _graph("Jobs", sent, resent, arrived, read, jobs_done, returned)
 
-        # What Lambda has given up (DG monitoring-metrics-types, event source mapping metrics). The bucket's
-        # own count says whether it is still there, but S3 counts once a day.
-        given_up, dropped = (
+        # Jobs that ran out of retries (Lambda guide, monitoring-metrics-types, event source mapping metrics).
+        # S3 counts once a day how many objects are still in the bucket.
+        delivered, dropped = (
             _metric("AWS/Lambda", name, EventSourceMappingUUID=classifier.mapping.event_source_mapping_id)
             for name in ("OnFailureDestinationDeliveredEventCount", "DroppedEventCount")
         )
         objects = _metric(
             "AWS/S3", "NumberOfObjects", BucketName=jobs.failures.bucket_name, StorageType="AllStorageTypes"
         ).with_(statistic="Maximum", period=Duration.days(1))
-        self._alarm("JobsGivenUp", "Lambda gave up jobs, which are now in the failure bucket.", given_up)
         self._alarm(
-            "JobsDropped", "Lambda gave up jobs and did not get them into the failure bucket.", dropped
+            "JobsGivenUp", "Jobs ran out of retries, and Lambda wrote them to the failure bucket.", delivered
         )
-        self._alarm("FailureBucketNotEmpty", "Jobs that Lambda gave up still wait to be sent again.", objects)
-        lost = _graph("Jobs given up, objects in the failure bucket", given_up, dropped, objects)
+        self._alarm(
+            "JobsDropped",
+            "Jobs ran out of retries, and Lambda could not write them to the failure bucket.",
+            dropped,
+        )
+        self._alarm("FailureBucketNotEmpty", "Jobs in the failure bucket have not been sent again.", objects)
+        failed_jobs = _graph(
+            "Jobs out of retries, objects in the failure bucket", delivered, dropped, objects
+        )
 
-        # How the functions fare. An invocation that times out is in Errors too, and has the timeout as its
-        # Duration; the classifier itself stops seconds earlier.
+        # The functions. Lambda counts an invocation that times out as an error, with the timeout as its
+        # duration. The classifier itself stops seconds earlier.
         errors, creator_errors = (
             part.function.metric_errors(period=PERIOD) for part in (classifier, creator)
         )
@@ -133,20 +140,28 @@ class Monitoring(Construct):
             part.function.metric_throttles(period=PERIOD) for part in (classifier, creator)
         )
         duration = classifier.function.metric_duration(statistic="Maximum", period=PERIOD)
-        self._alarm("ClassifierErrors", "The classifier crashed, timed out or ran out of memory.", errors)
+        self._alarm(
+            "ClassifierErrors",
+            "An invocation of the classifier crashed, timed out or ran out of memory.",
+            errors,
+        )
         self._alarm(
             "ClassifierTimeouts",
-            f"The classifier took all of its {config.timeout} seconds.",
+            f"An invocation of the classifier took all of its {config.timeout} seconds.",
             duration,
             at_least=(config.timeout - 1) * 1000,
         )
         self._alarm(
             "ClassifierThrottles",
-            "For a quarter of an hour Lambda has refused to start classifiers.",
+            "For 15 minutes, Lambda has refused to start classifiers.",
             throttles,
             periods=3,
         )
-        self._alarm("JobCreatorErrors", "A run did not start, or not all its jobs were sent.", creator_errors)
+        self._alarm(
+            "JobCreatorErrors",
+            "The job creator did not start a run, or did not send all of its jobs.",
+            creator_errors,
+        )
         self._alarm("JobCreatorThrottles", "Lambda refused to start the job creator.", creator_throttles)
 
         at_once = classifier.function.metric("ConcurrentExecutions", statistic="Maximum", period=SHORT)
@@ -180,12 +195,12 @@ class Monitoring(Construct):
                 [
                     _graph("An invocation, milliseconds", *durations, timeout=config.timeout * 1000),
                     _graph("An image, milliseconds", *image_durations),
-                    lost,
+                    failed_jobs,
                 ],
                 [
                     _graph("Table, write units a second", _rate("units", "written", units=units)),
                     _graph("Table, throttled requests", write_throttles, read_throttles),
-                    _graph("Stream, refused writes and reads", refused, too_fast),
+                    _graph("Stream, throttled writes and reads", refused_writes, refused_reads),
                 ],
             ],
         )
@@ -201,7 +216,10 @@ class Monitoring(Construct):
         periods: int = 1,
         missing: TreatMissingData = TreatMissingData.NOT_BREACHING,
     ) -> Alarm:
-        """Rings when each of the last `periods` has `metric` at its bound. Mostly, no data is good news."""
+        """An alarm that goes off when `metric` is at its threshold in each of the last `periods`.
+
+        For most metrics, no data means that nothing is wrong.
+        """
         alarm = Alarm(
             self,
             name,
@@ -228,7 +246,7 @@ def _metric(namespace: str, name: str, **dimensions: str) -> Metric:
 
 
 def _rate(expression: str, label: str, **metrics: Metric) -> MathExpression:
-    """A sum by the second."""
+    """A rate for each second, of metrics that are sums."""
     first = next(iter(metrics))
     return MathExpression(
         expression=f"{expression} / PERIOD({first})", using_metrics=dict(metrics), label=label, period=SHORT
@@ -236,7 +254,7 @@ def _rate(expression: str, label: str, **metrics: Metric) -> MathExpression:
 
 
 def _graph(title: str, *metrics: IMetric, **lines: float) -> GraphWidget:
-    """A graph of a third of the width, with named horizontal lines."""
+    """A graph over a third of the dashboard's width, with named horizontal lines."""
     annotations = [
         HorizontalAnnotation(label=label.replace("_", " "), value=value) for label, value in lines.items()
     ]

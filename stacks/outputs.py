@@ -1,4 +1,4 @@
-"""The outputs of the stack: what `cxr` and a person at a terminal need to find its parts."""
+"""The outputs of the stack: with them, `cxr` and its users find the parts of the stack."""
 
 import json
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ def add_outputs(
     creator: JobCreator,
     classifier: Classifier,
 ) -> None:
-    """Add the outputs to the stack. Their names are a contract with `cxr`."""
+    """Add the outputs to the stack. `cxr` reads them by their names."""
     images, table, failures = storage.images, storage.table, jobs.failures
     start_run = (
         f"aws lambda invoke --function-name {creator.function.function_name} "
@@ -31,13 +31,17 @@ def add_outputs(
     )
     own_buckets = [failures, storage.access_logs, *([] if config.images_bucket else [images])]
     for name, value, description in (
-        ("ImagesBucketName", images.bucket_name, "Bucket that the images are in"),
-        ("KeyPrefix", config.prefix, "Start of every image's key"),
-        ("JobCreatorName", creator.function.function_name, "Function to invoke with an event of events/"),
-        ("StartRun", start_run, "Command that starts a run of 100 images"),
-        ("StreamName", jobs.stream.stream_name, "Kinesis stream that jobs wait in"),
+        ("ImagesBucketName", images.bucket_name, "Bucket of the images"),
+        ("KeyPrefix", config.prefix, "Prefix of every image's key"),
+        ("JobCreatorName", creator.function.function_name, "Function that starts a run"),
+        ("StartRun", start_run, "Command that starts a run of 100 images without cxr"),
+        ("StreamName", jobs.stream.stream_name, "Kinesis stream of jobs"),
         ("ClassifierName", classifier.function.function_name, "Function that scores images"),
-        ("MappingId", classifier.mapping.event_source_mapping_id, "What feeds jobs to the classifier"),
+        (
+            "MappingId",
+            classifier.mapping.event_source_mapping_id,
+            "Event source mapping from the stream to the classifier",
+        ),
         ("TableName", table.table_name, "DynamoDB table of runs and predictions"),
         ("FailureBucketName", failures.bucket_name, "Bucket of jobs that ran out of retries"),
         ("AccessLogsBucketName", storage.access_logs.bucket_name, "Bucket of S3's access logs"),
@@ -45,16 +49,16 @@ def add_outputs(
         (
             "OnDelete",
             _on_delete(config, table, own_buckets),
-            "What becomes of data when the stack is deleted",
+            "What happens to the data when the stack is deleted",
         ),
     ):
         CfnOutput(stack, name, value=value, description=description)
 
 
 def _on_delete(config: Config, table: ITable, buckets: Iterable[IBucket]) -> str:
-    """What is left when the stack is deleted, which the CDK does not say, and what deletes that."""
+    """What stays when the stack is deleted, and the commands that delete it. The CDK says neither."""
     if config.data == "destroy":
-        return "Deleting the stack deletes its buckets and its table with all that is in them."
+        return "Deleting the stack deletes its buckets and its table with everything in them."
     commands = [
         f"aws dynamodb delete-table --table-name {table.table_name}",
         *(f"aws s3 rb --force s3://{bucket.bucket_name}" for bucket in buckets),

@@ -1,4 +1,4 @@
-"""How the stack says what a function may do, and what both functions may do.
+"""How to allow a function something, and what both functions may do.
 
 What only one function may do is in the module of its construct.
 """
@@ -36,9 +36,9 @@ def allow(
     when: Conditions | None = None,
     why_wildcard: str | None = None,
 ) -> None:
-    """Allows exactly these actions on one resource: CDK's own grants give actions that nobody calls.
+    """Allow exactly these actions on one resource. The CDK's own grants include actions that nothing calls.
 
-    A resource with a `*` needs its reason; cdk-nag stops synth without it.
+    A resource that contains `*` needs a reason: without it, cdk-nag stops synth.
     """
     function.add_to_role_policy(PolicyStatement(actions=list(actions), resources=[on], conditions=when))
     if why_wildcard:
@@ -87,18 +87,18 @@ def allow_shared(function: Function, *, config: Config, storage: Storage, key: I
 
 
 def through(service: str, context: str | None = None, *values: str) -> Conditions:
-    """A key is used by this service alone and, with `context`, for what these values name alone."""
+    """The condition that a service uses the key and, with `context`, that it names one of `values` in it."""
     only = {f"kms:EncryptionContext:{context}": list(values)} if context else {}
     return {"StringLike": {"kms:ViaService": f"{service}.*", **only}}
 
 
 def through_s3(bucket: IBucket) -> Conditions:
-    """A key is used by S3 for this bucket alone: S3 names the bucket or, without a bucket key, the object."""
+    """The condition that S3 uses the key for this bucket. S3 names the object if there is no bucket key."""
     return through("s3", "aws:s3:arn", bucket.bucket_arn, bucket.arn_for_objects("*"))
 
 
 def _as_cdk_nag_writes(reference: Any) -> str:
-    """A resolved ARN as one text, with references in angle brackets, as findings of AwsSolutions-IAM5 are."""
+    """A resolved ARN as text, with references in angle brackets, as in the findings of AwsSolutions-IAM5."""
     match reference:
         case {"Fn::Join": [separator, parts]}:
             return str(separator).join(map(_as_cdk_nag_writes, parts))

@@ -1,4 +1,4 @@
-"""What a run reads and what it leaves: the images, the table of runs and predictions, who read what."""
+"""The bucket of images, the table of runs and predictions, and the bucket of S3's access logs."""
 
 from typing import cast
 
@@ -25,19 +25,18 @@ from constructs import Construct
 from stacks.config import Config
 from stacks.function_role import log_group
 
-ACCESS_LOG_DAYS = 90  # its lines hold object keys, which can identify patients
+ACCESS_LOG_DAYS = 90  # a log holds object keys, and they can identify patients
 
 
 def removal_policy(config: Config) -> RemovalPolicy:
-    """What becomes of data when the stack is deleted."""
+    """What CloudFormation does with data when the stack is deleted."""
     return RemovalPolicy.DESTROY if config.data == "destroy" else RemovalPolicy.RETAIN
 
 
 class PrivateBucket(Bucket):
-    """A bucket that is encrypted (by `key`, or else by S3), answers over TLS only and is not public.
+    """A bucket that is not public, and answers only over TLS. `key` encrypts it, or else S3's own key.
 
-    It keeps no versions: an X-ray that somebody deletes is to be gone. S3 writes each request to it into
-    `access_logs`.
+    It keeps no versions, so that deleting an X-ray removes it. S3 records each request in `access_logs`.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class PrivateBucket(Bucket):
             construct_id,
             encryption=BucketEncryption.KMS if key else BucketEncryption.S3_MANAGED,
             encryption_key=key,
-            bucket_key_enabled=True if key else None,  # else each image is a request to KMS
+            bucket_key_enabled=True if key else None,  # without it, S3 calls KMS for each image
             object_ownership=ObjectOwnership.BUCKET_OWNER_ENFORCED,
             server_access_logs_bucket=access_logs,
             server_access_logs_prefix=f"{construct_id}/" if access_logs else None,
@@ -65,24 +64,24 @@ class PrivateBucket(Bucket):
             removal_policy=removal_policy(config),
             auto_delete_objects=config.data == "destroy",
         )
-        if self.policy:  # A kept bucket stays TLS-only.
+        if self.policy:  # A bucket that is kept must still refuse requests without TLS.
             self.policy.apply_removal_policy(removal_policy(config))
 
 
 class Storage(Construct):
-    """`images`: the bucket made here, or the existing one. `table`: runs, their counts and predictions.
+    """`images` is the bucket made here or the existing one, `table` holds runs, their counts and predictions.
 
-    `access_logs`: who asked for what in the buckets made here.
+    S3 records in `access_logs` each request to the buckets of this stack.
     """
 
     def __init__(self, scope: Construct, construct_id: str, *, config: Config, key: IKey | None) -> None:
         super().__init__(scope, construct_id)
-        # Without `key`: S3 delivers such logs only into a bucket that it encrypts itself.
+        # S3 delivers access logs only to a bucket with S3's own key.
         self.access_logs = PrivateBucket(
             self, "AccessLogs", config=config, expires_after=Duration.days(ACCESS_LOG_DAYS)
         )
         if config.data == "destroy":
-            # The function of CDK's that empties buckets would keep its log for ever.
+            # By default, the log of the CDK's function that empties buckets never expires.
             emptier = Stack.of(self).node.find_child("Custom::S3AutoDeleteObjectsCustomResourceProvider").node
             logs = log_group(self, config=config, key=key)
             handler = cast(CfnResource, emptier.find_child("Handler"))

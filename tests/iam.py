@@ -1,7 +1,7 @@
-"""IAM's answer to a request, from the policy elements that the stack's template uses.
+"""IAM's decision on a request, for the policy elements that the stack's template uses.
 
-It never guesses: an element, an operator or a form that it does not know raises Unsupported. Rules are those
-of the IAM user guide; each names its page.
+An element, an operator or a form that is unknown here raises Unsupported. The rules are those of the IAM user
+guide; each names its page.
 """
 
 import re
@@ -16,15 +16,15 @@ ELEMENTS = {"Sid", "Effect", "Principal", "Action", "Resource", "Condition"}
 
 
 class Unsupported(Exception):
-    """A policy says something whose meaning is not written down here."""
+    """A policy contains something that this module cannot evaluate."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One thing that a principal asks to do."""
+    """One action that a principal asks for."""
 
     action: str  # "s3:GetObject"
-    resource: str  # an ARN; "*" for an action that knows no resources
+    resource: str  # an ARN; "*" for an action without resources
     # Condition key -> its value, or the values of a key that can have several.
     context: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict, hash=False)
 
@@ -36,9 +36,9 @@ def allows(
     resource_policy: Iterable[Statement] = (),
     principal: str = "",
 ) -> bool:
-    """Whether a principal (an ARN) with an identity policy may do it, its resource being in its own account.
+    """Whether IAM allows a request of a principal (an ARN) with an identity policy, within one account.
 
-    A Deny anywhere decides; without one, either policy may allow (reference_policies_evaluation-logic).
+    A Deny in any policy decides. Without one, either policy may allow (reference_policies_evaluation-logic).
     Raises Unsupported.
     """
     effects = {statement["Effect"] for statement in policy if applies(statement, request)} | {
@@ -52,11 +52,11 @@ def allows(
 
 
 def applies(statement: Statement, request: Request) -> bool:
-    """Whether action, resource and every condition match. Raises Unsupported, also if another does not."""
+    """Whether action, resource and every condition match. Raises Unsupported, even if one does not match."""
     if unknown := statement.keys() - ELEMENTS:
         raise Unsupported(f"element {', '.join(sorted(unknown))}")
-    # Lists, so that everything is looked at. Of actions, of resources and of the values of a key one has to
-    # match, of conditions all (reference_policies_condition-logic-multiple-context-keys-or-values).
+    # Lists, so that each part is evaluated and can raise. One action, one resource and one value of each key
+    # must match, and all conditions (reference_policies_condition-logic-multiple-context-keys-or-values).
     actions = [_action(pattern, request.action) for pattern in _list(statement["Action"])]
     resources = [_resource(pattern, request.resource) for pattern in _list(statement["Resource"])]
     conditions = [
@@ -68,7 +68,7 @@ def applies(statement: Statement, request: Request) -> bool:
 
 
 def single(statement: Statement) -> Iterator[Statement]:
-    """The statement taken apart: one action, one resource, and one value for each condition key."""
+    """The statement in parts, each with one action, one resource and one value for each condition key."""
     conditions = [
         (operator, key, _list(values))
         for operator, wanted in statement.get("Condition", {}).items()
@@ -88,14 +88,14 @@ def single(statement: Statement) -> Iterator[Statement]:
 
 
 def _action(pattern: str, action: str) -> bool:
-    """Case does not count; `*` and `?` are wildcards (reference_policies_elements_action)."""
+    """Whether the pattern matches, without regard to case (reference_policies_elements_action)."""
     return _like(pattern.lower(), action.lower())
 
 
 def _resource(pattern: str, resource: str) -> bool:
-    """Case counts; `*` and `?` are wildcards in a segment of an ARN (reference_policies_elements_resource).
+    """Whether the pattern matches, with regard to case (reference_policies_elements_resource).
 
-    Our ARNs have them in the last segment only, where a `*` at the end may match colons, too.
+    Wildcards are supported in the last segment of an ARN, where a `*` at the end also matches colons.
     """
     if pattern != "*":
         *head, name = pattern.split(":", maxsplit=5)
@@ -105,22 +105,22 @@ def _resource(pattern: str, resource: str) -> bool:
 
 
 def _condition(operator: str, key: str, values: list[str], request: Request) -> bool:
-    """Names of keys have no case. A key that the request lacks matches nothing, but all its values match.
+    """Whether a condition holds (reference_policies_elements_condition, ..._condition_operators).
 
-    (reference_policies_elements_condition, reference_policies_elements_condition_operators;
-    reference_policies_condition-single-vs-multi-valued-context-keys for ForAllValues)
+    The case of a key's name does not matter. A key that the request lacks fulfils only ForAllValues
+    (reference_policies_condition-single-vs-multi-valued-context-keys).
     """
     *qualifier, name = operator.split(":")
     if name not in OPERATORS or qualifier not in ([], ["ForAllValues"]):
         raise Unsupported(f"condition operator {operator}")
     if "Not" in name and len(values) > 1:
-        raise Unsupported(f"condition operator {operator} with several values, none of which may match")
+        raise Unsupported(f"condition operator {operator} with several values")
     wanted = [_plain(value) for value in values]
     given = {name.lower(): value for name, value in request.context.items()}.get(key.lower())
     if given is None:
         return bool(qualifier)
     if isinstance(given, str) == bool(qualifier):
-        raise Unsupported(f"condition operator {operator} for {key}, of which there may be one or several")
+        raise Unsupported(f"condition operator {operator} for {key}: one value or several")
     each = [given] if isinstance(given, str) else given
     return all(any(OPERATORS[name](value, one) for value in wanted) for one in each)
 
@@ -139,7 +139,7 @@ OPERATORS: dict[str, Callable[[str, str], bool]] = {
 
 
 def _names(principal: Any, arn: str) -> bool:
-    """Whether a resource policy speaks of the principal (reference_policies_elements_principal)."""
+    """Whether the Principal of a resource policy includes the ARN (reference_policies_elements_principal)."""
     match principal:
         case "*" | {"AWS": "*"}:
             return True
@@ -151,7 +151,7 @@ def _names(principal: Any, arn: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """`${...}` is a variable (reference_policies_variables)."""
+    """The text. Raises Unsupported for one with a variable, `${...}` (reference_policies_variables)."""
     if not isinstance(text, str) or "$" in text:
         raise Unsupported(f"value {text}")
     return text

@@ -1,4 +1,4 @@
-"""What the functions' roles allow, and what the handlers ask for: the two sides of test_permissions.py."""
+"""What the roles of the functions allow, and what the handlers ask for. test_permissions.py compares them."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +12,7 @@ from support import BUCKET, STREAM, TABLE
 ACCOUNT, REGION = "123456789012", "us-east-1"  # moto's
 JOB_CREATOR, CLASSIFIER = "JobCreator", "Classifier"
 
-# Resources of the template by their logical id, without its hash; others are called as that id.
+# Names of resources, by logical id without its hash. The name of any other resource is its logical id.
 NAMES = {"StorageImages": BUCKET, "StorageTable": TABLE, "JobsStream": STREAM, "JobsFailures": "failures"}
 TABLES = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/"
 STREAMS = f"arn:aws:kinesis:{REGION}:{ACCOUNT}:stream/"
@@ -33,20 +33,20 @@ PSEUDO = {"AWS::AccountId": ACCOUNT, "AWS::Region": REGION, "AWS::Partition": "a
 
 
 class Unmapped(Exception):
-    """A handler makes a call whose IAM action is not written down here."""
+    """A handler made a call that `asked` does not know."""
 
 
 class Call(NamedTuple):
-    """What a function asks IAM for."""
+    """A request of a function to IAM."""
 
     role: str  # JOB_CREATOR or CLASSIFIER
     request: Request
 
 
 class Stack:
-    """A synthesized stack, as CloudFormation would make it in ACCOUNT and REGION.
+    """A synthesized stack, as CloudFormation would create it in ACCOUNT and REGION.
 
-    Raises ValueError for an intrinsic function, and KeyError for a resource, that is not known here.
+    Raises ValueError for an unknown intrinsic function, and KeyError for an unknown resource.
     """
 
     def __init__(self, template: Mapping[str, Any]) -> None:
@@ -64,7 +64,7 @@ class Stack:
         ]
 
     def bucket_policy(self, bucket: str) -> list[Statement]:
-        """The statements of the bucket's own policy, none for a bucket of somebody else's."""
+        """The statements of a bucket's own policy. A bucket outside the stack has none here."""
         return [
             statement
             for policy in self._bucket_policies
@@ -81,7 +81,7 @@ class Stack:
         return bool(self._function(role).get("TracingConfig", {}).get("Mode") == "Active")
 
     def allows(self, call: Call) -> bool:
-        """Whether the role may do it, by its own policy and that of the bucket. Raises iam.Unsupported."""
+        """Whether the role's policy and the bucket's policy allow a call. Raises iam.Unsupported."""
         bucket = re.fullmatch(r"arn:aws:s3:::([^/]+)(/.*)?", call.request.resource, re.DOTALL)
         return allows(
             call.request,
@@ -107,7 +107,7 @@ class Stack:
                 return PSEUDO[name] if "::" in name else _name(name)
             case {"Fn::GetAtt": [str(name), "Arn"]}:
                 resource_type = self._resources[name]["Type"]
-                # The ARN of a log group ends so, and means the streams in it.
+                # The ARN of a log group ends with this, which means the streams in it.
                 end = ":*" if resource_type == "AWS::Logs::LogGroup" else ""
                 return f"{ARNS[resource_type]}{_name(name)}{end}"
             case {"Fn::Join": [str(separator), parts]}:
@@ -127,19 +127,19 @@ def role_arn(role: str) -> str:
 
 @contextmanager
 def watched() -> Iterator[set[Call]]:
-    """What the handlers ask for with the clients that they are given from here on, each thing once."""
+    """Record the different calls of all handlers that are made from here on."""
     from classifier.handler import Classifier
     from job_creator.handler import JobCreator
 
     calls: set[Call] = set()
 
     def watch(made: type, role: str) -> Any:
-        """Patches a class, to watch every client that it is made with."""
+        """Patch a class so that it records the calls of the clients that its objects are made with."""
         make = made.__init__  # type: ignore[misc]
 
         def watching(self: Any, *args: Any, **kwargs: Any) -> None:
             for given in (*args, *kwargs.values()):
-                # A client is given as it is, or within Sources or RunTable.
+                # An argument is a client, or an object that holds one: Sources or RunTable.
                 for client in (given, *getattr(given, "__dict__", {}).values()):
                     if hasattr(client, "meta"):
                         _record(client, role, calls)
@@ -163,10 +163,10 @@ def _recorded(make_client: Callable[[], Any], role: str, calls: set[Call]) -> Ca
 
 
 def _record(client: Any, role: str, calls: set[Call]) -> None:
-    """Has a boto3 client note what each of its calls asks for. Raises Unmapped out of the call."""
+    """Make a boto3 client record its calls. An unknown call raises Unmapped."""
     endpoint: str = client.meta.endpoint_url
     if not endpoint.endswith(".amazonaws.com"):
-        return  # led elsewhere by a test, where no IAM is
+        return  # a test uses another endpoint, without IAM
     transport = {"aws:SecureTransport": str(endpoint.startswith("https:")).lower()}
 
     def note(params: dict[str, Any], model: Any, **_: Any) -> None:
@@ -181,9 +181,9 @@ Asked = Iterator[tuple[str, str, dict[str, Any]]]
 
 
 def asked(operation: str, params: Mapping[str, Any]) -> Asked:
-    """What IAM is asked for one call of the SDK, as the service authorization reference has it.
+    """The requests to IAM for one call of the SDK, by the service authorization reference.
 
-    Raises Unmapped for a call that is not made yet, or with a parameter that asks for another action.
+    Raises Unmapped for a call that no handler makes yet, or a parameter that needs another action.
     """
     if {"VersionId", "IndexName"} & params.keys():
         raise Unmapped(f"{operation} with {', '.join(params)}")
@@ -205,7 +205,7 @@ def asked(operation: str, params: Mapping[str, Any]) -> Asked:
                 for key in keys["Keys"]:
                     yield "dynamodb:BatchGetItem", f"{TABLES}{table}", _leading({"Key": key})
         case "TransactWriteItems", {"TransactItems": items}:
-            # DynamoDB guide, transaction-apis-iam: a transaction needs what its parts need.
+            # DynamoDB guide, transaction-apis-iam: a transaction needs the permissions of its parts.
             for item in items:
                 ((part, fields),) = item.items()  # Put, Update, Delete or ConditionCheck
                 yield f"dynamodb:{part}Item", f"{TABLES}{fields['TableName']}", _leading(fields)
@@ -222,7 +222,7 @@ def _of_query(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leading(fields: Mapping[str, Any]) -> dict[str, tuple[str]]:
-    """The partition key that is asked for, of whichever run and partition."""
+    """The condition key for a partition key. All runs and partitions count as one."""
     pk = fields.get("Key", fields.get("Item"))["pk"]["S"]
     return {"dynamodb:LeadingKeys": ("#".join(["RUN", "r", "00"][: pk.count("#") + 1]),)}
 

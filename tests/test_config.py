@@ -1,4 +1,4 @@
-"""stacks/config.py: every setting, accepted and refused."""
+"""stacks/config.py: accepted and refused values of each setting, and settings as they are stored."""
 
 import json
 from dataclasses import fields
@@ -41,7 +41,7 @@ ROOMY = {
     "timeout": "900",
     "memory": "10240",
     "streamRetention": "8760",
-}  # so that a pair does not come between
+}  # so that the value alone decides
 
 
 def test_defaults() -> None:
@@ -113,11 +113,11 @@ def test_key_of_an_existing_bucket() -> None:
     assert Config.from_context({"imagesBucket": "xrays", "imagesKmsKey": KEY}).images_kms_key == KEY
 
 
-def test_key_of_ones_own_needs_no_bucket() -> None:
+def test_your_own_key_needs_no_bucket() -> None:
     assert Config.from_context({"kmsKey": KEY}).kms_key == KEY
 
 
-def test_topic_of_the_alarms() -> None:
+def test_topic_for_alarms() -> None:
     topic = "arn:aws:sns:eu-west-1:111122223333:on-call"
     assert Config.from_context({"alarmTopic": topic}).alarm_topic == topic
 
@@ -151,10 +151,10 @@ def test_numbers_of_cdk_json_need_no_quotes() -> None:
         ("prefix", "cxr?/", "each ending in '/'"),
         ("prefix", "${aws:username}/", "each ending in '/'"),
         ("prefix", "cxr/\n", "each ending in '/'"),
-        ("prefix", "=cxr/", "none of =+@- first"),
-        ("prefix", "+cxr/", "none of =+@- first"),
-        ("prefix", "@cxr/", "none of =+@- first"),
-        ("prefix", "-cxr/", "none of =+@- first"),
+        ("prefix", "=cxr/", "not =+@- at the start"),
+        ("prefix", "+cxr/", "not =+@- at the start"),
+        ("prefix", "@cxr/", "not =+@- at the start"),
+        ("prefix", "-cxr/", "not =+@- at the start"),
         ("shards", "0", "1 to 1000"),
         ("shards", "1001", "1 to 1000"),
         ("shards", "five", "1 to 1000"),
@@ -203,7 +203,7 @@ def test_refused(name: str, value: object, allowed: str) -> None:
     [
         (
             {"imagesKmsKey": KEY},
-            f"imagesKmsKey={KEY}: expected together with imagesBucket only",
+            f"imagesKmsKey={KEY}: expected only together with imagesBucket",
         ),
         (
             {"recordAge": "24"},
@@ -215,20 +215,20 @@ def test_refused(name: str, value: object, allowed: str) -> None:
         ),
         (
             {"batchSize": "100"},
-            "batchSize=100 x imagesPerJob=32: expected at most 550 images an invocation with timeout=120",
+            "batchSize=100 x imagesPerJob=32: expected at most 550 images in an invocation with timeout=120",
         ),
         (
             {"imagesPerJob": "99", "batchSize": "6"},
-            "batchSize=6 x imagesPerJob=99: expected at most 550 images an invocation with timeout=120",
+            "batchSize=6 x imagesPerJob=99: expected at most 550 images in an invocation with timeout=120",
         ),
         (
             {"timeout": "30"},
-            "batchSize=4 x imagesPerJob=32: expected at most 100 images an invocation with timeout=30",
+            "batchSize=4 x imagesPerJob=32: expected at most 100 images in an invocation with timeout=30",
         ),
         (
             {"memory": "256"},
-            "batchSize=4 x imagesPerJob=32: expected at most 79 images an invocation with timeout=120 "
-            "and memory=256 (1382 ms an image",
+            "batchSize=4 x imagesPerJob=32: expected at most 79 images in an invocation with timeout=120 "
+            "and memory=256 (1382 ms for an image",
         ),
     ],
 )
@@ -254,14 +254,14 @@ def test_misspelt_name_is_refused(name: str, meant: str) -> None:
     assert str(error.value) == f"{name}: no such setting, expected {meant}"
 
 
-def test_foreign_name_is_refused_with_all_names() -> None:
+def test_unknown_name_is_refused_with_a_list_of_all_names() -> None:
     with pytest.raises(
         ConfigError, match=r"^colour: no such setting, expected imagesBucket, .*, data, stackName$"
     ):
         Config.from_context({"colour": "red"})
 
 
-def test_context_of_the_cdk_is_no_setting() -> None:
+def test_context_of_the_cdk_itself_is_ignored() -> None:
     context = {"@aws-cdk/core:x": True, "aws:cdk:version-reporting": True, "cli-telemetry": False}
     assert Config.from_context(context) == Config()
 

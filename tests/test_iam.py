@@ -1,4 +1,4 @@
-"""The evaluator of policies: what IAM documents of each element, and that it refuses to judge the rest."""
+"""tests/iam.py: it evaluates each policy element as IAM documents it, and refuses the others."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def deny(action: Any = "s3:GetObject") -> dict[str, Any]:
 
 
 def get(resource: str = OBJECT, **context: Any) -> Request:
-    """A GetObject, its condition keys written with `__` for the colon."""
+    """A GetObject request. `__` in a condition key means a colon."""
     return Request("s3:GetObject", resource, {key.replace("__", ":"): v for key, v in context.items()})
 
 
@@ -41,13 +41,13 @@ class TestDecision:
             ([deny()], False),
         ],
     )
-    def test_nothing_is_allowed_unless_said_and_a_deny_decides(
+    def test_only_what_a_statement_allows_is_allowed_and_a_deny_decides(
         self, policy: list[Statement], allowed: bool
     ) -> None:
         assert allows(get(), policy) is allowed
 
     @pytest.mark.parametrize(
-        ("principal", "about_it"),
+        ("principal", "applies"),
         [
             ("*", True),
             ({"AWS": "*"}, True),
@@ -56,14 +56,14 @@ class TestDecision:
             ({"Service": "logging.s3.amazonaws.com"}, False),
         ],
     )
-    def test_a_resource_policy_speaks_of_its_principals(self, principal: Any, about_it: bool) -> None:
+    def test_a_resource_policy_applies_to_its_principals(self, principal: Any, applies: bool) -> None:
         def decision(policy: list[Statement], statement: dict[str, Any]) -> bool:
             return allows(
                 get(), policy, resource_policy=[statement | {"Principal": principal}], principal=ROLE
             )
 
-        assert decision([], allow()) is about_it
-        assert decision([allow()], deny()) is not about_it
+        assert decision([], allow()) is applies
+        assert decision([allow()], deny()) is not applies
 
 
 class TestAction:
@@ -87,7 +87,7 @@ class TestAction:
             ([], False),
         ],
     )
-    def test_case_does_not_count_and_wildcards_do(self, pattern: Any, matches: bool) -> None:
+    def test_case_does_not_matter_and_wildcards_match(self, pattern: Any, matches: bool) -> None:
         assert allows(get(), [allow(pattern)]) is matches
 
 
@@ -110,10 +110,10 @@ class TestResource:
             ("arn:aws:s3:::images/cxr.nih/*", False),
         ],
     )
-    def test_case_counts_and_wildcards_do(self, pattern: Any, matches: bool) -> None:
+    def test_case_matters_and_wildcards_match(self, pattern: Any, matches: bool) -> None:
         assert allows(get(), [allow(resource=pattern)]) is matches
 
-    def test_a_wildcard_takes_line_breaks_and_colons(self) -> None:
+    def test_a_wildcard_matches_line_breaks_and_colons(self) -> None:
         assert allows(get(f"{OBJECT}\n:b"), [allow(resource="arn:aws:s3:::images/*")])
 
     def test_an_action_without_resources_needs_the_wildcard(self) -> None:
@@ -174,7 +174,7 @@ class TestCondition:
             ({"b": "2", "c": "3"}, False),
         ],
     )
-    def test_all_keys_of_all_operators_have_to_match(self, context: dict[str, str], holds: bool) -> None:
+    def test_all_keys_of_all_operators_must_match(self, context: dict[str, str], holds: bool) -> None:
         condition = {"StringEquals": {"a": "1", "b": "2"}, "StringLike": {"c": "?"}}
         assert allows(get(**context), [allow(Condition=condition)]) is holds
 
@@ -201,7 +201,7 @@ class TestCondition:
         (allow(**when("ArnLike", a="*")), "ArnLike"),
     ],
 )
-def test_what_it_does_not_know_it_does_not_judge(statement: dict[str, Any], what: str) -> None:
+def test_unknown_elements_are_unsupported(statement: dict[str, Any], what: str) -> None:
     with pytest.raises(Unsupported, match=what):
         allows(get(a="1", several=("1", "2")), [statement])
 
@@ -210,12 +210,12 @@ def test_what_it_does_not_know_it_does_not_judge(statement: dict[str, Any], what
     "principal",
     [{"AWS": "arn:aws:iam::123456789012:root"}, {"AWS": "123456789012"}, {"AWS": [ROLE]}, {"Federated": "x"}],
 )
-def test_a_principal_that_it_does_not_know(principal: Any) -> None:
+def test_unknown_principals_are_unsupported(principal: Any) -> None:
     with pytest.raises(Unsupported, match="Principal"):
         allows(get(), [], resource_policy=[allow(Principal=principal)], principal=ROLE)
 
 
-def test_a_statement_taken_apart() -> None:
+def test_a_statement_in_parts() -> None:
     statement = allow(["s3:A", "s3:B"], OBJECT, **when("StringLike", a=["1", "2"], b="3"))
     assert list(single(statement)) == [
         allow(action, OBJECT, **when("StringLike", a=value, b="3"))

@@ -1,4 +1,4 @@
-"""What is watched: lines that CloudWatch takes metrics from, alarms with their runbook, one dashboard."""
+"""Monitoring: the lines that CloudWatch takes metrics from, the alarms with their runbook, the dashboard."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from stacks.inference_stack import InferenceStack
 
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 TOPIC = "arn:aws:sns:us-east-1:111122223333:ops"
-# The units of the specification that are used here; CloudWatch refuses others.
+# The units that the functions use. CloudWatch refuses units that its specification does not name.
 UNITS = {"Count", "Milliseconds"}
 BY_CLASSIFIER = {"ImagesScored", "ImagesFailed", "JobsDone", "JobsReturned", "MillisecondsPerImage"}
 BY_JOB_CREATOR = {"ImagesSent", "JobsSent", "JobsResent"}
@@ -42,7 +42,7 @@ def alarms(*settings: str) -> dict[str, dict[str, Any]]:
 
 
 def dashboard() -> list[dict[str, Any]]:
-    """The widgets, with intrinsic functions as text."""
+    """The widgets of the dashboard, with text for intrinsic functions."""
     (resource,) = template().find_resources("AWS::CloudWatch::Dashboard").values()
     parts = resource["Properties"]["DashboardBody"]["Fn::Join"][1]
     return list(
@@ -58,7 +58,8 @@ def _named(reference: dict[str, Any]) -> str:
 def metrics(line: str) -> dict[str, float]:
     """The metrics that CloudWatch takes from a line of a log: name -> value.
 
-    By the rules of CloudWatch_Embedded_Metric_Format_Specification, of what it would pass over in silence.
+    Fails for a line that breaks a rule of CloudWatch_Embedded_Metric_Format_Specification. CloudWatch would
+    ignore it.
     """
     record = json.loads(line)
     assert set(record["_aws"]) == {"Timestamp", "CloudWatchMetrics"}
@@ -95,7 +96,7 @@ class TestLines:
         assert list(record["failures"]) == ["2", "1"]
 
     @pytest.mark.usefixtures("aws")
-    def test_nothing_done_has_no_time_for_an_image(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_without_images_there_is_no_time_per_image(self, capsys: pytest.CaptureFixture[str]) -> None:
         test_classifier.start("r", state="CANCELLED")
         test_classifier.make(Brightness())(event(job(key("a"))), plenty)
         assert metrics(capsys.readouterr().out) == {
@@ -124,8 +125,8 @@ class TestLines:
         assert metrics(line).keys() == BY_JOB_CREATOR
         assert (json.loads(line)["run"], json.loads(line)["continued"]) == ("r", False)
 
-    def test_what_is_watched_is_what_is_printed(self) -> None:
-        """A metric's name that is wrong has no data, and its alarm rings never."""
+    def test_alarms_and_dashboard_use_the_metrics_that_functions_print(self) -> None:
+        """A metric with a wrong name has no data, so its alarm would never go off."""
         watched = set(
             re.findall(r'"chest-xray-inference","(\w+)"', json.dumps(dashboard(), separators=(",", ":")))
         )
@@ -134,7 +135,7 @@ class TestLines:
 
 
 class TestAlarms:
-    def test_each_has_its_place_in_the_runbook_and_names_it(self) -> None:
+    def test_each_alarm_names_its_heading_in_the_runbook(self) -> None:
         for name, alarm in alarms().items():
             assert alarm["AlarmDescription"].endswith(f". What to do: docs/runbook.md, {name}.")
             section = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", RUNBOOK, re.MULTILINE | re.DOTALL)
@@ -142,18 +143,18 @@ class TestAlarms:
             for part in ("**Means**", "**Look**", "**Do**"):
                 assert part in section[1], f"{name}: {part}"
 
-    def test_the_runbook_has_no_alarm_that_is_gone(self) -> None:
+    def test_the_runbook_has_no_other_alarms(self) -> None:
         (chapter,) = re.findall(r"^## Alarms\n(.*?)(?=^## |\Z)", RUNBOOK, re.MULTILINE | re.DOTALL)
         assert set(re.findall(r"^### (\w+)$", chapter, re.MULTILINE)) == set(alarms())
 
-    def test_nothing_rings_while_nothing_runs(self) -> None:
-        """Without a run there is no data, but for Lambda's looking into the stream."""
+    def test_no_alarm_goes_off_without_a_run(self) -> None:
+        """Without a run there are no data, except that Lambda reads the stream."""
         missing = {name: alarm["TreatMissingData"] for name, alarm in alarms().items()}
         assert missing.pop("JobsNotRead") == "breaching"
         assert set(missing.values()) == {"notBreaching"}
 
-    def test_of_what_and_when(self) -> None:
-        rings = {
+    def test_metric_threshold_and_minutes_of_each_alarm(self) -> None:
+        found = {
             name: (
                 f"{alarm['Namespace']} {alarm['MetricName']} {alarm['Statistic']}",
                 f"{'<' if alarm['ComparisonOperator'] == 'LessThanThreshold' else '>='} {alarm['Threshold']}",
@@ -161,7 +162,7 @@ class TestAlarms:
             )
             for name, alarm in alarms().items()
         }
-        assert rings == {
+        assert found == {
             "JobsWaitTooLong": ("AWS/Lambda IteratorAge Maximum", f">= {6 * 3_600_000}", 5),
             "RunStalls": ("chest-xray-inference JobsDone Sum", "< 1", 15),
             "JobsNotRead": ("AWS/Kinesis GetRecords.Success Sum", "< 1", 15),
@@ -175,12 +176,12 @@ class TestAlarms:
             "JobCreatorThrottles": ("AWS/Lambda Throttles Sum", ">= 1", 5),
         }
 
-    def test_bounds_follow_the_settings(self) -> None:
+    def test_thresholds_follow_the_settings(self) -> None:
         found = alarms("recordAge=2", "timeout=60", "batchSize=2")
         assert found["JobsWaitTooLong"]["Threshold"] == 3_600_000
         assert found["ClassifierTimeouts"]["Threshold"] == 59_000
 
-    def test_each_looks_at_its_own(self) -> None:
+    def test_each_alarm_watches_its_own_resource(self) -> None:
         for name, alarm in alarms().items():
             (dimension, *_) = alarm["Dimensions"]
             owner = {"ClassifierMapping": "JobsGivenUp JobsDropped", "JobsStream": "JobsNotRead"}
@@ -191,19 +192,19 @@ class TestAlarms:
             (expected,) = [o for o, names in owner.items() if name in names.split()] or ["ClassifierFunction"]
             assert str(dimension["Value"]["Ref"]).startswith(expected), name
 
-    def test_the_mapping_says_what_it_gave_up(self) -> None:
+    def test_the_mapping_counts_jobs_out_of_retries(self) -> None:
         template().has_resource_properties(
             "AWS::Lambda::EventSourceMapping", {"MetricsConfig": {"Metrics": ["EventCount"]}}
         )
 
-    def test_a_topic_is_told_of_all(self) -> None:
+    def test_all_alarms_notify_the_topic(self) -> None:
         assert all("AlarmActions" not in alarm for alarm in alarms().values())
         for alarm in alarms(f"alarmTopic={TOPIC}").values():
             assert (alarm["AlarmActions"], alarm["OKActions"]) == ([TOPIC], [TOPIC])
 
 
 class TestCost:
-    """`cxr plan` counts what is deployed and printed, without the CDK."""
+    """`cxr plan` counts alarms and metrics, without loading the CDK."""
 
     def test_alarms_and_their_dashboard(self) -> None:
         assert len(alarms()) == capacity.ALARMS
@@ -222,13 +223,13 @@ class TestFunctions:
             if name.startswith(f"{function}Function")
         ]
         logging = {name: value for name, value in properties["LoggingConfig"].items() if name != "LogGroup"}
-        # WARN would drop the line with the metrics, which Lambda takes for INFO.
+        # At WARN, Lambda would drop the line with the metrics, because its level is INFO.
         assert logging == {"LogFormat": "JSON", "ApplicationLogLevel": "INFO", "SystemLogLevel": "INFO"}
         assert properties["TracingConfig"] == {"Mode": "Active"}
 
 
 class TestDashboard:
-    def test_the_alarms_come_first_and_all(self) -> None:
+    def test_the_alarms_come_first(self) -> None:
         text, status = dashboard()[:2]
         assert (text["type"], status["type"]) == ("text", "alarm")
         assert "docs/runbook.md" in text["properties"]["markdown"]
@@ -245,10 +246,10 @@ class TestDashboard:
             "Throttles",
             "An invocation, milliseconds",
             "An image, milliseconds",
-            "Jobs given up, objects in the failure bucket",
+            "Jobs out of retries, objects in the failure bucket",
             "Table, write units a second",
             "Table, throttled requests",
-            "Stream, refused writes and reads",
+            "Stream, throttled writes and reads",
         ]
 
     def test_lines_follow_the_settings(self) -> None:
@@ -258,4 +259,4 @@ class TestDashboard:
             for line in widget["properties"].get("annotations", {}).get("horizontal", [])
         }
         hour = 3_600_000
-        assert lines == {"alarm": 6 * hour, "given up": 12 * hour, "lanes": 50, "timeout": 120_000}
+        assert lines == {"alarm": 6 * hour, "failure bucket": 12 * hour, "lanes": 50, "timeout": 120_000}

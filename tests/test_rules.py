@@ -1,4 +1,4 @@
-"""cdk-nag's packs: AwsSolutions stops every synth, HIPAA's findings are those that docs/hipaa.md accepts."""
+"""cdk-nag's packs: a finding of AwsSolutions stops synth, docs/hipaa.md lists all findings of HIPAA."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tools import audit
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 EXISTING_BUCKET = {"imagesBucket": "hospital", "imagesKmsKey": KEY, "prefix": "chest/"}
 
-# Whatever becomes of a deployment here, it has neither credentials nor anything to talk to.
+# Without credentials and endpoints, no deployment of these tests reaches AWS.
 NO_AWS = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
@@ -30,7 +30,7 @@ NO_AWS = {
     "PYTHONPATH": str(ROOT),
 }
 
-# Runs app.py with one bucket more, which has none of what the others have.
+# Runs app.py with one more bucket, which has none of the properties that the rules ask for.
 CARELESS = """
 import runpy
 from aws_cdk.aws_s3 import Bucket
@@ -94,12 +94,10 @@ def test_a_finding_stops_the_cdk(tmp_path: Path, command: str) -> None:
 def test_the_audit_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert audit.rules() == []
     rows = len(audit.accepted(audit.ACCEPTED.read_text()))
-    assert capsys.readouterr().out == (
-        f"Rules of the HIPAA pack evaluated: {rows} findings, all accepted in docs/hipaa.md\n"
-    )
+    assert capsys.readouterr().out == (f"HIPAA pack: {rows} findings, all accepted in docs/hipaa.md\n")
 
 
-def test_the_audit_fails_without_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_audit_fails_for_a_finding_without_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     page = audit.ACCEPTED.read_text().splitlines(keepends=True)
     (dlq,) = (line for line in page if "LambdaDLQ" in line and "Classifier" in line)
     page.remove(dlq)
@@ -108,7 +106,7 @@ def test_the_audit_fails_without_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(audit, "ACCEPTED", shorter)
     assert audit.rules() == [
         "docs/hipaa.md: HIPAA.Security-LambdaDLQ at ChestXray/Classifier/Function/Resource: "
-        "mend it, or add its row with the reason"
+        "fix it, or add a row with the reason"
     ]
 
 
@@ -117,7 +115,7 @@ UNKNOWN = {"name": "pillow", "skip_reason": "Dependency not found on PyPI and co
 
 
 @pytest.mark.parametrize(
-    ("pip", "npm", "status", "said"),
+    ("pip", "npm", "status", "line"),
     [
         ({"dependencies": []}, {"vulnerabilities": {}}, 0, "requirements.txt: no known vulnerability"),
         ({"dependencies": [UNKNOWN]}, {"error": {}}, 0, "package-lock.json: NOT CHECKED"),
@@ -126,7 +124,7 @@ UNKNOWN = {"name": "pillow", "skip_reason": "Dependency not found on PyPI and co
             {"dependencies": [{"name": "pillow", "version": "9.0.0", "vulns": [OLD_PILLOW]}]},
             {"vulnerabilities": {}},
             1,
-            "training/requirements.txt: pillow 9.0.0: PYSEC-2023-175, mended in ['10.0.1']",
+            "training/requirements.txt: pillow 9.0.0: PYSEC-2023-175, fixed in 10.0.1",
         ),
         (
             {"dependencies": []},
@@ -136,27 +134,27 @@ UNKNOWN = {"name": "pillow", "skip_reason": "Dependency not found on PyPI and co
         ),
     ],
 )
-def test_known_vulnerabilities_fail_the_audit_and_no_answer_is_said(
-    pip: Any, npm: Any, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+def test_the_audit_fails_for_a_known_vulnerability_and_says_what_it_did_not_check(
+    pip: Any, npm: Any, status: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """By the answers of pip-audit and npm as they are documented: what they ask is on the internet."""
+    """With the documented answers of pip-audit and npm, because both need the internet."""
 
-    def answered(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def answer_of(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         answer = npm if command[0] == "npm" else pip
         return subprocess.CompletedProcess(command, 1, "" if answer is None else json.dumps(answer))
 
-    monkeypatch.setattr(subprocess, "run", answered)
+    monkeypatch.setattr(subprocess, "run", answer_of)
     monkeypatch.setattr(audit, "rules", list)
     assert audit.main() == status
     printed = capsys.readouterr()
-    assert said in printed.out + printed.err
+    assert line in printed.out + printed.err
 
 
-def test_every_difference_is_said() -> None:
-    new, kept, mended = ("rule", "new"), ("rule", "kept"), ("rule", "mended")
-    assert audit.complaints({new, kept}, [kept, mended, kept]) == [
-        "rule at new: mend it, or add its row with the reason",
-        "rule at mended: found no more, remove its row",
+def test_each_difference_has_a_line() -> None:
+    new, kept, fixed = ("rule", "new"), ("rule", "kept"), ("rule", "fixed")
+    assert audit.complaints({new, kept}, [kept, fixed, kept]) == [
+        "rule at new: fix it, or add a row with the reason",
+        "rule at fixed: no longer found, remove its row",
         "rule at kept: 2 rows, keep one",
     ]
     assert audit.complaints({kept}, [kept]) == []
@@ -168,7 +166,7 @@ def test_a_row_without_a_reason_accepts_nothing() -> None:
     assert audit.accepted(row.format(" ")) == []
 
 
-def test_a_careless_bucket_is_found(tmp_path: Path) -> None:
+def test_a_careless_bucket_has_findings(tmp_path: Path) -> None:
     careless = stack(tmp_path)
     before = audit.findings(careless)
     Bucket(careless, "Careless")
@@ -177,7 +175,7 @@ def test_a_careless_bucket_is_found(tmp_path: Path) -> None:
     assert {resource for _rule, resource in new} == {"ChestXray/Careless/Resource"}
 
 
-def test_a_key_of_ones_own_mends_encryption(tmp_path: Path) -> None:
+def test_your_own_key_removes_the_findings_on_encryption(tmp_path: Path) -> None:
     without = audit.findings(stack(tmp_path / "without"))
     with_key = audit.findings(stack(tmp_path / "with", kmsKey=KEY))
     assert with_key < without

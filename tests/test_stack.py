@@ -1,4 +1,4 @@
-"""stacks/: the template that settings lead to, each permission in it, and `cdk synth` itself."""
+"""stacks/: the template of the stack for each setting, and `cdk synth` itself."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ MAPPING = "AWS::Lambda::EventSourceMapping"
 JOB_CREATOR = {"Handler": "job_creator.handler.handle"}
 CLASSIFIER = {"PackageType": "Image"}
 
-# Each setting, and where it arrives.
+# Each setting, and the property that it sets.
 SETTINGS = {
     f"kmsKey={OWN_KEY}": ("AWS::Logs::LogGroup", {"KmsKeyId": OWN_KEY}),
     f"alarmTopic={TOPIC}": ("AWS::CloudWatch::Alarm", {"AlarmActions": [TOPIC]}),
@@ -64,8 +64,8 @@ SETTINGS = {
 
 CHANGED = (*SETTINGS, "data=destroy")
 
-# What cannot be replaced without losing what is in it. By logical id, with the properties that CloudFormation
-# cannot change in place: if this test fails, a deployment of your change makes an empty new one beside it.
+# The resources that hold data, by logical id, with the properties that CloudFormation cannot change in place.
+# If a test with them fails, then the deployment of your change creates a new and empty resource.
 STRING = {"AttributeType": "S"}
 IRREPLACEABLE: dict[str, dict[str, Any]] = {
     "StorageAccessLogs96FB524C": {"Type": "AWS::S3::Bucket"},
@@ -92,7 +92,7 @@ Synth = Callable[..., Synthesized]
 
 
 def synthesize(folder: Path, *settings: str, name: str = "ChestXray") -> Synthesized:
-    # The CDK's own rules take five seconds; test_synth_needs_... has them on.
+    # The CDK's own rules take five seconds. test_synth_needs_... checks them.
     flags = json.loads((ROOT / "cdk.json").read_text())["context"]
     flags["@aws-cdk/core:validateAgainstDefaultRules"] = False
     app = App(context=flags, outdir=str(folder))
@@ -102,7 +102,7 @@ def synthesize(folder: Path, *settings: str, name: str = "ChestXray") -> Synthes
 
 @pytest.fixture(scope="module")
 def synth(tmp_path_factory: pytest.TempPathFactory) -> Synth:
-    """synth("shards=3", ...), done once for the same settings: it takes the CDK a second."""
+    """synth("shards=3", ...), once for the same settings, because it takes a second."""
 
     return cache(lambda *settings: synthesize(tmp_path_factory.mktemp("cdk.out"), *settings))
 
@@ -114,7 +114,7 @@ def template(synth: Synth) -> Template:
 
 
 def readable(value: Any) -> Any:
-    """Replaces intrinsic functions by text, as in "StorageTable.Arn", logical ids without their hashes."""
+    """A template with text like "StorageTable.Arn" for intrinsic functions, logical ids without hashes."""
     match value:
         case {"Ref": str(logical_id)}:
             return re.sub("[0-9A-F]{8}$", "", logical_id)
@@ -130,7 +130,7 @@ def readable(value: Any) -> Any:
 
 
 def test_resources(template: Template) -> None:
-    """Nothing is deployed that is not listed here."""
+    """The stack contains these resources and no others."""
     counts = Counter(resource["Type"] for resource in template.to_json()["Resources"].values())
     assert counts == {
         "AWS::S3::Bucket": 3,
@@ -168,7 +168,7 @@ def test_buckets_are_private_and_encrypted(template: Template) -> None:
     )
 
 
-def test_buckets_answer_over_tls_only(template: Template) -> None:
+def test_buckets_refuse_requests_without_tls(template: Template) -> None:
     policies = readable(template.find_resources("AWS::S3::BucketPolicy")).values()
     statements = {
         policy["Properties"]["Bucket"]: policy["Properties"]["PolicyDocument"]["Statement"]
@@ -186,7 +186,7 @@ def test_buckets_answer_over_tls_only(template: Template) -> None:
         assert others == [] or bucket == "StorageAccessLogs"
 
 
-def test_s3_logs_who_asked_for_images_and_failures(template: Template) -> None:
+def test_s3_logs_requests_for_images_and_failures(template: Template) -> None:
     buckets = template.find_resources("AWS::S3::Bucket")
     logging = readable(buckets["StorageImagesCFC0E004"]["Properties"]["LoggingConfiguration"])
     assert logging == {"DestinationBucketName": "StorageAccessLogs", "LogFilePrefix": "Images/"}
@@ -195,7 +195,7 @@ def test_s3_logs_who_asked_for_images_and_failures(template: Template) -> None:
     assert "LoggingConfiguration" not in buckets["StorageAccessLogs96FB524C"]["Properties"]
 
 
-def test_only_s3_writes_access_logs_for_these_buckets_alone(template: Template) -> None:
+def test_only_s3_writes_access_logs_and_only_for_these_buckets(template: Template) -> None:
     policy = readable(template.find_resources("AWS::S3::BucketPolicy"))["StorageAccessLogsPolicyB327A790"]
     _tls_only, *allowed = policy["Properties"]["PolicyDocument"]["Statement"]
     assert allowed == [
@@ -317,8 +317,8 @@ def test_mapping(template: Template) -> None:
     }
 
 
-@pytest.mark.parametrize("settings", [(), ("data=destroy",)])  # where the CDK brings a function of its own
-def test_each_function_logs_to_a_group_of_its_own(synth: Synth, settings: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("settings", [(), ("data=destroy",)])  # which adds a function of the CDK
+def test_each_function_has_its_own_log_group(synth: Synth, settings: tuple[str, ...]) -> None:
     template = synth(*settings).template
     functions = readable(template.find_resources("AWS::Lambda::Function")).values()
     groups = {function["Properties"]["LoggingConfig"]["LogGroup"] for function in functions}
@@ -329,8 +329,8 @@ def test_each_function_logs_to_a_group_of_its_own(synth: Synth, settings: tuple[
     )
 
 
-def test_lambda_starts_no_run_again(template: Template) -> None:
-    """A run that was cancelled while it was listed would go on by itself."""
+def test_lambda_does_not_retry_the_job_creator(template: Template) -> None:
+    """A retry would continue a run that was cancelled during its listing."""
     template.has_resource_properties(
         "AWS::Lambda::EventInvokeConfig",
         {
@@ -340,7 +340,7 @@ def test_lambda_starts_no_run_again(template: Template) -> None:
     )
 
 
-def test_all_that_is_kept_is_encrypted_with_the_key_of_ones_own(synth: Synth) -> None:
+def test_your_own_key_encrypts_all_that_is_stored(synth: Synth) -> None:
     template = synth(f"kmsKey={OWN_KEY}").template
     encrypted = {
         name: OWN_KEY in json.dumps(resource["Properties"])
@@ -348,7 +348,7 @@ def test_all_that_is_kept_is_encrypted_with_the_key_of_ones_own(synth: Synth) ->
         if resource["Type"].split("::")[1] in ("S3", "DynamoDB", "Kinesis", "Logs", "Lambda")
     }
     assert {name for name, by_key in encrypted.items() if not by_key} == {
-        "StorageAccessLogs96FB524C",  # S3 delivers access logs only where it holds the key itself
+        "StorageAccessLogs96FB524C",  # S3 delivers access logs only to a bucket with S3's own key
         *(name for name in encrypted if re.search("Policy|Mapping|InvokeConfig|Filter", name)),
     }
     template.has_resource_properties(
@@ -371,14 +371,14 @@ def test_roles_have_no_other_policies(template: Template) -> None:
         assert role["Properties"].keys() == {"AssumeRolePolicyDocument"}
 
 
-def test_an_existing_bucket_needs_no_bucket_for_images(synth: Synth) -> None:
+def test_the_stack_creates_no_bucket_beside_an_existing_one(synth: Synth) -> None:
     template = synth(*EXISTING_BUCKET).template
     template.resource_count_is("AWS::S3::Bucket", 2)
     template.resource_count_is("AWS::S3::BucketPolicy", 2)
     assert template.find_outputs("ImagesBucketName")["ImagesBucketName"]["Value"] == "hospital"
 
 
-def test_every_setting_is_looked_for() -> None:
+def test_every_setting_has_a_test() -> None:
     # test_existing_bucket_..., test_image_is_built_..., test_data_is_kept_...
     elsewhere = {"imagesBucket", "imagesKmsKey", "baseImage", "data"}
     assert len(SETTINGS) + len(elsewhere) == len(Config.__dataclass_fields__)
@@ -396,7 +396,7 @@ def test_image_is_built_for_the_architecture(synth: Synth, settings: tuple[str, 
     assert [image["source"]["platform"] for image in assets["dockerImages"].values()] == [platform]
 
 
-def test_image_is_built_on_the_base_that_is_given(synth: Synth) -> None:
+def test_image_is_built_on_the_base_of_the_setting(synth: Synth) -> None:
     base = f"public.ecr.aws/lambda/python:3.13@sha256:{'0' * 64}"
     (image,) = json.loads((synth(f"baseImage={base}").folder / "ChestXray.assets.json").read_text())[
         "dockerImages"
@@ -412,7 +412,9 @@ def test_zip_holds_the_job_creator_and_the_run_protocol_alone(synth: Synth) -> N
 
 
 @pytest.mark.parametrize(("settings", "policy"), [((), "Retain"), (CHANGED, "Delete")])
-def test_data_is_kept_unless_told_otherwise(synth: Synth, settings: tuple[str, ...], policy: str) -> None:
+def test_data_is_kept_unless_the_setting_says_destroy(
+    synth: Synth, settings: tuple[str, ...], policy: str
+) -> None:
     template = synth(*settings).template
     for resource_type in ("AWS::S3::Bucket", "AWS::S3::BucketPolicy", "AWS::DynamoDB::Table"):
         template.all_resources(resource_type, {"DeletionPolicy": policy, "UpdateReplacePolicy": policy})
@@ -449,26 +451,26 @@ def test_settings_are_read_back_from_the_output(synth: Synth) -> None:
         assert Config.from_settings(json.loads(output)) == given
 
 
-def test_deleting_the_stack_says_what_it_leaves(synth: Synth) -> None:
+def test_the_stack_says_what_stays_after_deleting_it(synth: Synth) -> None:
     def on_delete(*settings: str) -> str:
         return str(readable(synth(*settings).template.find_outputs("OnDelete"))["OnDelete"]["Value"])
 
     assert on_delete(*CHANGED) == (
-        "Deleting the stack deletes its buckets and its table with all that is in them."
+        "Deleting the stack deletes its buckets and its table with everything in them."
     )
     assert "s3://JobsFailures" in on_delete(*EXISTING_BUCKET)
-    assert "hospital" not in on_delete(*EXISTING_BUCKET)  # nobody is told how to delete that
+    assert "hospital" not in on_delete(*EXISTING_BUCKET)  # no command deletes a bucket that was there before
 
 
 @pytest.mark.parametrize("settings", [(), EXISTING_BUCKET, CHANGED, (f"kmsKey={OWN_KEY}", "data=destroy")])
 def test_cfn_lint_finds_nothing(synth: Synth, settings: tuple[str, ...]) -> None:
-    # W3005: the CDK writes out dependencies that a reference implies.
+    # W3005: the CDK also writes dependencies that a reference implies.
     text = (synth(*settings).folder / "ChestXray.template.json").read_text()
     assert lint(text, config=ManualArgs(ignore_checks=["W3005"])) == []
 
 
 def irreplaceable(template: Template) -> dict[str, dict[str, Any]]:
-    """What holds data, by logical id: its type, and its properties that cannot be changed in place."""
+    """The resources that hold data, by logical id: type, and properties that cannot be changed in place."""
     resources = template.to_json()["Resources"].items()
     return {
         name: {"Type": resource["Type"]}
@@ -483,16 +485,16 @@ def irreplaceable(template: Template) -> dict[str, dict[str, Any]]:
 
 
 def fixed(resource_type: str) -> set[str]:
-    """The properties of a type that CloudFormation cannot change in place, by its own schema."""
+    """The properties of a type that CloudFormation cannot change in place, by CloudFormation's schema."""
     schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", resource_type).schema
     pointers = schema["createOnlyProperties"] + schema.get("conditionalCreateOnlyProperties", [])
-    # The schema is silent about a key's type, which replaces the table as its name does.
+    # A new type of a key attribute replaces the table too, but the schema does not say so.
     types = {"AttributeDefinitions"} if resource_type == "AWS::DynamoDB::Table" else set()
     return types | {pointer.split("/")[2] for pointer in pointers}
 
 
 @pytest.mark.parametrize("settings", [(), CHANGED])
-def test_no_setting_replaces_what_holds_data(synth: Synth, settings: tuple[str, ...]) -> None:
+def test_no_setting_replaces_a_resource_with_data(synth: Synth, settings: tuple[str, ...]) -> None:
     assert irreplaceable(synth(*settings).template) == IRREPLACEABLE
 
 
@@ -513,7 +515,7 @@ def test_an_existing_bucket_replaces_only_the_images(synth: Synth) -> None:
         (job_stream, Stream, {"stream_name": "jobs"}),
     ],
 )
-def test_a_change_that_replaces_data_is_seen(
+def test_a_change_that_replaces_data_is_noticed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: Any, construct: Any, change: dict[str, Any]
 ) -> None:
     def changed(scope: Construct, construct_id: str, **properties: Any) -> Any:
@@ -566,7 +568,7 @@ def test_model_is_read_from_its_card(tmp_path: Path) -> None:
     )
 
 
-def test_labels_that_lambda_has_no_room_for_are_refused(
+def test_model_with_too_many_labels_for_lambda_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def deploy(labels: int) -> None:
@@ -584,7 +586,7 @@ def test_labels_that_lambda_has_no_room_for_are_refused(
         deploy(60)
 
 
-def test_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected model\.json .*, but FileNotFoundError: .*model\.json"):
         read_model(tmp_path)
 
@@ -594,19 +596,19 @@ def test_model_without_a_version_is_refused(tmp_path: Path) -> None:
         read_model(bundle(tmp_path, name="lite", sha256="0"))
 
 
-def test_model_other_than_its_card_says_is_refused(tmp_path: Path) -> None:
+def test_model_with_another_hash_than_in_its_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected model\.onnx with SHA-256 0, found"):
         read_model(bundle(tmp_path, name="lite", version="1.2.0", sha256="0", labels=[]))
 
 
-def test_wrong_setting_stops_the_app_in_one_line() -> None:
+def test_wrong_setting_stops_the_app_with_one_line() -> None:
     env = os.environ | {"CDK_CONTEXT_JSON": '{"shards": "0"}'}
     app = subprocess.run([sys.executable, "app.py"], cwd=ROOT, env=env, capture_output=True, text=True)
     assert app.returncode == 1
-    # The last line, because the CDK may have warned about the age of Node.js before.
+    # The last line, because the CDK may warn about an old Node.js before it.
     assert app.stderr.splitlines()[-1] == (
         "Error: shards=0: expected a whole number, 1 to 1000 "
-        "(shards of the Kinesis stream, some 11 dollars a month each)"
+        "(shards of the Kinesis stream; each costs about 11 dollars a month)"
     )
     assert "Traceback" not in app.stderr
 
@@ -617,7 +619,7 @@ def test_synth_needs_no_credentials_no_network_no_docker(tmp_path: Path) -> None
         pytest.skip("needs Node.js and `npm ci`")
     offline = ["unshare", "--map-root-user", "--net"]
     if not shutil.which("unshare") or subprocess.run([*offline, "true"]).returncode != 0:
-        offline = []  # elsewhere than on Linux, or not allowed: without this part of the proof
+        offline = []  # not on Linux, or not allowed: the test cannot take the network away
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "CDK_DOCKER": "false"}
     synth = [npx, "cdk", "synth", "--quiet", "--output", str(tmp_path), "-c", "stackName=Other"]
     subprocess.run([*offline, *synth], cwd=ROOT, env=env, check=True)

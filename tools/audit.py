@@ -1,7 +1,7 @@
-"""`make audit`: the rules of cdk-nag's HIPAA pack, and the known vulnerabilities of every pinned library.
+"""`make audit`: check the stack by cdk-nag's HIPAA pack, and all pinned libraries for known vulnerabilities.
 
-Ends with 1 for a finding that docs/hipaa.md does not accept, for one that it accepts and that is there no
-more, and for a vulnerability. Where the lists of vulnerabilities cannot be reached, it says so.
+The exit status is 1 if docs/hipaa.md does not accept a finding or accepts one that no longer exists, or if a
+library has a known vulnerability. Without access to the lists of vulnerabilities, the audit says so.
 """
 
 import json
@@ -33,7 +33,7 @@ Finding = tuple[str, str]  # rule, path of the resource
 
 
 def findings(scope: IConstruct) -> set[Finding]:
-    """What the pack finds in a tree of constructs."""
+    """The findings of the HIPAA pack in a tree of constructs."""
     return {
         (violation.rule_name, resource.construct_path or "")
         for violation in HIPAASecurityChecks().validate_scope(scope).violations
@@ -42,7 +42,7 @@ def findings(scope: IConstruct) -> set[Finding]:
 
 
 def accepted(page: str) -> list[Finding]:
-    """The rows of a page's table, whose third column is the reason."""
+    """The findings in a page's table that have a reason in the third column."""
     return [(row[1], row[2]) for line in page.splitlines() if (row := ROW.fullmatch(line))]
 
 
@@ -50,11 +50,11 @@ def complaints(found: set[Finding], rows: list[Finding]) -> list[str]:
     """A line for each difference, with what to do about it."""
     return [
         *(
-            f"{rule} at {resource}: mend it, or add its row with the reason"
+            f"{rule} at {resource}: fix it, or add a row with the reason"
             for rule, resource in sorted(found - set(rows))
         ),
         *(
-            f"{rule} at {resource}: found no more, remove its row"
+            f"{rule} at {resource}: no longer found, remove its row"
             for rule, resource in sorted(set(rows) - found)
         ),
         *(
@@ -66,13 +66,13 @@ def complaints(found: set[Finding], rows: list[Finding]) -> list[str]:
 
 
 def vulnerable_python(pins: str) -> list[str] | None:
-    """Package, version and name of each known vulnerability of a pinned file; None if nobody could be asked.
+    """The known vulnerabilities of the packages in a file of pins, or None without access to their list.
 
-    pip-audit passes over a package of which its service knows nothing, and so over all without a network.
+    pip-audit skips a package that its service does not know. Without a network, it skips all packages.
     """
     command = [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off"]
-    asked = [*command, "--disable-pip", "--require-hashes", "--requirement", pins]
-    done = subprocess.run(asked, cwd=PROJECT, capture_output=True, text=True)  # noqa: S603 - our own words
+    options = ["--disable-pip", "--require-hashes", "--requirement", pins]
+    done = subprocess.run([*command, *options], cwd=PROJECT, capture_output=True, text=True)  # noqa: S603
     try:
         packages = json.loads(done.stdout)["dependencies"]
     except ValueError:
@@ -80,15 +80,16 @@ def vulnerable_python(pins: str) -> list[str] | None:
     if any("skip_reason" in package for package in packages):
         return None
     return [
-        f"{package['name']} {package['version']}: {found['id']}, mended in {found['fix_versions'] or 'none'}"
+        f"{package['name']} {package['version']}: {found['id']}, "
+        f"fixed in {', '.join(found['fix_versions']) or 'no version'}"
         for package in packages
         for found in package["vulns"]
     ]
 
 
 def vulnerable_npm() -> list[str] | None:
-    """The same of the CDK's command line and what the report's page is made of."""
-    command = ["npm", "audit", "--json"]  # npm is wherever Node.js is
+    """The known vulnerabilities of the npm packages (the CDK's command line and parts of the report page)."""
+    command = ["npm", "audit", "--json"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)  # noqa: S603
     try:
         found = json.loads(done.stdout)["vulnerabilities"]
@@ -98,7 +99,7 @@ def vulnerable_npm() -> list[str] | None:
 
 
 def rules() -> list[str]:
-    """What is wrong with the stack of the default settings by docs/hipaa.md; prints it if nothing is."""
+    """Where docs/hipaa.md and the stack of the default settings differ. Prints a line if they do not."""
     flags = json.loads((PROJECT / "cdk.json").read_text(encoding="utf-8"))["context"]
     with TemporaryDirectory() as folder:
         app = App(context=flags, outdir=folder)
@@ -106,17 +107,17 @@ def rules() -> list[str]:
         found = findings(app)
     problems = complaints(found, accepted(ACCEPTED.read_text(encoding="utf-8")))
     if not problems:
-        print(f"Rules of the HIPAA pack evaluated: {len(found)} findings, all accepted in docs/hipaa.md")
+        print(f"HIPAA pack: {len(found)} findings, all accepted in docs/hipaa.md")
     return [f"docs/hipaa.md: {problem}" for problem in problems]
 
 
 def libraries() -> list[str]:
-    """The known vulnerabilities of all that is pinned; prints what was asked."""
+    """The known vulnerabilities of all pinned packages. Prints a line for each file without any."""
     problems = []
     for pins in (*PINS, "package-lock.json"):
         found = vulnerable_python(pins) if pins.endswith(".txt") else vulnerable_npm()
         if found is None:
-            print(f"{pins}: NOT CHECKED for known vulnerabilities, their list cannot be reached from here")
+            print(f"{pins}: NOT CHECKED for known vulnerabilities: no access to their list")
         elif not found:
             print(f"{pins}: no known vulnerability")
         problems += [f"{pins}: {problem}" for problem in found or ()]
@@ -124,7 +125,7 @@ def libraries() -> list[str]:
 
 
 def main() -> int:
-    """Audits rules and libraries. Returns the exit status."""
+    """Audit rules and libraries. Returns the exit status."""
     problems = rules() + libraries()
     for line in problems:
         print(line, file=sys.stderr)
