@@ -1,4 +1,4 @@
-"""Writes a model bundle: the graph, the card, and whom the model was trained on."""
+"""Writes model bundles: the graph, its model.json, and fingerprints of what the model was trained on."""
 
 import hashlib
 import io
@@ -18,31 +18,32 @@ from cxr.phantoms import draw_phantom
 from training.data import Images
 
 
-def write(model: onnx.ModelProto, card: dict[str, Any], images: Images, out: Path) -> dict[str, Any]:
-    """Puts model.onnx, model.json and trained_on.json into a folder, and gives the card that is there now.
+def write(model: onnx.ModelProto, card: dict[str, Any], images: Images, folder: Path) -> dict[str, Any]:
+    """Write model.onnx, model.json and trained_on.json to a folder, and return what model.json holds.
 
-    Nothing there is touched before the new bundle is whole. Raises OSError.
+    `images` are those that the model was trained on. Files of the same name are replaced after the new bundle
+    is complete. Raises OSError.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as unfinished:
-        folder = Path(unfinished)
-        card = fill(folder, model, card)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        unfinished = Path(temporary)
+        card = write_model(model, card, unfinished)
         _write_json(
             {
                 "images": sorted({fingerprint(PurePosixPath(name).name) for name in images.name.tolist()}),
                 "patients": sorted({patient_fingerprint(patient) for patient in images.patient.tolist()}),
             },
-            folder / "trained_on.json",
+            unfinished / "trained_on.json",
         )
         for name in ("model.onnx", "model.json", "trained_on.json"):
-            (folder / name).replace(out / name)
+            (unfinished / name).replace(folder / name)
     return card
 
 
-def fill(folder: Path, model: onnx.ModelProto, card: dict[str, Any]) -> dict[str, Any]:
-    """Writes model.onnx and model.json into a folder, and gives the card with its `sha256` and `self_test`.
+def write_model(model: onnx.ModelProto, card: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write model.onnx and model.json, and return what model.json holds: `card`, `sha256` and `self_test`.
 
-    The graph takes pixels [N, channels, crop, crop] as the card says. Raises OSError.
+    The graph takes pixels [N, channels, crop, crop] with the preprocessing that `card` names. Raises OSError.
     """
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, folder / "model.onnx")
@@ -58,14 +59,14 @@ def fill(folder: Path, model: onnx.ModelProto, card: dict[str, Any]) -> dict[str
     return card
 
 
-def exported(graph: nn.Module, preprocessing: Preprocessing) -> onnx.ModelProto:
-    """As ONNX: from `pixels` [images, channels, crop, crop] to `scores` and `cam`."""
-    # What is resampled with a Gaussian comes in fractions of grey values.
-    kind = torch.float32 if preprocessing.resampling == "gaussian" else torch.uint8
+def to_onnx(scorer: nn.Module, preprocessing: Preprocessing) -> onnx.ModelProto:
+    """The graph of a Scorer, from `pixels` [N, channels, crop, crop] to `scores` and `cam`."""
+    # Pixels resampled with a Gaussian are fractions of grey values.
+    pixel_type = torch.float32 if preprocessing.resampling == "gaussian" else torch.uint8
     shape = 2, preprocessing.channels, preprocessing.crop, preprocessing.crop
     program: Any = torch.onnx.export(
-        graph,
-        (torch.zeros(shape, dtype=kind),),
+        scorer,
+        (torch.zeros(shape, dtype=pixel_type),),
         input_names=["pixels"],
         output_names=["scores", "cam"],
         dynamic_shapes=({0: torch.export.Dim("images")},),
@@ -73,7 +74,7 @@ def exported(graph: nn.Module, preprocessing: Preprocessing) -> onnx.ModelProto:
         verbose=False,
     )
     model: onnx.ModelProto = program.model_proto
-    # The exporter notes the stack trace of every node: paths of the machine that made it.
+    # The exporter stores a stack trace in every node, with paths of the machine that exported it.
     for described in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input):
         del described.metadata_props[:]
     return model

@@ -1,14 +1,15 @@
-"""MODEL_CARD.md: model.json in a form to read. Every figure in it comes from there."""
+"""Renders MODEL_CARD.md from model.json. Every figure on the page comes from model.json."""
 
 from collections.abc import Iterable
 from typing import Any
 
-AGAINST = ("AUC of the starting point", "difference", "AUC of the starting point on coarse pixels")
+from tools.markdown import table
+
 HEADER = ("images of", "images", "patients", "abnormal", "AUC", "average precision")
 
 
 def render(card: dict[str, Any]) -> str:
-    """The page. `card` is model.json as this project's training writes it."""
+    """The page in Markdown. `card` is the content of a model.json that training.train wrote."""
     metrics = card["metrics"]
     (label,) = card["labels"]
     parts = [
@@ -17,20 +18,25 @@ def render(card: dict[str, Any]) -> str:
         "Written by `python -m training.train` from what it measured; `model.json` in the bundle holds the "
         f"same figures. Intervals in brackets: {metrics['interval']}.",
         "## What it is",
-        _bullets(
+        _bullet_list(
             [
-                f"{card['architecture']}; input {_fields(card['preprocessing'])}; SHA-256 `{card['sha256']}`",
+                f"{card['architecture']}; input {_show_fields(card['preprocessing'])}; "
+                f"SHA-256 `{card['sha256']}`",
                 f"one label, `{label['name']}`, positive from {label['threshold']} on: there, sensitivity "
                 "and specificity were the most alike",
                 f"trained: {card['training']['method']}",
-                *(f"{_words(name)}: {_value(value)}" for name, value in _rest(card["training"])),
+                *(
+                    f"{_spaced(name)}: {_show_value(value)}"
+                    for name, value in card["training"].items()
+                    if name != "method"
+                ),
                 "the score is a probability as far as the calibration below goes; a class activation map "
                 "comes with it, which is not evidence of where a finding is",
             ]
         ),
         "## What it is worth",
         f"Scores {metrics['scores']}. AUC 0.5 is chance.",
-        _table(HEADER, (_row(name, found) for name, found in metrics["collections"].items())),
+        table(HEADER, (_measured_cells(name, found) for name, found in metrics["collections"].items())),
     ]
     for name, found in metrics["collections"].items():
         for title, groups in (
@@ -40,7 +46,10 @@ def render(card: dict[str, Any]) -> str:
             if groups:
                 parts += [
                     f"Within {name}:",
-                    _table((title, *HEADER[1:]), (_row(value, group) for value, group in groups.items())),
+                    table(
+                        (title, *HEADER[1:]),
+                        (_measured_cells(value, group) for value, group in groups.items()),
+                    ),
                 ]
     if metrics["across_collections"]:
         parts += [
@@ -48,7 +57,7 @@ def render(card: dict[str, Any]) -> str:
             "former alone. The starting point, a logistic regression on the same network's features of "
             "224 x 224 pixels, was trained and tested on the same images; on coarse pixels it sees no more "
             "detail than the model does:",
-            _table(
+            table(
                 (
                     "trained on",
                     "tested on",
@@ -58,7 +67,11 @@ def render(card: dict[str, Any]) -> str:
                     "AUC of the starting point on coarse pixels",
                 ),
                 (
-                    (found["trained_on"]["collection"], *_row(found["collection"], found), *_against(found))
+                    (
+                        found["trained_on"]["collection"],
+                        *_measured_cells(found["collection"], found),
+                        *_starting_point_cells(found),
+                    )
                     for found in metrics["across_collections"]
                 ),
             ),
@@ -67,7 +80,7 @@ def render(card: dict[str, Any]) -> str:
         found = metrics["starting_point"]
         parts += [
             f"Against the same starting point, fitted on the {found['collection']} images of the same folds "
-            f"and tested on {_whom(found)}: AUC {_estimate(found['auc'])} against "
+            f"and tested on {_describe_images(found)}: AUC {_estimate(found['auc'])} against "
             f"{_estimate(found['starting_point_auc'])}, a difference of {_estimate(found['difference'])}, "
             "paired by patient.",
         ]
@@ -77,7 +90,7 @@ def render(card: dict[str, Any]) -> str:
             "### What 8 bits cost",
             f"Against {found['model']}, the same network in float: the same recipe in every fold, paired by "
             "patient. Log-loss is after calibration on the other folds of the collection.",
-            _table(
+            table(
                 ("images of", *HEADER[1:4], "change of AUC", "change of log-loss"),
                 (
                     (
@@ -94,7 +107,7 @@ def render(card: dict[str, Any]) -> str:
         "### What else tells the label",
         "AUC of plain properties of a file on the same images, the higher the more abnormal. One far from "
         "0.5, on either side, means that the label could be read without looking at the chest.",
-        _table(
+        table(
             ("images of", *next(iter(metrics["collections"].values()))["nuisances"]),
             (
                 (name, *map(_estimate, found["nuisances"].values()))
@@ -102,10 +115,10 @@ def render(card: dict[str, Any]) -> str:
             ),
         ),
         "### At the threshold, and as a probability",
-        f"On {_whom(metrics['calibration'])}; {metrics['calibration']['fitted']}. "
+        f"On {_describe_images(metrics['calibration'])}; {metrics['calibration']['fitted']}. "
         f"Sensitivity {_estimate(metrics['calibration']['sensitivity'])}, "
         f"specificity {_estimate(metrics['calibration']['specificity'])}.",
-        _table(
+        table(
             ("", "calibration slope (1 is best)", "Brier score", "log-loss"),
             (
                 (f"{when} calibration", *map(_estimate, metrics["calibration"][when].values()))
@@ -113,7 +126,7 @@ def render(card: dict[str, Any]) -> str:
             ),
         ),
         "## Limitations",
-        _bullets(card["limitations"]),
+        _bullet_list(card["limitations"]),
         "## Licence and attribution",
         card["licence"],
         card["attribution"],
@@ -121,18 +134,18 @@ def render(card: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+def _measured_cells(name: str, found: dict[str, Any]) -> tuple[str, ...]:
     counts = (str(found[key]) for key in ("images", "patients", "abnormal"))
     return (name, *counts, _estimate(found["auc"]), _estimate(found["average_precision"]))
 
 
-def _against(found: dict[str, Any]) -> Iterable[str]:
+def _starting_point_cells(found: dict[str, Any]) -> Iterable[str]:
     return (
         _estimate(found[key]) for key in ("starting_point_auc", "difference", "coarse_starting_point_auc")
     )
 
 
-def _whom(found: dict[str, Any]) -> str:
+def _describe_images(found: dict[str, Any]) -> str:
     return (
         f"{found['collection']} ({found['images']} images, {found['patients']} patients, "
         f"{found['abnormal']} abnormal)"
@@ -146,31 +159,21 @@ def _estimate(found: dict[str, Any] | None) -> str:
     return f"{found['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = tuple(header)
-    lines = (header, ("---",) * len(header), *rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _bullets(lines: Iterable[str]) -> str:
+def _bullet_list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _rest(training: dict[str, Any]) -> Iterable[tuple[str, Any]]:
-    return ((name, value) for name, value in training.items() if name != "method")
-
-
-def _value(value: Any) -> str:
+def _show_value(value: Any) -> str:
     if isinstance(value, list):
-        return "; ".join(map(_value, value))
+        return "; ".join(map(_show_value, value))
     if isinstance(value, dict):
-        return _whom(value) if "patients" in value else _fields(value)
+        return _describe_images(value) if "patients" in value else _show_fields(value)
     return str(value)
 
 
-def _fields(fields: dict[str, Any]) -> str:
-    return ", ".join(f"{_words(name)} {value}" for name, value in fields.items())
+def _show_fields(fields: dict[str, Any]) -> str:
+    return ", ".join(f"{_spaced(name)} {value}" for name, value in fields.items())
 
 
-def _words(name: str) -> str:
+def _spaced(name: str) -> str:
     return name.replace("_", " ")

@@ -1,4 +1,4 @@
-"""Reads other people's weights, and runs none of what their files would call."""
+"""Reads checkpoints that others made, without running code that a file may contain."""
 
 import pickle
 import re
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# What an optimiser or a best loss kept as a NumPy scalar adds to tensors and plain Python, under the names
-# that NumPy 1 and NumPy 2 give it.
+# A checkpoint may hold NumPy scalars beside tensors, in its optimiser's state or as its best loss. NumPy 1
+# and NumPy 2 save them under different names.
 _SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
 _NUMPY: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),
@@ -20,7 +20,7 @@ _NUMPY: list[Any] = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)),
 ]
-# What torch raises on files that are cut short, damaged or something else.
+# What torch.load raises for a file that is cut short, damaged or no checkpoint.
 _UNREADABLE = (
     pickle.UnpicklingError,
     struct.error,
@@ -30,22 +30,22 @@ _UNREADABLE = (
 
 
 class CheckpointError(Exception):
-    """A checkpoint that is not what it should be; the message names the file, the field and what it takes."""
+    """A checkpoint that cannot be used. The message names the file, the field and what was expected."""
 
 
 def read(path: Path) -> Mapping[str, Any]:
-    """What `torch.save` put into a file, old format or new. Raises CheckpointError and OSError."""
+    """The dictionary in a file of torch.save, old or new format. Raises CheckpointError and OSError."""
     with path.open("rb") as file, torch.serialization.safe_globals(_NUMPY):
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True)
         except _UNREADABLE as error:
-            raise CheckpointError(f"{path}: {_why(error)}") from error
+            raise CheckpointError(f"{path}: {_reason(error)}") from error
     if not isinstance(saved, Mapping):
         raise CheckpointError(f"{path}: expected a dictionary, found {type(saved).__name__}")
     return saved
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     called = re.search(r"GLOBAL (\w[\w.]*)", str(error))
     if called:
         return (
@@ -56,24 +56,24 @@ def _why(error: Exception) -> str:
 
 
 def load(network: nn.Module, saved: Mapping[str, Any], path: Path) -> None:
-    """Puts a checkpoint's `state_dict`, or a checkpoint that is one, into the network.
+    """Load the `state_dict` of a checkpoint, or a checkpoint that is a `state_dict`, into the network.
 
-    Names may begin with `module.`, as torch's DataParallel writes them, and a DenseNet's may be those of
-    torchvision before 0.3, `norm.1` for `norm1`. Raises CheckpointError, naming `path`.
+    Names may begin with `module.`, as torch's DataParallel writes them. Names of a DenseNet may be those of
+    torchvision before 0.3: `norm.1` for `norm1`. Raises CheckpointError, which names `path`.
     """
-    found = weights(saved, path)
-    # How many batches a normalisation has seen: not in old files, and of no use in scoring.
+    found = state_dict(saved, path)
+    # The number of batches that a normalisation has seen is missing in old files. Scoring does not use it.
     wanted = {
         name: tensor for name, tensor in network.state_dict().items() if "num_batches_tracked" not in name
     }
-    kind = f"{type(network).__name__} of {len(wanted)} tensors"
+    expected = f"{type(network).__name__} of {len(wanted)} tensors"
     if missing := [name for name in wanted if name not in found]:
         raise CheckpointError(
-            f"{path}: state_dict has no {missing[0]} and lacks {len(missing)} in all: expected a {kind}"
+            f"{path}: state_dict has no {missing[0]} and lacks {len(missing)} in all: expected a {expected}"
         )
     if extra := [name for name in found if name not in wanted]:
         raise CheckpointError(
-            f"{path}: state_dict has an unexpected {extra[0]}, {len(extra)} in all: expected a {kind}"
+            f"{path}: state_dict has an unexpected {extra[0]}, {len(extra)} in all: expected a {expected}"
         )
     for name, tensor in wanted.items():
         if found[name].shape != tensor.shape:
@@ -86,16 +86,17 @@ def load(network: nn.Module, saved: Mapping[str, Any], path: Path) -> None:
     network.load_state_dict(found, strict=False)
 
 
-def weights(saved: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's `state_dict` by today's names. Raises CheckpointError."""
+def state_dict(saved: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's `state_dict`, by their current names. Raises CheckpointError."""
     state = saved.get("state_dict", saved)
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
         found = f", found {', '.join(map(str, list(saved)[:5]))}" if state is saved else ""
         raise CheckpointError(f"{path}: state_dict: expected a dictionary of tensors by name{found}")
-    return {_name(name): tensor for name, tensor in state.items() if "num_batches_tracked" not in name}
+    tensors = {_current_name(name): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in tensors.items() if "num_batches_tracked" not in name}
 
 
-def _name(name: str) -> str:
+def _current_name(name: str) -> str:
     return re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name.removeprefix("module."))

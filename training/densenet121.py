@@ -1,10 +1,10 @@
-"""DenseNet-121 and its pixels, as NIH's normal-or-abnormal classifier and TorchXRayVision's models have them.
+"""DenseNet-121 as NIH's normal-or-abnormal classifier and TorchXRayVision's models use it.
 
 The network is torchvision's: Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional
-Networks", CVPR 2017. With one output on three equal channels it is the classifier of Tang et al., "Automated
+Networks", CVPR 2017. NIH's classifier has one output and three equal channels: Tang et al., "Automated
 abnormality classification of chest radiographs using deep convolutional neural networks", npj Digital
-Medicine 3, 70 (2020), which takes an ImageNet network's pixels: the short side resized to 256, bilinear; the
-central 224 x 224; mean and deviation of ImageNet's channels.
+Medicine 3, 70 (2020). It prepares pixels as for ImageNet: resize the short side to 256, bilinear; take the
+central 224 x 224; normalise with the mean and the deviation of ImageNet's channels.
 """
 
 from collections import OrderedDict
@@ -14,13 +14,13 @@ from torch import nn
 from torchvision.models import DenseNet
 
 RESIZE, CROP = 256, 224
-# Of grey values from 0 to 255, a channel (torchvision.models.DenseNet121_Weights).
+# One of each for a channel of values from 0 to 255 (torchvision.models.DenseNet121_Weights).
 IMAGENET_MEAN = [255 * mean for mean in (0.485, 0.456, 0.406)]
 IMAGENET_DEVIATION = [255 * deviation for deviation in (0.229, 0.224, 0.225)]
 
 
 def densenet121(outputs: int, channels: int = 3) -> DenseNet:
-    """The network with weights of chance: normalised pixels [N, channels, H, W] to logits [N, outputs]."""
+    """The network with random weights: normalised pixels [N, channels, H, W] to logits [N, outputs]."""
     network: DenseNet = torchvision.models.densenet121(num_classes=outputs)
     if channels != 3:
         network.features.conv0 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)

@@ -1,4 +1,4 @@
-"""What is measured once on every image: frozen features of an ImageNet network, and plain statistics."""
+"""Measured once for every image: frozen features of an ImageNet network, and plain statistics."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import nn
 from cxr.files import whole_file
 from training.data import Floats, Images, read_pixels
 from training.networks import SIDE, coarse_stages, pixel_statistics, stages
-from training.progress import Teller
+from training.progress import ProgressDisplay
 from training.scorer import CoarseNormalise, Normalise
 
 FULL = Preprocessing(channels=3, resize=256, crop=SIDE)
@@ -22,55 +22,63 @@ BATCH = 32
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Pooled features, each [images, C]."""
+    """Average-pooled features, each [images, features]."""
 
     coarse: list[Floats]  # of coarse pixels, after each stage of the network
-    full: Floats  # of 224 x 224 pixels, after the last
+    full: Floats  # of 224 x 224 pixels, after the last stage
 
 
-def frozen(network: nn.Module, architecture: str, images: Images, kept: Path, tell: Teller) -> Features:
-    """Reads them from the file `kept`, or measures them and keeps them there. Raises InputError, OSError."""
-    if not kept.exists():
+def extract(
+    network: nn.Module, architecture: str, images: Images, cache: Path, progress: ProgressDisplay
+) -> Features:
+    """Features of all images, read from the file `cache` if it exists, else computed and written to it.
+
+    Raises InputError and OSError.
+    """
+    if not cache.exists():
         parts, coarse_parts = stages(network), coarse_stages(network)
+        normalise, coarse_normalise = (
+            kind(*pixel_statistics(architecture)) for kind in (Normalise, CoarseNormalise)
+        )
         coarse: list[list[Floats]] = [[] for _ in parts]
         full: list[Floats] = []
         with torch.inference_mode():
             for files in _batches(images.file.tolist()):
-                maps = CoarseNormalise(*pixel_statistics(architecture))(_stack(files, COARSE))
+                maps = coarse_normalise(_read_batch(files, COARSE))
                 for part, found in zip(coarse_parts, coarse, strict=True):
                     maps = part(maps)
                     found.append(maps.mean((2, 3)).double().numpy())
-                maps = nn.Sequential(Normalise(*pixel_statistics(architecture)), *parts)(_stack(files, FULL))
+                maps = nn.Sequential(normalise, *parts)(_read_batch(files, FULL))
                 full.append(maps.mean((2, 3)).double().numpy())
-                tell.at("features", sum(map(len, full)), len(images))
+                progress.show("features", sum(map(len, full)), len(images))
         stacked = {f"coarse_{i}": np.concatenate(found) for i, found in enumerate(coarse)}
-        with whole_file(kept) as part_file, part_file.open("wb") as file:
+        with whole_file(cache) as part_file, part_file.open("wb") as file:
             np.savez(file, **stacked, full=np.concatenate(full))  # type: ignore[arg-type]
-    with np.load(kept) as saved:
+    with np.load(cache) as saved:
         return Features([saved[f"coarse_{i}"] for i in range(len(saved.files) - 1)], saved["full"])
 
 
 @dataclass(frozen=True, eq=False)
-class Statistics:
-    """Plain measures of every image, each [images]: what a score must be better than."""
+class ImageStatistics:
+    """Plain statistics of every image, each [images]. A useful score predicts the label better than these."""
 
-    bytes: Floats
+    file_bytes: Floats
     brightness: Floats  # mean grey value of the model's input
-    contrast: Floats  # standard deviation of the same
-    edges: Floats  # mean squared difference of neighbouring pixels, their gradient energy
+    contrast: Floats  # standard deviation of the grey values
+    gradient_energy: Floats  # mean squared difference of neighbouring pixels
 
 
-def statistics(images: Images, preprocessing: Preprocessing) -> Statistics:
-    """Of pixels as the model takes them. Raises InputError."""
-    found = np.array([_statistics(file, preprocessing) for file in images.file.tolist()])
-    return Statistics(*found.T)
+def measure_statistics(images: Images, preprocessing: Preprocessing) -> ImageStatistics:
+    """Statistics of the pixels that the model takes. Raises InputError."""
+    found = np.array([_measure_image(file, preprocessing) for file in images.file.tolist()])
+    return ImageStatistics(*found.T)
 
 
-def _statistics(file: str, preprocessing: Preprocessing) -> tuple[float, ...]:
+def _measure_image(file: str, preprocessing: Preprocessing) -> tuple[float, ...]:
     pixels: Pixels = read_pixels(file, preprocessing)
     grey = pixels.mean(axis=0, dtype=np.float64)
-    edges = (np.diff(grey, axis=0) ** 2).mean() + (np.diff(grey, axis=1) ** 2).mean()
-    return Path(file).stat().st_size, pixels.mean(), pixels.std(), edges
+    gradient_energy = (np.diff(grey, axis=0) ** 2).mean() + (np.diff(grey, axis=1) ** 2).mean()
+    return Path(file).stat().st_size, pixels.mean(), pixels.std(), gradient_energy
 
 
 def _batches(files: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -78,5 +86,5 @@ def _batches(files: Sequence[str]) -> Iterator[Sequence[str]]:
         yield files[start : start + BATCH]
 
 
-def _stack(files: Sequence[str], preprocessing: Preprocessing) -> torch.Tensor:
+def _read_batch(files: Sequence[str], preprocessing: Preprocessing) -> torch.Tensor:
     return torch.from_numpy(np.stack([read_pixels(file, preprocessing) for file in files]))

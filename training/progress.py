@@ -1,4 +1,4 @@
-"""What a person sees while a model is trained: a bar in a terminal, and a line for all that is done."""
+"""What the training command shows on a terminal: a progress bar, and a line for each finished step."""
 
 import time
 from types import TracebackType
@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class Teller:
-    """Use as a context manager."""
+class ProgressDisplay:
+    """A context manager. The bar is shown only on a terminal."""
 
     def __init__(self, console: Console) -> None:
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -23,7 +23,7 @@ class Teller:
         )
         self._task = self._bar.add_task("", total=None)
 
-    def __enter__(self) -> "Teller":
+    def __enter__(self) -> "ProgressDisplay":
         self._bar.start()
         return self
 
@@ -32,11 +32,11 @@ class Teller:
     ) -> None:
         self._bar.stop()
 
-    def say(self, text: str) -> None:
-        """A line that stays, after the seconds since the start."""
-        line = f"{time.monotonic() - self._began:5.0f} s  {text}"
+    def print(self, text: str) -> None:
+        """Print a line that stays, after the seconds since the start."""
+        line = f"{time.monotonic() - self._started:5.0f} s  {text}"
         self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def at(self, what: str, done: int, total: int) -> None:
-        """How far it is."""
-        self._bar.update(self._task, description=what, completed=done, total=total)
+    def show(self, step: str, done: int, total: int) -> None:
+        """Show how much of a step is done."""
+        self._bar.update(self._task, description=step, completed=done, total=total)

@@ -1,9 +1,9 @@
-"""Graphs with 8-bit weights and activations, by ONNX Runtime's static quantisation; nothing of torch.
+"""Quantises ONNX graphs to 8-bit weights and activations, by ONNX Runtime's static quantisation.
 
-QuantizeLinear and DequantizeLinear, operators of ONNX itself, are put around nodes, and ONNX Runtime computes
-what stands between two of them in whole numbers. Weights have 7 bits and a scale for each output channel:
-instruction sets without VNNI add two products of 8 bits in 16, which weights of 8 bits can overflow and those
-of 7 cannot, so that a score does not depend on the processor.
+It inserts QuantizeLinear and DequantizeLinear, standard ONNX operators, around nodes. ONNX Runtime computes
+the nodes between them in integers. Weights have 7 bits and a scale for each output channel: x86 processors
+without VNNI add two products in 16 bits, which 8-bit weights can overflow and 7-bit weights cannot. Scores
+then do not depend on whether a processor has VNNI.
 """
 
 import copy
@@ -21,51 +21,52 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-IMAGES = 128  # whose activations give the ranges
+SAMPLE_SIZE = 128  # images whose activations give the ranges
 BATCH = 32
-KINDS = ["Conv", "Clip", "Relu"]
-FLOAT = 3  # convolutions at the start that stay: cheap, and what rounding loses there is lost to all others
-HOW = (
+QUANTISED_OPERATORS = ["Conv", "Clip", "Relu"]
+# The first convolutions stay in float: they are cheap, and a rounding error there reaches all other layers.
+FLOAT_CONVOLUTIONS = 3
+DESCRIPTION = (
     "weights in 7 bits by output channel, activations in 8, biases corrected; "
-    f"the first {FLOAT} convolutions and the head in float"
+    f"the first {FLOAT_CONVOLUTIONS} convolutions and the head in float"
 )
-WEIGHT, BIAS = "weight", "bias"  # the head's: [labels, features, 1, 1] and [labels]
+WEIGHT, BIAS = "weight", "bias"  # of the head (training.scorer): [labels, features, 1, 1] and [labels]
 
 Floats = npt.NDArray[np.float64]
 
 
-def sample(count: int) -> list[int]:
-    """Which of `count` images to take ranges from, at most IMAGES: by chance, and the same every time."""
-    chosen: list[int] = np.sort(np.random.default_rng(0).permutation(count)[:IMAGES]).tolist()
+def sample_indices(count: int) -> list[int]:
+    """Indices of at most SAMPLE_SIZE of `count` images, at random but the same in every call."""
+    chosen: list[int] = np.sort(np.random.default_rng(0).permutation(count)[:SAMPLE_SIZE]).tolist()
     return chosen
 
 
-def quantised(model: onnx.ModelProto, images: Sequence[Pixels]) -> onnx.ModelProto:
-    """The graph with nodes of KINDS in 8 bits, from behind its first FLOAT convolutions on.
+def quantise(model: onnx.ModelProto, images: Sequence[Pixels]) -> onnx.ModelProto:
+    """The graph with its QUANTISED_OPERATORS in 8 bits, but for its first FLOAT_CONVOLUTIONS and its head.
 
-    Activations range as these images' do. What rounding its weights adds to a convolution's mean output on
-    them is taken from its bias: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-    Correction", ICCV 2019.
+    The ranges of the activations are those on `images`. Rounding its weights changes the mean output of a
+    convolution on these images. Its bias is corrected by that change: Nagel et al., "Data-Free Quantization
+    Through Weight Equalization and Bias Correction", ICCV 2019.
     """
     model = copy.deepcopy(model)
     convolutions = 0
-    stay: list[str] = []
+    in_float: list[str] = []
     for number, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{number}"
         convolutions += node.op_type == "Conv"
-        if convolutions <= FLOAT or WEIGHT in node.input:
-            stay.append(node.name)
+        if convolutions <= FLOAT_CONVOLUTIONS or WEIGHT in node.input:
+            in_float.append(node.name)
         if node.op_type == "Conv" and len(node.input) == 2 and WEIGHT not in node.input:
             _add_bias(model, node)
-    add_pre_process_metadata(model)  # the exporter has inferred shapes and folded constants
+    add_pre_process_metadata(model)  # the exporter has already inferred shapes and folded constants
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         quantize_static(
-            copy.deepcopy(model),  # it moves the tensors of what it is given into a file
+            copy.deepcopy(model),  # quantize_static moves the tensors of its argument into a file
             path,
-            _Reader(images),
-            op_types_to_quantize=KINDS,
-            nodes_to_exclude=stay,
+            _CalibrationReader(images),
+            op_types_to_quantize=QUANTISED_OPERATORS,
+            nodes_to_exclude=in_float,
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
@@ -73,7 +74,7 @@ def quantised(model: onnx.ModelProto, images: Sequence[Pixels]) -> onnx.ModelPro
         )
         found = onnx.load(path)
     del found.metadata_props[:]
-    _correct(found, model, images)
+    _correct_biases(found, model, images)
     return found
 
 
@@ -84,13 +85,13 @@ def _add_bias(model: onnx.ModelProto, convolution: onnx.NodeProto) -> None:
     convolution.input.append(name)
 
 
-def _correct(found: onnx.ModelProto, model: onnx.ModelProto, images: Sequence[Pixels]) -> None:
-    """Shifts the biases, whole numbers, of the quantised convolutions."""
+def _correct_biases(found: onnx.ModelProto, model: onnx.ModelProto, images: Sequence[Pixels]) -> None:
+    """Shift the integer biases of the quantised convolutions in `found`; `model` is the graph in float."""
     tensors = {tensor.name: tensor for tensor in found.graph.initializer}
     exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     made_by = {node.output[0]: node for node in found.graph.node}
     inputs = {node.name: node.input[:2] for node in model.graph.node if node.op_type == "Conv"}
-    means = _means(model, images, [maps for maps, _ in inputs.values()])
+    means = _mean_maps(model, images, [maps for maps, _ in inputs.values()])
     for node in found.graph.node:
         if node.op_type != "Conv" or node.input[1] not in made_by:
             continue  # in float
@@ -101,16 +102,16 @@ def _correct(found: onnx.ModelProto, model: onnx.ModelProto, images: Sequence[Pi
         )
         maps, name = inputs[node.name]
         lost = exact[name] - weight * weight_scale.reshape(-1, 1, 1, 1)
-        # Of each group of the convolution, the mean of its inputs; then the same for each of its outputs.
-        seen = means[maps].reshape(-1, lost.shape[1])
-        shift = (lost.sum((2, 3)) * seen.repeat(len(lost) // len(seen), 0)).sum(1)
+        # The mean inputs of each group of the convolution, repeated for each output of the group.
+        inputs_mean = means[maps].reshape(-1, lost.shape[1])
+        shift = (lost.sum((2, 3)) * inputs_mean.repeat(len(lost) // len(inputs_mean), 0)).sum(1)
         tensor = tensors[made_by[node.input[2]].input[0]]
         corrected = bias + np.round(shift / scale).astype(np.int32)
         tensor.CopyFrom(numpy_helper.from_array(corrected, tensor.name))
 
 
-def _means(model: onnx.ModelProto, images: Sequence[Pixels], names: Sequence[str]) -> dict[str, Floats]:
-    """The mean [channels] of some maps over images and places."""
+def _mean_maps(model: onnx.ModelProto, images: Sequence[Pixels], names: Sequence[str]) -> dict[str, Floats]:
+    """The mean [channels] of each of some feature maps, over images and pixels."""
     names = list(dict.fromkeys(names))
     model = copy.deepcopy(model)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
@@ -122,16 +123,16 @@ def _means(model: onnx.ModelProto, images: Sequence[Pixels], names: Sequence[str
     return {name: value / len(images) for name, value in total.items()}
 
 
-def pooled(model: onnx.ModelProto, images: Sequence[Pixels]) -> Floats:
-    """What the head is linear on, [images, features]."""
+def pooled_features(model: onnx.ModelProto, images: Sequence[Pixels]) -> Floats:
+    """The input of the head, [images, features]."""
     (name,) = (node.input[0] for node in model.graph.node if BIAS in node.input)
     model = copy.deepcopy(model)
     model.graph.output.append(onnx.ValueInfoProto(name=name))
-    return output(model, name, images)[:, :, 0, 0]
+    return compute_output(model, name, images)[:, :, 0, 0]
 
 
-def output(model: onnx.ModelProto, name: str, images: Sequence[Pixels]) -> Floats:
-    """One output of the graph, [images, ...]."""
+def compute_output(model: onnx.ModelProto, name: str, images: Sequence[Pixels]) -> Floats:
+    """One output of the graph for all images, [images, ...]."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     parts = [
         session.run([name], {"pixels": np.stack(images[start : start + BATCH])})[0]
@@ -141,8 +142,8 @@ def output(model: onnx.ModelProto, name: str, images: Sequence[Pixels]) -> Float
     return found
 
 
-def with_head(model: onnx.ModelProto, weight: Floats, bias: float) -> onnx.ModelProto:
-    """The graph with another head of one label; `weight` is [features]."""
+def replace_head(model: onnx.ModelProto, weight: Floats, bias: float) -> onnx.ModelProto:
+    """The graph of one label with another head; `weight` is [features]."""
     model = copy.deepcopy(model)
     values = {WEIGHT: weight.reshape(1, -1, 1, 1), BIAS: np.array([bias])}
     for tensor in model.graph.initializer:
@@ -152,8 +153,8 @@ def with_head(model: onnx.ModelProto, weight: Floats, bias: float) -> onnx.Model
     return model
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """One image at a time."""
+class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]
+    """Gives quantize_static one image at a time."""
 
     def __init__(self, images: Sequence[Pixels]) -> None:
         self._images = iter(images)

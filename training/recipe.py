@@ -1,10 +1,10 @@
-"""A linear head on the frozen features of an ImageNet network, and how its recipe is chosen.
+"""Fits a linear head on frozen features of an ImageNet network, and chooses the recipe for it.
 
-The target can be the number of findings, which says more than yes or no, and both the target and the features
-are centred within each group of images: a head can then not profit from telling groups apart, such as two
-collections with their own detectors, patients and share of abnormal images. Of collections other than the
-first only the abnormal images are fitted on, because their normal ones may have been collected apart.
-docs/decisions/0005-default-model.md has what was tried.
+The target can be the number of findings, which holds more information than abnormal or not. Target and
+features are centred within each group of images, so that the head gains nothing by recognising the group. Two
+collections, for example, have different detectors, patients and shares of abnormal images. From collections
+other than the first, only abnormal images are used, because their normal images may have been collected
+separately. docs/decisions/0005-default-model.md lists what was tried.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ from training.measures import auc
 from training.scorer import Scorer
 
 OWN, OTHERS = "the first collection", "the abnormal images of the others"
-GROUPS: dict[str, dict[str, float]] = {  # what is fitted on, and the weight of an image
+GROUPS: dict[str, dict[str, float]] = {  # name -> groups to fit on, with the weight of an image
     OWN: {OWN: 1},
     OTHERS: {OTHERS: 1},
     "both groups, weighted 0.3 and 1": {OWN: 0.3, OTHERS: 1},
@@ -32,14 +32,14 @@ GROUPS: dict[str, dict[str, float]] = {  # what is fitted on, and the weight of 
 }
 YES_OR_NO, COUNT, UP_TO_3 = "abnormal or not", "number of findings", "number of findings up to 3"
 STRENGTHS = (1, 3, 10, 30, 100)  # of the ridge, in mean squared features
-STAGES = 2  # of the network, that the recipe may cut it after
+STAGES = 2  # a recipe may cut the network after each of the first two stages
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to fit a head."""
+    """A way to fit a head."""
 
-    stage: int  # of `networks.stages`, the last one used
+    stage: int  # the last one used, of `networks.stages`
     groups: str  # of GROUPS
     target: str
     strength: float
@@ -50,7 +50,10 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """`features` [images, C] @ weight [C] + bias: mean 0 and deviation 1 where it was fitted."""
+    """A score of `features` [images, C] @ weight [C] + bias.
+
+    On the images that it was fitted on, its mean is 0 and its standard deviation 1.
+    """
 
     stage: int
     weight: Floats
@@ -62,39 +65,40 @@ class Head:
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
-    """Images, and their pooled features [images, C] after each stage of the network."""
+class LabelledFeatures:
+    """Images with their pooled features [images, C] after each stage of the network."""
 
     images: Images
     features: Sequence[Floats]
 
     def recipes(self, groups: Sequence[str]) -> list[Recipe]:
-        """All that the inner loop chooses from."""
+        """All recipes that the inner loop chooses from."""
         return [
             Recipe(stage, group, target, strength)
             for stage in range(min(STAGES, len(self.features)))
             for group in groups
             for target in (YES_OR_NO, COUNT, UP_TO_3)
             for strength in STRENGTHS
-            if target != YES_OR_NO or group == OWN  # the others' images are all abnormal
+            if target != YES_OR_NO or group == OWN  # all images of the others are abnormal
         ]
 
     def targets(self, name: str) -> Floats:
+        """The target [images] of that name."""
         counts = self.images.finding_count
         return {YES_OR_NO: np.minimum(counts, 1), COUNT: counts, UP_TO_3: np.minimum(counts, 3)}[name]
 
     def members(self, train: Ints, groups: str) -> list[tuple[Ints, float]]:
-        """Groups of images to fit on, each with the weight of its images; none has fewer than two."""
+        """Groups of two or more images to fit on, each with the weight of an image."""
         first, *others = self.images.collections
         found = []
         for kind, weight in GROUPS[groups].items():
             for collection in [first] if kind == OWN else others:
-                of = train[self.images.collection[train] == collection]
-                found.append((of if kind == OWN else of[self.images.abnormal[of] == 1], weight))
+                group = train[self.images.collection[train] == collection]
+                found.append((group if kind == OWN else group[self.images.abnormal[group] == 1], weight))
         return [(group, weight) for group, weight in found if len(group) > 1]
 
-    def fit(self, recipes: Sequence[Recipe], train: Ints) -> list[Floats]:
-        """Weights [C] by each of some recipes of one stage and the same groups: one decomposition for all."""
+    def fit_weights(self, recipes: Sequence[Recipe], train: Ints) -> list[Floats]:
+        """Weights [C] of each recipe; all have the same stage and groups, and so one decomposition."""
         features, groups = self.features[recipes[0].stage], self.members(train, recipes[0].groups)
         x = np.concatenate([features[group] - features[group].mean(0) for group, _ in groups])
         root = np.sqrt(np.concatenate([np.full(len(group), weight) for group, weight in groups]))
@@ -108,16 +112,16 @@ class Data:
             fitted.append(vt.T @ (s / (s**2 + ridge) * (u.T @ (root * y))) / scale)
         return fitted
 
-    def head(self, recipe: Recipe, train: Ints) -> Head:
-        """Fitted, and standardised on the first collection among `train`, the one that it is judged on."""
-        (weight,) = self.fit([recipe], train)
+    def fit_head(self, recipe: Recipe, train: Ints) -> Head:
+        """The head, standardised on the first collection in `train`, on which it is judged."""
+        (weight,) = self.fit_weights([recipe], train)
         judged = train[self.images.collection[train] == self.images.collection[train[0]]]
         scores = self.features[recipe.stage][judged] @ weight
         deviation = scores.std() or 1.0
         return Head(recipe.stage, weight / deviation, -scores.mean() / deviation)
 
     def choose(self, train: Ints, folds: int, repeats: int = 2) -> tuple[Recipe, float]:
-        """The recipe with the best mean AUC over collections and views, out of fold within `train`."""
+        """The best recipe and its AUC, a mean over collections and views, measured out of fold in `train`."""
         present = [c for c in self.images.collections if (self.images.collection[train] == c).any()]
         has_own = present[0] == self.images.collections[0]
         groups = list(GROUPS) if len(present) > 1 and has_own else [OWN if has_own else OTHERS]
@@ -127,14 +131,16 @@ class Data:
         found = defaultdict(list)
         for seed in range(repeats):
             for fit_on, test in self._inner_folds(train, present, folds, seed):
-                cells = self._cells(test)
+                groups_of_test = self._groups_by_collection_and_view(test)
                 for (stage, kind), recipes in by_fit.items():
                     if not self.members(fit_on, kind):
                         continue
-                    for recipe, weight in zip(recipes, self.fit(recipes, fit_on), strict=True):
+                    for recipe, weight in zip(recipes, self.fit_weights(recipes, fit_on), strict=True):
                         scores = self.features[stage] @ weight
                         found[recipe].append(
-                            np.mean([_auc(self.images.abnormal[cell], scores[cell]) for cell in cells])
+                            np.mean(
+                                [_auc(self.images.abnormal[group], scores[group]) for group in groups_of_test]
+                            )
                         )
         means = {recipe: float(np.mean(values)) for recipe, values in found.items()}
         best = max(means, key=lambda recipe: means[recipe])
@@ -145,12 +151,12 @@ class Data:
     ) -> list[tuple[Ints, Ints]]:
         parts = []
         for collection in collections:
-            of = train[self.images.collection[train] == collection]
+            own = train[self.images.collection[train] == collection]
             grouped = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
             parts.append(
                 [
-                    (of[a], of[b])
-                    for a, b in grouped.split(of, self.images.abnormal[of], self.images.patient[of])
+                    (own[a], own[b])
+                    for a, b in grouped.split(own, self.images.abnormal[own], self.images.patient[own])
                 ]
             )
         return [
@@ -158,17 +164,17 @@ class Data:
             for same in zip(*parts, strict=True)
         ]
 
-    def _cells(self, test: Ints) -> list[Ints]:
-        """Images of one collection in one view, where both classes are there."""
+    def _groups_by_collection_and_view(self, test: Ints) -> list[Ints]:
+        """The images of each collection and view that has both classes; all images if none has."""
         kinds = np.stack([self.images.collection[test], self.images.view[test]])
-        cells = [test[(kinds == kind[:, None]).all(0)] for kind in np.unique(kinds, axis=1).T]
-        return [cell for cell in cells if len(set(self.images.abnormal[cell].tolist())) == 2] or [test]
+        groups = [test[(kinds == kind[:, None]).all(0)] for kind in np.unique(kinds, axis=1).T]
+        return [group for group in groups if len(set(self.images.abnormal[group].tolist())) == 2] or [test]
 
 
-def starting_point(features: Floats, images: Images, train: Ints, folds: int) -> Floats:
-    """Scores [images] by what anybody would try first: standardised features and a logistic regression.
+def score_by_starting_point(features: Floats, images: Images, train: Ints, folds: int) -> Floats:
+    """Scores [images] by the obvious first attempt: a logistic regression on standardised features.
 
-    Its strength is chosen by patient-grouped cross-validation on the images that it is fitted on.
+    Its regularisation is chosen by patient-grouped cross-validation on `train`.
     """
     search = GridSearchCV(
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
@@ -178,13 +184,15 @@ def starting_point(features: Floats, images: Images, train: Ints, folds: int) ->
     )
     search.fit(features[train], images.abnormal[train], groups=images.patient[train])
     scores = search.decision_function(features)
-    # On one scale in all folds, as a head's are: their strengths differ, and with them the scale.
+    # The scale differs with the regularisation, and so between folds. A head is standardised in the same way.
     scaled: Floats = (scores - scores[train].mean()) / scores[train].std()
     return scaled
 
 
-def graph(head: Head, slope: float, offset: float, prepare: nn.Module, parts: Sequence[nn.Module]) -> Scorer:
-    """The head with its calibration folded in, on as much of the network as it uses."""
+def build_scorer(
+    head: Head, slope: float, offset: float, prepare: nn.Module, parts: Sequence[nn.Module]
+) -> Scorer:
+    """The head on the stages of the network that it uses, with the calibration in its weights."""
     trunk = nn.Sequential(*parts[: head.stage + 1])
     weight = torch.from_numpy(slope * head.weight)[None]
     return Scorer(prepare, trunk, weight, torch.tensor([slope * head.bias + offset]))

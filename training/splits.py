@@ -1,4 +1,4 @@
-"""Which images a network is fitted on and which it is tested on: never a patient's images on both sides."""
+"""Splits images into those to fit on and those to test on. All images of a patient are on one side."""
 
 import csv
 from collections.abc import Iterator
@@ -17,41 +17,44 @@ PARTS = ("test", "validation", "train")
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Patients in folds, once or several times over."""
+    """Images in folds, in one or several repeats."""
 
-    folds: Ints  # [repeats, images], the fold that tests an image
-    parts: bool = False  # given as train, validation and test: fold 0 is for tests, fold 1 for early stopping
+    folds: Ints  # [repeats, images]: the fold in which an image is tested
+    parts: bool = False  # whether it was given as PARTS: fold 0 is for testing, fold 1 for early stopping
 
     def fits(self) -> Iterator[tuple[int, int, Ints, Ints]]:
-        """Repeat, fold, images to fit on and images to test on, once for every fit."""
+        """For every fit: repeat, fold, indices of the images to fit on and of those to test on."""
         for repeat, folds in enumerate(self.folds):
             for fold in (0,) if self.parts else range(folds.max() + 1):
                 yield repeat, fold, np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
 
     def validation(self, repeat: int, fold: int) -> Ints:
-        """Those of the images to fit on that say when to stop."""
+        """Indices of the images to fit on whose loss decides when to stop."""
         folds = self.folds[repeat]
         return np.flatnonzero(folds == (fold + 1) % (folds.max() + 1))
 
 
 def make(images: Images, folds: int, repeats: int, seed: int) -> Split:
-    """Folds of patients with about as many abnormal images of each collection in every one."""
+    """Folds of patients, with about equally many abnormal images of each collection in every fold.
+
+    Raises InputError.
+    """
     made = np.zeros((repeats, len(images)), dtype=np.int64)
     for repeat in range(repeats):
         for collection in images.collections:
-            of = images.of(collection)
-            if len(np.unique(images.patient[of])) < folds:
+            own = images.in_collection(collection)
+            if len(np.unique(images.patient[own])) < folds:
                 raise InputError(f"--folds {folds}: {collection} has fewer patients; expected fewer folds")
             grouped = StratifiedGroupKFold(folds, shuffle=True, random_state=seed + repeat)
-            for fold, (_, test) in enumerate(grouped.split(of, images.abnormal[of], images.patient[of])):
-                made[repeat, of[test]] = fold
-    return _checked(Split(made), images, "the labels")
+            for fold, (_, test) in enumerate(grouped.split(own, images.abnormal[own], images.patient[own])):
+                made[repeat, own[test]] = fold
+    return _check(Split(made), images, "the labels")
 
 
 def read(path: Path, images: Images) -> Split:
-    """From a CSV with a row an image: columns image and part, or image and split_1, split_2 and so on.
+    """Read a CSV with one row for each image: columns image and part, or image, split_1, split_2 and so on.
 
-    Raises InputError, also where a patient is on both sides.
+    Raises InputError, also if the images of a patient are in several folds or parts.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -80,11 +83,11 @@ def read(path: Path, images: Images) -> Split:
             raise InputError(
                 f"{path}: column {name}: expected two or more folds, numbered from 0 without gaps"
             )
-    return _checked(Split(folds, parts), images, str(path))
+    return _check(Split(folds, parts), images, str(path))
 
 
 def write(split: Split, images: Images, path: Path) -> None:
-    """As `read` takes it. Raises OSError."""
+    """Write a CSV that `read` can read. Raises OSError."""
     columns = ["part"] if split.parts else [f"split_{i + 1}" for i in range(len(split.folds))]
     with whole_file(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -93,7 +96,7 @@ def write(split: Split, images: Images, path: Path) -> None:
             writer.writerow([name, patient, *([PARTS[folds[0]]] if split.parts else folds)])
 
 
-def _checked(split: Split, images: Images, source: str) -> Split:
+def _check(split: Split, images: Images, source: str) -> Split:
     for folds in split.folds:
         pairs = np.unique(np.stack([images.patient, folds.astype(str)]), axis=1)
         patients, count = np.unique(pairs[0], return_counts=True)

@@ -1,4 +1,4 @@
-"""Training the whole network, as NIH's classifier was: binary cross-entropy, Adam, and stopping early."""
+"""Trains the whole network like NIH's classifier: binary cross-entropy, Adam and early stopping."""
 
 import copy
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from cxr.files import whole_file
 from training.data import Floats, Images, Ints, read_pixels
 from training.features import FULL
 from training.networks import SIDE, build, last_layer, pixel_statistics, stages
-from training.progress import Teller
+from training.progress import ProgressDisplay
 from training.scorer import Normalise, Scorer
 
 LEARNING_RATE = 1e-4
 BATCH = 32
-PATIENCE = 3  # epochs without a smaller validation loss
-WHOLE = Preprocessing(channels=3, resize=256, crop=256)  # the augmentation crops it
+PATIENCE = 3  # epochs without a lower validation loss before training stops
+WHOLE = Preprocessing(channels=3, resize=256, crop=256)  # the augmentation crops SIDE x SIDE pixels of it
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; `weights` is `imagenet` or a checkpoint's path."""
+    """How to train. `weights` is `imagenet` or the path of a checkpoint."""
 
     architecture: str
     weights: str
@@ -37,64 +37,64 @@ class Settings:
 
 
 def fit(
-    images: Images, train: Ints, validation: Ints, settings: Settings, kept: Path, tell: Teller
+    images: Images, train: Ints, validation: Ints, settings: Settings, path: Path, progress: ProgressDisplay
 ) -> nn.Module:
-    """The network at its best epoch, which is kept as a checkpoint that `--weights` takes.
+    """The network after its best epoch, saved to `path` as a checkpoint that `Settings.weights` accepts.
 
-    A network that is kept there already is read and not trained again. Raises InputError, CheckpointError,
-    OSError.
+    If `path` exists, the network is read from it and not trained again. Raises InputError, CheckpointError
+    and OSError.
     """
-    if kept.exists():
-        return build(settings.architecture, str(kept))
+    if path.exists():
+        return build(settings.architecture, str(path))
     torch.manual_seed(settings.seed)
     network = build(settings.architecture, settings.weights)
     model = _with_normalisation(network, settings)
     optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     shuffled = DataLoader(
-        Augmented(images, train, settings.seed),
+        AugmentedCrops(images, train, settings.seed),
         BATCH,
         shuffle=True,
-        drop_last=len(train) > BATCH,  # a last batch of one image would upset the batch normalisation
-        num_workers=_workers(len(train)),
+        drop_last=len(train) > BATCH,  # batch normalisation cannot train on a last batch of one image
+        num_workers=_loader_processes(len(train)),
         generator=torch.Generator().manual_seed(settings.seed),
     )
-    best, least, since = copy.deepcopy(network.state_dict()), float("inf"), 0
+    best, lowest, epochs_since = copy.deepcopy(network.state_dict()), float("inf"), 0
     for epoch in range(settings.epochs):
         model.train()
         for step, (pixels, labels) in enumerate(shuffled):
-            tell.at(f"{kept.stem}, epoch {epoch + 1}", step, len(shuffled))
+            progress.show(f"{path.stem}, epoch {epoch + 1}", step, len(shuffled))
             loss = functional.binary_cross_entropy_with_logits(
                 model(pixels.to(settings.device)).flatten(), labels.to(settings.device)
             )
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        logits = torch.from_numpy(logits_of(network, images, validation, settings))
-        loss_there = functional.binary_cross_entropy_with_logits(
+        logits = torch.from_numpy(compute_logits(network, images, validation, settings))
+        validation_loss = functional.binary_cross_entropy_with_logits(
             logits, torch.from_numpy(images.abnormal[validation]).double()
         ).item()
-        tell.say(f"{kept.stem}: epoch {epoch + 1}, validation loss {loss_there:.4f}")
-        if loss_there < least:
-            best, least, since = copy.deepcopy(network.state_dict()), loss_there, 0
-        elif (since := since + 1) == PATIENCE:
+        progress.print(f"{path.stem}: epoch {epoch + 1}, validation loss {validation_loss:.4f}")
+        if validation_loss < lowest:
+            best, lowest, epochs_since = copy.deepcopy(network.state_dict()), validation_loss, 0
+        elif (epochs_since := epochs_since + 1) == PATIENCE:
             break
     network.load_state_dict(best)
-    with whole_file(kept) as part:
+    with whole_file(path) as part:
         torch.save({"state_dict": {name: value.cpu() for name, value in best.items()}}, part)
     return network.cpu().eval()
 
 
-def logits_of(network: nn.Module, images: Images, which: Ints, settings: Settings) -> Floats:
-    """Logits [which] of the central crop, as in scoring."""
+def compute_logits(network: nn.Module, images: Images, indices: Ints, settings: Settings) -> Floats:
+    """Logits of the images at `indices`, with pixels as in scoring."""
     model = _with_normalisation(network, settings).eval()
-    loader = DataLoader(Central(images, which), BATCH, num_workers=_workers(len(which)))
+    loader = DataLoader(CentralCrops(images, indices), BATCH, num_workers=_loader_processes(len(indices)))
     with torch.inference_mode():
         found = [model(pixels.to(settings.device)).flatten().double().cpu() for pixels in loader]
     return torch.cat(found).numpy() if found else np.zeros(0)
 
 
-def graph(network: nn.Module, architecture: str, slope: float, offset: float) -> Scorer:
-    """The network with its calibration folded into the last layer."""
+def build_scorer(network: nn.Module, architecture: str, slope: float, offset: float) -> Scorer:
+    """The network with the calibration in the weights of its last layer."""
     head = last_layer(network)
     return Scorer(
         Normalise(*pixel_statistics(architecture)),
@@ -104,11 +104,11 @@ def graph(network: nn.Module, architecture: str, slope: float, offset: float) ->
     )
 
 
-class Central(Dataset[Tensor]):
+class CentralCrops(Dataset[Tensor]):
     """Pixels as in scoring."""
 
-    def __init__(self, images: Images, which: Ints) -> None:
-        self._files = images.file[which].tolist()
+    def __init__(self, images: Images, indices: Ints) -> None:
+        self._files = images.file[indices].tolist()
 
     def __len__(self) -> int:
         return len(self._files)
@@ -117,11 +117,11 @@ class Central(Dataset[Tensor]):
         return torch.from_numpy(read_pixels(self._files[index], FULL))
 
 
-class Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """Any 224 of 256 pixels, half of the time mirrored, and the label."""
+class AugmentedCrops(Dataset[tuple[Tensor, Tensor]]):
+    """A random 224 x 224 of 256 x 256 pixels, mirrored with probability 0.5, and the label."""
 
-    def __init__(self, images: Images, which: Ints, seed: int) -> None:
-        self._files, self._labels = images.file[which].tolist(), images.abnormal[which].tolist()
+    def __init__(self, images: Images, indices: Ints, seed: int) -> None:
+        self._files, self._labels = images.file[indices].tolist(), images.abnormal[indices].tolist()
         self._random = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -135,10 +135,9 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
 
     def _draw(self, below: int) -> int:
         info: Any = torch.utils.data.get_worker_info()
-        source = (
-            self._random if info is None else None
-        )  # a worker has torch's own, seeded by worker and epoch
-        return int(torch.randint(below, (), generator=source))
+        # In a worker process, torch's own generator is seeded by worker and epoch.
+        generator = self._random if info is None else None
+        return int(torch.randint(below, (), generator=generator))
 
 
 def _with_normalisation(network: nn.Module, settings: Settings) -> nn.Sequential:
@@ -146,5 +145,5 @@ def _with_normalisation(network: nn.Module, settings: Settings) -> nn.Sequential
     return nn.Sequential(normalise, network).to(settings.device)
 
 
-def _workers(images: int) -> int:
+def _loader_processes(images: int) -> int:
     return 0 if images < 1000 else 4

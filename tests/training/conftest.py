@@ -1,4 +1,4 @@
-"""Drawn X-rays of drawn patients, with labels, to train on in seconds."""
+"""Drawings of X-rays with labels, to train on in seconds."""
 
 import csv
 from pathlib import Path
@@ -12,7 +12,7 @@ FIELDS = ("file", "patient_id", "view", "age", "pixel_spacing_mm", "findings", "
 
 @pytest.fixture(scope="session")
 def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two collections of 20 drawings, of 10 patients each with a normal and an abnormal one; labels.csv."""
+    """labels.csv and two collections, each of 10 patients with a normal and an abnormal drawing."""
     folder = tmp_path_factory.mktemp("drawings")
     with (folder / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -1,4 +1,4 @@
-"""Checkpoints as others wrote them over the years, and files that are something else."""
+"""Checkpoints in the formats of old and new versions of torch and torchvision, and files that are none."""
 
 import os
 import pickle
@@ -21,7 +21,7 @@ State = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    """The weights of NIH's network, from torchvision itself and not from the code under test."""
+    """Random weights of NIH's network, from torchvision and not from the code under test."""
     torch.manual_seed(0)
     return dict(models.densenet121(num_classes=1).state_dict())
 
@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def save(path: Path, state: Any, best_loss: Any = 0.25, **options: Any) -> None:
-    """A file with the fields of NIH's, the state of an optimiser among them."""
+    """Write a file with the fields of NIH's checkpoint, including the state of an optimiser."""
     layer = nn.Linear(2, 1)
     optimiser = torch.optim.Adam(layer.parameters())
     layer(torch.ones(1, 2)).sum().backward()
@@ -62,7 +62,7 @@ def assert_loaded(network: nn.Module, state: State) -> None:
 
 
 def refusal(network: nn.Module, path: Path) -> str:
-    """The one line that is said of a file that is not loaded."""
+    """The one-line message for a file that is refused."""
     with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: .*expected") as error:
         load(network, path)
     assert "\n" not in str(error.value)
@@ -75,7 +75,7 @@ def refusal(network: nn.Module, path: Path) -> str:
     [0.25, np.float64(0.25), np.float32(0.25), np.int64(3), torch.tensor(0.25)],
     ids=lambda value: type(value).__name__,
 )
-def test_both_formats_and_any_kind_of_number(
+def test_loads_both_formats_with_any_kind_of_number(
     network: nn.Module, state: State, path: Path, new_format: bool, best_loss: Any
 ) -> None:
     save(path, state, best_loss, _use_new_zipfile_serialization=new_format)
@@ -83,7 +83,7 @@ def test_both_formats_and_any_kind_of_number(
     assert_loaded(network, state)
 
 
-def test_a_scalar_that_numpy_1_wrote(network: nn.Module, state: State, path: Path) -> None:
+def test_loads_a_scalar_that_numpy_1_wrote(network: nn.Module, state: State, path: Path) -> None:
     save(path, state, np.float64(0.25), _use_new_zipfile_serialization=False)
     data = path.read_bytes()
     assert b"numpy._core.multiarray" in data
@@ -92,7 +92,7 @@ def test_a_scalar_that_numpy_1_wrote(network: nn.Module, state: State, path: Pat
     assert_loaded(network, state)
 
 
-def test_names_that_data_parallel_and_older_torchvisions_wrote(
+def test_loads_names_of_data_parallel_and_of_old_torchvision(
     network: nn.Module, state: State, path: Path
 ) -> None:
     old = {
@@ -107,14 +107,14 @@ def test_names_that_data_parallel_and_older_torchvisions_wrote(
     assert_loaded(network, state)
 
 
-def test_a_file_that_is_a_state_dict_itself(network: nn.Module, state: State, path: Path) -> None:
+def test_loads_a_file_that_is_a_state_dict_itself(network: nn.Module, state: State, path: Path) -> None:
     torch.save(state, path)
     load(network, path)
     assert_loaded(network, state)
 
 
 class Harmful:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -124,31 +124,33 @@ class Harmful:
 
 
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
-def test_a_file_that_would_run_code_is_refused_by_the_name_of_it_and_nothing_runs(
+def test_refuses_code_in_a_file_without_running_it(
     network: nn.Module, state: State, path: Path, tmp_path: Path, new_format: bool
 ) -> None:
     save(path, state, Harmful(tmp_path / "ran"), _use_new_zipfile_serialization=new_format)
     assert "would call posix.mkdir" in refusal(network, path)
     assert not (tmp_path / "ran").exists()
-    torch.load(path, weights_only=False)  # the file is what it is meant to be
+    torch.load(path, weights_only=False)  # without weights_only, the file does run code
     assert (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_nor_does_a_bare_pickle_run(network: nn.Module, path: Path, tmp_path: Path, protocol: int) -> None:
+def test_refuses_code_in_a_plain_pickle_without_running_it(
+    network: nn.Module, path: Path, tmp_path: Path, protocol: int
+) -> None:
     path.write_bytes(pickle.dumps({"state_dict": Harmful(tmp_path / "ran")}, protocol))
     refusal(network, path)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_whole_model_is_refused_by_its_class(network: nn.Module, path: Path) -> None:
+def test_refuses_a_pickled_model_and_names_its_class(network: nn.Module, path: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(2, 1)), path)
     assert "would call torch.nn.modules.container.Sequential" in refusal(network, path)
 
 
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("part", [0.0, 0.0001, 0.01, 0.5, 0.99, 0.999999])
-def test_cut_short_anywhere(
+def test_refuses_a_file_that_is_cut_short(
     network: nn.Module, state: State, path: Path, new_format: bool, part: float
 ) -> None:
     save(path, state, _use_new_zipfile_serialization=new_format)
@@ -157,31 +159,31 @@ def test_cut_short_anywhere(
     assert "expected a whole file made by torch.save" in refusal(network, path)
 
 
-def test_a_file_of_another_kind(network: nn.Module, path: Path) -> None:
+def test_refuses_a_text_file(network: nn.Module, path: Path) -> None:
     path.write_text("hello, this is text")
     assert "expected a whole file made by torch.save" in refusal(network, path)
 
 
-def test_no_file(network: nn.Module, path: Path) -> None:
+def test_a_missing_file_is_an_os_error(network: nn.Module, path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load(network, path)
 
 
-def test_a_missing_key(network: nn.Module, state: State, path: Path) -> None:
+def test_refuses_a_missing_tensor(network: nn.Module, state: State, path: Path) -> None:
     save(path, {name: tensor for name, tensor in state.items() if name != "features.norm5.bias"})
     assert refusal(network, path).endswith(
         "state_dict has no features.norm5.bias and lacks 1 in all: expected a DenseNet of 606 tensors"
     )
 
 
-def test_a_wrong_shape(network: nn.Module, state: State, path: Path) -> None:
+def test_refuses_a_wrong_shape(network: nn.Module, state: State, path: Path) -> None:
     save(path, state | {"classifier.weight": torch.zeros(14, 1024)})
     assert refusal(network, path).endswith(
         "classifier.weight in state_dict has shape [14, 1024]: expected [1, 1024]"
     )
 
 
-def test_weights_that_are_no_numbers(network: nn.Module, state: State, path: Path) -> None:
+def test_refuses_nan(network: nn.Module, state: State, path: Path) -> None:
     save(path, state | {"classifier.bias": torch.tensor([torch.nan])})
     assert "classifier.bias in state_dict holds NaN or infinity" in refusal(network, path)
 
@@ -193,7 +195,7 @@ def test_weights_that_are_no_numbers(network: nn.Module, state: State, path: Pat
         (models.densenet169, "state_dict has an unexpected features.denseblock3.denselayer25.norm1.weight"),
     ],
 )
-def test_a_checkpoint_of_another_network(network: nn.Module, path: Path, other: Any, said: str) -> None:
+def test_refuses_another_network(network: nn.Module, path: Path, other: Any, said: str) -> None:
     save(path, other(num_classes=1).state_dict())
     assert said in refusal(network, path)
 
@@ -210,6 +212,6 @@ def test_a_checkpoint_of_another_network(network: nn.Module, path: Path, other: 
         ({"state_dict": {0: torch.zeros(1)}}, "state_dict: expected a dictionary of tensors by name"),
     ],
 )
-def test_dictionaries_of_something_else(network: nn.Module, path: Path, saved: Any, said: str) -> None:
+def test_refuses_a_file_without_a_state_dict(network: nn.Module, path: Path, saved: Any, said: str) -> None:
     torch.save(saved, path)
     assert said in refusal(network, path)

@@ -1,4 +1,4 @@
-"""Exported bundles against torch, from the bytes of a file to the score."""
+"""Scores of exported bundles against torch, from the bytes of a file on."""
 
 import contextlib
 import hashlib
@@ -48,14 +48,14 @@ def xrays() -> list[Path]:
     return files
 
 
-def scored(model: Model, xrays: Sequence[Path]) -> Floats:
-    """The bundle's scores [N, labels] from the bytes of the files."""
+def score_files(model: Model, xrays: Sequence[Path]) -> Floats:
+    """The bundle's scores [N, labels] of the files."""
     scores = (model.score([model.prepare(path.read_bytes())[0]])[0] for path in xrays)
     return np.array([list(map(float, row.values())) for row in scores], np.float32)
 
 
-def worst(scores: Floats, expected: Floats) -> float:
-    assert (expected.std(0) > 0.05).all()  # a difference would show
+def greatest_difference(scores: Floats, expected: Floats) -> float:
+    assert (expected.std(0) > 0.05).all()  # scores that are nearly equal would prove nothing
     return float(abs(scores - expected).max())
 
 
@@ -81,26 +81,26 @@ def assert_same_bits_in_any_batch(bundle: Path, pixels: npt.NDArray[Any]) -> Non
                 np.testing.assert_array_equal(output, expected)
 
 
-def assert_one_clean_file(bundle: Path) -> None:
+def assert_one_file_without_traces(bundle: Path) -> None:
     graph = onnx.load(bundle / "model.onnx", load_external_data=False)
     assert {opset.domain: opset.version for opset in graph.opset_import} == {"": 20}
     assert not any(tensor.external_data for tensor in graph.graph.initializer)
     assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)
-    # Those in front of a convolution stay: a ReLU stands between the two.
+    # A normalisation with a ReLU between it and its convolution cannot be folded into the convolution.
     assert sum(node.op_type == "BatchNormalization" for node in graph.graph.node) == 62
     assert sorted(path.name for path in bundle.iterdir()) == ["model.json", "model.onnx"]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+def run_export(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
     monkeypatch.setattr("sys.argv", ["export", *map(str, arguments)])
     export.main()
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> str:
     with pytest.raises(SystemExit) as error:
-        run(monkeypatch, *arguments)
+        run_export(monkeypatch, *arguments)
     message = str(error.value.code)
-    assert message.startswith("python -m training.export: ")
+    assert message.startswith(export.PROGRAM)
     assert "\n" not in message
     return message
 
@@ -110,7 +110,7 @@ def batches(inputs: Tensor) -> list[Tensor]:
 
 
 def nih_inputs(xrays: Sequence[Path], mode: InterpolationMode = InterpolationMode.BILINEAR) -> Tensor:
-    """As the paper's authors prepare them, in torchvision's words."""
+    """Inputs of the network, prepared by torchvision as in the paper."""
     prepare = transforms.Compose(
         [
             transforms.Resize(256, interpolation=mode),
@@ -123,7 +123,7 @@ def nih_inputs(xrays: Sequence[Path], mode: InterpolationMode = InterpolationMod
 
 
 @torch.inference_mode()
-def nih_oracle(network: models.DenseNet, inputs: Tensor) -> Floats:
+def nih_torch_scores(network: models.DenseNet, inputs: Tensor) -> Floats:
     scores: Floats = torch.cat([network(batch) for batch in batches(inputs)]).sigmoid().numpy()
     return scores
 
@@ -139,22 +139,22 @@ def nih_bundle(nih_network: models.DenseNet, tmp_path_factory: pytest.TempPathFa
     fields = {"Epoch": 1, "state_dict": nih_network.state_dict(), "best_loss": 0.1, "optimizer": {}}
     torch.save(fields, folder / NIH_FILE, _use_new_zipfile_serialization=False)
     with pytest.MonkeyPatch.context() as patch:
-        run(patch, "nih", folder / NIH_FILE, "--out", folder / "bundle")
+        run_export(patch, "nih", folder / NIH_FILE, "--out", folder / "bundle")
     return folder / "bundle"
 
 
-def test_nih_scores_are_torchs_from_file_bytes_on_and_no_other_preprocessing_passes(
+def test_nih_scores_equal_torch_and_differ_with_other_preprocessing(
     nih_bundle: Path, nih_network: models.DenseNet, xrays: list[Path]
 ) -> None:
-    scores = scored(Model(nih_bundle), xrays)
+    scores = score_files(Model(nih_bundle), xrays)
     inputs = nih_inputs(xrays)
-    assert worst(scores, nih_oracle(nih_network, inputs)) <= TOLERANCE
-    assert worst(scores, nih_oracle(nih_network, inputs.flip(3))) > 10 * TOLERANCE
+    assert greatest_difference(scores, nih_torch_scores(nih_network, inputs)) <= TOLERANCE
+    assert greatest_difference(scores, nih_torch_scores(nih_network, inputs.flip(3))) > 10 * TOLERANCE
     bicubic = nih_inputs(xrays, InterpolationMode.BICUBIC)
-    assert worst(scores, nih_oracle(nih_network, bicubic)) > 10 * TOLERANCE
+    assert greatest_difference(scores, nih_torch_scores(nih_network, bicubic)) > 10 * TOLERANCE
 
 
-def test_nih_pixels_are_torchvisions(nih_bundle: Path, xrays: list[Path]) -> None:
+def test_nih_pixels_equal_torchvision(nih_bundle: Path, xrays: list[Path]) -> None:
     model = Model(nih_bundle)
     transform = transforms.Compose(
         [transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()]
@@ -166,7 +166,7 @@ def test_nih_pixels_are_torchvisions(nih_bundle: Path, xrays: list[Path]) -> Non
 
 
 @pytest.mark.parametrize("size", [(300, 401), (1027, 1000), (999, 1022), (64, 200), (256, 256)])
-def test_nih_pixels_are_torchvisions_in_any_size(size: tuple[int, int]) -> None:
+def test_nih_pixels_equal_torchvision_in_any_size(size: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     transform = transforms.Compose(
@@ -176,13 +176,13 @@ def test_nih_pixels_are_torchvisions_in_any_size(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(pixels, transform(image).numpy())
 
 
-def test_nih_gives_the_same_bits_alone_and_in_any_batch(nih_bundle: Path, xrays: list[Path]) -> None:
+def test_nih_outputs_do_not_depend_on_the_batch(nih_bundle: Path, xrays: list[Path]) -> None:
     model = Model(nih_bundle)
     pixels = np.stack([model.prepare(path.read_bytes())[0] for path in xrays[:16]])
     assert_same_bits_in_any_batch(nih_bundle, pixels)
 
 
-def test_the_map_adds_up_to_the_logit(
+def test_the_activation_map_adds_up_to_the_logit(
     nih_bundle: Path, nih_network: models.DenseNet, xrays: list[Path]
 ) -> None:
     model = Model(nih_bundle)
@@ -194,8 +194,8 @@ def test_the_map_adds_up_to_the_logit(
         assert cam.sum() == pytest.approx(logit, abs=1e-3)
 
 
-def test_the_nih_bundle_is_whole_and_says_what_it_is(nih_bundle: Path) -> None:
-    assert_one_clean_file(nih_bundle)
+def test_the_nih_bundle_is_complete(nih_bundle: Path) -> None:
+    assert_one_file_without_traces(nih_bundle)
     card = json.loads((nih_bundle / "model.json").read_text())
     assert card["sha256"] == hashlib.sha256((nih_bundle / "model.onnx").read_bytes()).hexdigest()
     assert card["score"] == "probability"
@@ -211,36 +211,36 @@ def test_the_nih_bundle_is_whole_and_says_what_it_is(nih_bundle: Path) -> None:
 def test_a_bundle_is_not_overwritten(nih_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (nih_bundle / "model.json").read_bytes()
     message = refusal(monkeypatch, "nih", nih_bundle.parent / NIH_FILE, "--out", nih_bundle)
-    assert "is there already" in message
+    assert "no bundle is overwritten" in message
     assert (nih_bundle / "model.json").read_bytes() == before
 
 
-def test_a_bundle_that_fails_leaves_nothing(
+def test_a_failed_export_leaves_no_file(
     nih_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any, **__: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(torch.onnx, "export", full)
+    monkeypatch.setattr(torch.onnx, "export", fail)
     checkpoint = nih_bundle.parent / NIH_FILE
     assert "no space left" in refusal(monkeypatch, "nih", checkpoint, "--out", tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_such_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No such file" in refusal(monkeypatch, "nih", tmp_path / "none", "--out", tmp_path / "bundle")
 
 
 @pytest.fixture(scope="module")
 def fresh_network() -> models.DenseNet:
-    """Weights as torchvision draws them; through those of `spread` any rounding grows."""
+    """Torchvision's random weights. Those of `spread` amplify rounding errors."""
     torch.manual_seed(0)
     return models.densenet121(num_classes=1).eval()
 
 
 @pytest.fixture(scope="module")
-def others(xrays: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 32 smaller X-rays that are none of `xrays`, and a file that is no image."""
+def other_xrays(xrays: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 32 smaller X-rays, none of them in `xrays`, and a file that is no image."""
     folder = tmp_path_factory.mktemp("others")
     names = {path.name for path in xrays}
     files = sorted(path for path in (XRAYS.parents[1] / "images-512").iterdir() if path.name not in names)
@@ -252,32 +252,34 @@ def others(xrays: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def int8(
-    fresh_network: models.DenseNet, others: Path, tmp_path_factory: pytest.TempPathFactory
+    fresh_network: models.DenseNet, other_xrays: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """A bundle in 8 bits, and what the command printed."""
+    """A bundle in 8 bits, and the output of the command."""
     folder = tmp_path_factory.mktemp("int8")
     torch.save({"state_dict": fresh_network.state_dict()}, folder / NIH_FILE)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
-        run(patch, "nih", folder / NIH_FILE, "--out", folder / "bundle", "--int8", "--images", others)
+        run_export(
+            patch, "nih", folder / NIH_FILE, "--out", folder / "bundle", "--int8", "--images", other_xrays
+        )
     return folder / "bundle", printed.getvalue()
 
 
-def test_in_8_bits_x_rays_keep_their_order(
+def test_8_bits_keep_the_order_of_the_scores(
     int8: tuple[Path, str], fresh_network: models.DenseNet, xrays: list[Path]
 ) -> None:
-    scores = scored(Model(int8[0]), xrays)[:, 0]
-    expected = nih_oracle(fresh_network, nih_inputs(xrays))[:, 0]
+    scores = score_files(Model(int8[0]), xrays)[:, 0]
+    expected = nih_torch_scores(fresh_network, nih_inputs(xrays))[:, 0]
     assert spearmanr(scores, expected).statistic >= 0.98
     assert abs(scores - expected).max() < 0.25 * expected.std()
 
 
-def test_8_bits_give_the_same_bits_alone_and_in_any_batch(int8: tuple[Path, str], xrays: list[Path]) -> None:
+def test_outputs_in_8_bits_do_not_depend_on_the_batch(int8: tuple[Path, str], xrays: list[Path]) -> None:
     model = Model(int8[0])
     pixels = np.stack([model.prepare(path.read_bytes())[0] for path in xrays[:16]])
     assert_same_bits_in_any_batch(int8[0], pixels)
 
 
-def test_weights_of_8_bits_cannot_saturate_and_few_nodes_stay_in_float(int8: tuple[Path, str]) -> None:
+def test_weights_have_7_bits_and_few_convolutions_are_in_float(int8: tuple[Path, str]) -> None:
     graph = onnx.load(int8[0] / "model.onnx")
     assert {opset.domain: opset.version for opset in graph.opset_import} == {"": 20}
     assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)
@@ -286,11 +288,11 @@ def test_weights_of_8_bits_cannot_saturate_and_few_nodes_stay_in_float(int8: tup
         for tensor in graph.graph.initializer
         if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4
     ]
-    assert len(weights) == 120 - quantise.FLOAT  # of a DenseNet-121's convolutions
+    assert len(weights) == 120 - quantise.FLOAT_CONVOLUTIONS  # a DenseNet-121 has 120 convolutions
     assert max(abs(weight.astype(int)).max() for weight in weights) <= 64
 
 
-def test_what_8_bits_change_is_printed_and_kept(int8: tuple[Path, str]) -> None:
+def test_the_changes_by_8_bits_are_printed_and_in_model_json(int8: tuple[Path, str]) -> None:
     bundle, printed = int8
     card = json.loads((bundle / "model.json").read_text())
     assert card["name"] == "nih-densenet121-int8"
@@ -313,7 +315,7 @@ def test_what_8_bits_change_is_printed_and_kept(int8: tuple[Path, str]) -> None:
         (["--int8", "--images", "text"], "text: 0 X-rays in it: expected two or more"),
     ],
 )
-def test_no_images_to_take_ranges_from(
+def test_int8_without_images(
     bare: dict[str, Tensor],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -331,7 +333,7 @@ def test_no_images_to_take_ranges_from(
 
 
 def xrv_crop(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """torchxrayvision's XRayCenterCrop."""
+    """The crop of torchxrayvision's XRayCenterCrop."""
     height, width = plane.shape
     side = min(height, width)
     top, left = height // 2 - side // 2, width // 2 - side // 2
@@ -339,15 +341,15 @@ def xrv_crop(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def xrv_inputs(xrays: Sequence[Path]) -> Tensor:
-    """As torchxrayvision prepares them, but for its XRayResizer: tests/test_resampling.py pins that one."""
+    """Prepared as by torchxrayvision. tests/test_resampling.py tests `resize` against its XRayResizer."""
     planes = [np.asarray(Image.open(path).convert("RGB"))[:, :, 0] for path in xrays]
     resized = np.stack([resize(xrv_crop(plane), 224) for plane in planes])[:, np.newaxis]
     return torch.from_numpy((2 * (resized / 255) - 1) * 1024)
 
 
 @torch.inference_mode()
-def xrv_oracle(network: models.DenseNet, inputs: Tensor) -> Floats:
-    """As torchxrayvision scores: its features2, classifier and op_norm."""
+def xrv_torch_scores(network: models.DenseNet, inputs: Tensor) -> Floats:
+    """Scores by the steps of torchxrayvision: features2, classifier and op_norm."""
     features = torch.cat([network.features(batch) for batch in batches(inputs)])
     pooled = functional.adaptive_avg_pool2d(functional.relu(features), (1, 1)).flatten(1)
     scores = network.classifier(pooled).sigmoid()[:, XRV_KEPT]
@@ -373,36 +375,34 @@ def xrv_bundle(xrv_network: models.DenseNet, tmp_path_factory: pytest.TempPathFa
     state = {**xrv_network.state_dict(), "op_threshs": torch.tensor(XRV_POINTS)}
     torch.save({"state_dict": state, "labels": list(XRV_LABELS)}, path)
     with pytest.MonkeyPatch.context() as patch:
-        run(patch, "torchxrayvision", path, "--out", folder / "bundle")
+        run_export(patch, "torchxrayvision", path, "--out", folder / "bundle")
     return folder / "bundle"
 
 
-def test_xrv_scores_are_torchs_from_file_bytes_on(
-    xrv_bundle: Path, xrv_network: models.DenseNet, xrays: list[Path]
-) -> None:
-    scores = scored(Model(xrv_bundle), xrays)
+def test_xrv_scores_equal_torch(xrv_bundle: Path, xrv_network: models.DenseNet, xrays: list[Path]) -> None:
+    scores = score_files(Model(xrv_bundle), xrays)
     inputs = xrv_inputs(xrays)
-    assert worst(scores, xrv_oracle(xrv_network, inputs)) <= TOLERANCE
-    assert ((scores.min(0) < 0.5) & (scores.max(0) > 0.5)).all()  # both sides of every operating point
-    assert worst(scores, xrv_oracle(xrv_network, inputs.flip(3))) > 10 * TOLERANCE
+    assert greatest_difference(scores, xrv_torch_scores(xrv_network, inputs)) <= TOLERANCE
+    assert ((scores.min(0) < 0.5) & (scores.max(0) > 0.5)).all()  # on both sides of every operating point
+    assert greatest_difference(scores, xrv_torch_scores(xrv_network, inputs.flip(3))) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("size", [(300, 401), (1027, 1000), (999, 1022), (64, 201)])
-def test_xrv_crops_as_torchxrayvision_does(size: tuple[int, int]) -> None:
+def test_xrv_pixels_equal_torchxrayvision_in_any_size(size: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0]), dtype=np.uint8)
     prepare = Preprocessing(channels=1, resize=224, crop=224, square=True, resampling="gaussian")
     np.testing.assert_array_equal(prepare(Image.fromarray(noise))[0], resize(xrv_crop(noise), 224))
 
 
-def test_xrv_gives_the_same_bits_alone_and_in_any_batch(xrv_bundle: Path, xrays: list[Path]) -> None:
+def test_xrv_outputs_do_not_depend_on_the_batch(xrv_bundle: Path, xrays: list[Path]) -> None:
     model = Model(xrv_bundle)
     pixels = np.stack([model.prepare(path.read_bytes())[0] for path in xrays[:16]])
     assert pixels.dtype == np.float32
     assert_same_bits_in_any_batch(xrv_bundle, pixels)
 
 
-def test_the_xrv_bundle_is_whole_and_says_what_it_is(xrv_bundle: Path) -> None:
-    assert_one_clean_file(xrv_bundle)
+def test_the_xrv_bundle_is_complete(xrv_bundle: Path) -> None:
+    assert_one_file_without_traces(xrv_bundle)
     card = json.loads((xrv_bundle / "model.json").read_text())
     assert card["name"] == "densenet121-res224-test"
     assert card["labels"] == [{"name": name, "threshold": 0.5} for name in ("Atelectasis", "Edema", "Hernia")]
@@ -415,14 +415,14 @@ def test_the_xrv_bundle_is_whole_and_says_what_it_is(xrv_bundle: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bare() -> dict[str, Tensor]:
-    """A state_dict without operating points, as of a network that was made and not fetched."""
+    """A state_dict without operating points."""
     return dict(densenet121(outputs=5, channels=1).state_dict())
 
 
-def test_labels_and_thresholds_may_be_given(bare: dict[str, Tensor], tmp_path: Path) -> None:
+def test_labels_and_thresholds_as_arguments(bare: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(bare, tmp_path / "bare.pt")
     points = [0.1, 0.2, 0.3, float("nan"), 0.5]
-    _, card = export.torchxrayvision(tmp_path / "bare.pt", list("ABCDE"), points)
+    _, card = export.read_torchxrayvision(tmp_path / "bare.pt", list("ABCDE"), points)
     assert [label["name"] for label in card["labels"]] == ["A", "B", "C", "E"]
     assert card["training"]["operating_points"]["B"] == pytest.approx(0.2)
 
@@ -431,14 +431,14 @@ def test_labels_and_thresholds_may_be_given(bare: dict[str, Tensor], tmp_path: P
     ("options", "said"),
     [
         ([], "labels: expected a list of names"),
-        (["--labels", "A,B"], "2 labels and 5 thresholds: expected one of each an output"),
+        (["--labels", "A,B"], "2 labels and 5 thresholds: expected one of each for every output"),
         (["--labels", "A,B,C,D,A"], "labels A, C, A: expected one or more, each once"),
         (["--labels", ",,,,"], "expected one or more"),
         (["--labels", "A,B,C,D,E", "--thresholds", "0.1,,0.3,,1.5"], "threshold of E is 1.5"),
         (["--labels", "A,B", "--thresholds", "0.1,0.2"], "classifier.weight in state_dict has shape"),
     ],
 )
-def test_labels_and_thresholds_that_do_not_fit(
+def test_labels_and_thresholds_that_do_not_match_the_network(
     bare: dict[str, Tensor],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -450,7 +450,7 @@ def test_labels_and_thresholds_that_do_not_fit(
     assert said in refusal(monkeypatch, *map(str, arguments))
 
 
-def test_no_thresholds(bare: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_thresholds(bare: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(bare, tmp_path / "bare.pt")
     arguments = "torchxrayvision", tmp_path / "bare.pt", "--labels", "A,B,C,D,E", "--out", tmp_path / "bundle"
     assert "no op_threshs: give --thresholds" in refusal(monkeypatch, *arguments)

@@ -1,4 +1,4 @@
-"""The training command, as typed: --quick on drawings, from labels to a bundle that scores."""
+"""The training command with --quick, on drawings: from labels to a bundle that scores."""
 
 import csv
 import json
@@ -18,11 +18,11 @@ from cxr.evaluation.cohort import fingerprint
 from training import card, data, networks, splits, train, tuning
 from training.densenet121 import densenet121
 from training.features import FULL
-from training.progress import Teller
+from training.progress import ProgressDisplay
 from training.scorer import Normalise
 
 
-def quick(drawings: Path, out: Path, *more: str) -> None:
+def run_quick(drawings: Path, out: Path, *more: str) -> None:
     options = ("--images", drawings, "--labels", drawings / "labels.csv", "--out", out, "--quick", *more)
     train.main([str(option) for option in options])
 
@@ -30,7 +30,7 @@ def quick(drawings: Path, out: Path, *more: str) -> None:
 @pytest.fixture(scope="module")
 def trained(drawings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
-    quick(drawings, out, "--collections", "first", "second")
+    run_quick(drawings, out, "--collections", "first", "second")
     return out
 
 
@@ -40,7 +40,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 class TestHead:
-    def test_the_bundle_scores_and_explains(self, trained: Path, drawings: Path) -> None:
+    def test_scores_do_not_depend_on_the_batch_and_maps_add_up_to_logits(
+        self, trained: Path, drawings: Path
+    ) -> None:
         model = Model(trained)
         pixels = [model.prepare(file.read_bytes())[0] for file in sorted(drawings.rglob("*.png"))]
         alone = [model.score([one])[0] for one in pixels]
@@ -48,13 +50,13 @@ class TestHead:
         for size in (3, 8, 40):
             batches = [pixels[i : i + size] for i in range(0, len(pixels), size)]
             assert [scores for batch in batches for scores in model.score(batch)] == alone
-        rests = []
+        biases = []
         for one, scores in zip(pixels, alone, strict=True):
             score = float(scores["abnormal"])
-            rests.append(np.log(score / (1 - score)) - model.explain(one)["abnormal"].sum())
-        assert np.ptp(rests) < 1e-3  # the bias
+            biases.append(np.log(score / (1 - score)) - model.explain(one)["abnormal"].sum())
+        assert np.ptp(biases) < 1e-3  # the same for every image
 
-    def test_no_patient_is_on_both_sides(self, trained: Path) -> None:
+    def test_no_patient_is_in_two_folds(self, trained: Path) -> None:
         split = rows(trained / "split.csv")
         assert len(split) == 32
         folds: dict[str, set[str]] = {}
@@ -63,7 +65,7 @@ class TestHead:
         assert all(len(found) == 1 for found in folds.values())
         assert {fold for found in folds.values() for fold in found} == {"0", "1"}
 
-    def test_the_card_is_model_json_in_a_form_to_read(self, trained: Path) -> None:
+    def test_the_card_is_rendered_from_model_json(self, trained: Path) -> None:
         found = json.loads((trained / "model.json").read_text())
         assert (trained / "MODEL_CARD.md").read_text() == card.render(found)
         assert found["cam"] is True
@@ -71,44 +73,45 @@ class TestHead:
         assert found["metrics"]["collections"]["first"]["patients"] == 8
         assert 0 < found["labels"][0]["threshold"] < 1
 
-    def test_it_says_whom_it_was_trained_on(self, trained: Path) -> None:
+    def test_trained_on_json_holds_fingerprints_of_images_and_patients(self, trained: Path) -> None:
         found = json.loads((trained / "trained_on.json").read_text())
         split = rows(trained / "split.csv")
         assert found["images"] == sorted(fingerprint(Path(row["image"]).name) for row in split)
         assert found["patients"] == sorted({fingerprint(row["patient"]) for row in split})
 
-    def test_the_same_seed_makes_the_same_model_and_a_second_run_goes_on(
+    def test_the_same_seed_makes_the_same_model_and_finished_folds_are_reused(
         self, trained: Path, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fresh, resumed = tmp_path / "fresh", tmp_path / "resumed"
-        quick(drawings, fresh, "--collections", "first", "second")
+        run_quick(drawings, fresh, "--collections", "first", "second")
         assert (fresh / "model.onnx").read_bytes() == (trained / "model.onnx").read_bytes()
 
-        def never(*_: object) -> None:
+        def fail(*_: object) -> None:
             raise AssertionError("this fold was finished")
 
-        monkeypatch.setattr("training.recipe.starting_point", never)  # of every fold that is not finished
-        monkeypatch.setattr("training.fitting._pairs", lambda *_: [])
-        monkeypatch.setattr("training.features._stack", never)
+        # Every unfinished fold calls it.
+        monkeypatch.setattr("training.recipe.score_by_starting_point", fail)
+        monkeypatch.setattr("training.fitting._cross_collection_pairs", lambda *_: [])
+        monkeypatch.setattr("training.features._read_batch", fail)
         work = ("--work", str(trained / "work"))
-        quick(drawings, resumed, "--collections", "first", "second", *work)
+        run_quick(drawings, resumed, "--collections", "first", "second", *work)
         assert (resumed / "model.onnx").read_bytes() == (trained / "model.onnx").read_bytes()
 
-    def test_folds_of_another_training_are_not_mixed_in(self, trained: Path, drawings: Path) -> None:
+    def test_finished_folds_of_another_training_are_refused(self, trained: Path, drawings: Path) -> None:
         with pytest.raises(SystemExit, match=r"training\.json: seed is 0, expected 1.*another --work"):
-            quick(drawings, trained, "--collections", "first", "second", "--seed", "1")
+            run_quick(drawings, trained, "--collections", "first", "second", "--seed", "1")
 
-    def test_stopped_it_says_how_to_go_on(
+    def test_ctrl_c_says_how_to_continue(
         self, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def stop(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("training.recipe.starting_point", stop)
-        with pytest.raises(SystemExit, match="same command goes on"):
-            quick(drawings, tmp_path)
+        monkeypatch.setattr("training.recipe.score_by_starting_point", stop)
+        with pytest.raises(SystemExit, match="same command continues"):
+            run_quick(drawings, tmp_path)
         assert not (tmp_path / "model.json").exists()
-        assert not list((tmp_path / "work").glob(".*"))  # nothing half-written
+        assert not list((tmp_path / "work").glob(".*"))  # no unfinished file
 
 
 class TestInt8:
@@ -117,7 +120,7 @@ class TestInt8:
         work, out = str(trained / "work"), str(tmp_path / "int8")
         return ("--collections", "first", "second", "--work", work, "--int8", out)
 
-    def test_a_second_model_of_the_same_recipes_with_what_it_costs(
+    def test_the_8_bit_model_has_the_same_recipe_and_its_card_compares_both(
         self,
         trained: Path,
         drawings: Path,
@@ -127,7 +130,7 @@ class TestInt8:
     ) -> None:
         monkeypatch.setattr("training.train.MOST_AUC_LOST", 1)
         monkeypatch.setattr("training.train.MOST_LOG_LOSS_GAINED", 10)
-        quick(drawings, tmp_path / "fp32", *options)
+        run_quick(drawings, tmp_path / "fp32", *options)
         assert (tmp_path / "fp32" / "model.onnx").read_bytes() == (trained / "model.onnx").read_bytes()
 
         fp32, int8 = Model(tmp_path / "fp32"), Model(tmp_path / "int8")
@@ -135,11 +138,11 @@ class TestInt8:
         pixels = [int8.prepare(file.read_bytes())[0] for file in sorted(drawings.rglob("*.png"))]
         alone = [int8.score([one])[0] for one in pixels]
         assert int8.score(pixels) == alone
-        ours, theirs = (
+        in_8_bits, in_float = (
             np.array([float(scores["abnormal"]) for scores in found]) for found in (alone, fp32.score(pixels))
         )
-        assert np.corrcoef(ours, theirs).min() > 0.9
-        assert (ours != theirs).any()
+        assert np.corrcoef(in_8_bits, in_float).min() > 0.9
+        assert (in_8_bits != in_float).any()
 
         page = (tmp_path / "int8" / "MODEL_CARD.md").read_text()
         found = json.loads((tmp_path / "int8" / "model.json").read_text())
@@ -152,27 +155,27 @@ class TestInt8:
         assert (tmp_path / "int8" / "split.csv").read_bytes() == (trained / "split.csv").read_bytes()
 
     @pytest.mark.parametrize("limit", ["MOST_AUC_LOST", "MOST_LOG_LOSS_GAINED"])
-    def test_one_that_costs_too_much_is_not_written(
+    def test_an_8_bit_model_that_costs_too_much_is_not_written(
         self, drawings: Path, tmp_path: Path, options: tuple[str, ...], monkeypatch: Any, limit: str
     ) -> None:
         limits = {"MOST_AUC_LOST": 1, "MOST_LOG_LOSS_GAINED": 10} | {limit: -1}
         for name, value in limits.items():
             monkeypatch.setattr(f"training.train.{name}", value)
         with pytest.raises(SystemExit, match=r"on first 8 bits change AUC by .* Not written$"):
-            quick(drawings, tmp_path / "fp32", *options)
+            run_quick(drawings, tmp_path / "fp32", *options)
         assert (tmp_path / "fp32" / "model.json").exists()
         assert not (tmp_path / "int8").exists()
 
-    def test_only_a_head_can_be_refitted(
+    def test_int8_needs_tune_head(
         self, drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(SystemExit):
-            quick(drawings, tmp_path / "out", "--tune", "network", "--int8", str(tmp_path / "int8"))
+            run_quick(drawings, tmp_path / "out", "--tune", "network", "--int8", str(tmp_path / "int8"))
         assert "--int8: only with --tune head" in capsys.readouterr().err
 
 
 class TestNetwork:
-    def test_all_of_it_from_a_checkpoint_with_a_split_in_parts(self, drawings: Path, tmp_path: Path) -> None:
+    def test_trains_from_a_checkpoint_with_a_split_in_parts(self, drawings: Path, tmp_path: Path) -> None:
         architecture = "efficientnet-lite2"
         torch.save(networks.build(architecture, "imagenet").state_dict(), tmp_path / "start.pt")
         part = tmp_path / "part.csv"
@@ -183,7 +186,7 @@ class TestNetwork:
         part.write_text("\n".join(["image,part", *lines, ""]))
         out = tmp_path / "out"
         options = ["--weights", str(tmp_path / "start.pt"), "--split", str(part)]
-        quick(drawings, out, "--architecture", architecture, "--tune", "network", *options)
+        run_quick(drawings, out, "--architecture", architecture, "--tune", "network", *options)
 
         model, found = Model(out), json.loads((out / "model.json").read_text())
         assert found["preprocessing"] == {"channels": 3, "resize": 256, "crop": 224}
@@ -197,31 +200,33 @@ class TestNetwork:
         score = float(model.score([pixels])[0]["abnormal"])
         assert score == pytest.approx(1 / (1 + np.exp(-calibrated)), abs=5e-3)  # temperature is rounded
 
-    def test_densenet_121_learns_and_its_graph_gives_its_logit(self, drawings: Path, tmp_path: Path) -> None:
+    def test_a_densenet_is_saved_and_its_scorer_gives_calibrated_scores(
+        self, drawings: Path, tmp_path: Path
+    ) -> None:
         torch.manual_seed(0)
         torch.save(densenet121(outputs=1).state_dict(), tmp_path / "start.pt")
-        images = data.few(data.read_labels(drawings / "labels.csv", drawings), 4)
+        images = data.sample(data.read_labels(drawings / "labels.csv", drawings), 4)
         settings = tuning.Settings("densenet121", str(tmp_path / "start.pt"), 1, "cpu", 0)
-        everything, tell = np.arange(4), mock.Mock(Teller)
-        kept = tmp_path / "network.pt"
-        network = tuning.fit(images, everything, everything, settings, kept, tell)
-        logits = tuning.logits_of(network, images, everything, settings)
-        again = tuning.fit(images, everything, everything, settings, kept, tell)
-        np.testing.assert_array_equal(tuning.logits_of(again, images, everything, settings), logits)
-        assert tell.say.call_count == 1  # one epoch, and none to read what was kept
+        indices, progress = np.arange(4), mock.Mock(ProgressDisplay)
+        saved = tmp_path / "network.pt"
+        network = tuning.fit(images, indices, indices, settings, saved, progress)
+        logits = tuning.compute_logits(network, images, indices, settings)
+        again = tuning.fit(images, indices, indices, settings, saved, progress)
+        np.testing.assert_array_equal(tuning.compute_logits(again, images, indices, settings), logits)
+        assert progress.print.call_count == 1  # one epoch, and none when the network is read
 
         pixels = torch.from_numpy(np.stack([data.read_pixels(file, FULL) for file in images.file]))
         with torch.inference_mode():
-            scores, cam = tuning.graph(network, "densenet121", 2.0, 0.5)(pixels)
+            scores, cam = tuning.build_scorer(network, "densenet121", 2.0, 0.5)(pixels)
         np.testing.assert_allclose(scores[:, 0], 1 / (1 + np.exp(-(2 * logits + 0.5))), atol=1e-5)
         assert cam.shape == (4, 1, 7, 7)
 
 
 @pytest.fixture
 def labels(drawings: Path, tmp_path: Path) -> Callable[[Callable[[list[list[str]]], Any]], Path]:
-    """A copy of the labels, changed."""
+    """A function that writes a changed copy of labels.csv."""
 
-    def change(alter: Callable[[list[list[str]]], Any]) -> Path:
+    def write_changed(alter: Callable[[list[list[str]]], Any]) -> Path:
         with (drawings / "labels.csv").open(newline="") as file:
             table = list(csv.reader(file))
         alter(table)
@@ -230,10 +235,10 @@ def labels(drawings: Path, tmp_path: Path) -> Callable[[Callable[[list[list[str]
             csv.writer(file).writerows(table)
         return path
 
-    return change
+    return write_changed
 
 
-def put(row: int, column: int, text: str) -> Callable[[list[list[str]]], None]:
+def set_cell(row: int, column: int, text: str) -> Callable[[list[list[str]]], None]:
     return lambda table: table[row].__setitem__(column, text)
 
 
@@ -247,34 +252,39 @@ class TestBadInput:
         ("alter", "message"),
         [
             (
-                put(0, 0, "picture"),
+                set_cell(0, 0, "picture"),
                 r"changed\.csv: expected a column file or key .*; its columns are pict",
             ),
-            (put(0, 1, "who"), r"changed\.csv: expected a column patient_id or Patient ID; its columns"),
-            (put(3, 0, "first/000.png"), r"line 4: column file repeats line 2; expected each image once"),
-            (put(3, 6, "yes"), r"line 4: column abnormal is 'yes'; expected 0 or 1"),
-            (put(3, 6, ""), r"line 4: column abnormal is ''; expected 0 or 1"),
-            (put(3, 1, ""), r"line 4: column patient_id is empty"),
+            (set_cell(0, 1, "who"), r"changed\.csv: expected a column patient_id or Patient ID; its columns"),
             (
-                put(3, 0, "first/none.png"),
-                r"line 4: column file: .*none\.png is not there; expected an image",
+                set_cell(3, 0, "first/000.png"),
+                r"line 4: column file repeats line 2; expected each image once",
+            ),
+            (set_cell(3, 6, "yes"), r"line 4: column abnormal is 'yes'; expected 0 or 1"),
+            (set_cell(3, 6, ""), r"line 4: column abnormal is ''; expected 0 or 1"),
+            (set_cell(3, 1, ""), r"line 4: column patient_id is empty"),
+            (
+                set_cell(3, 0, "first/none.png"),
+                r"line 4: column file: .*none\.png does not exist; expected an image",
             ),
             (one_class, r"column abnormal of all images holds \['1'\]: expected both 0 and 1"),
             (lambda table: table.clear(), r"changed\.csv: expected a header and at least one row"),
         ],
     )
-    def test_labels(
+    def test_labels_csv(
         self, labels: Any, drawings: Path, alter: Callable[[list[list[str]]], Any], message: str
     ) -> None:
         with pytest.raises(InputError, match=message):
             data.read_labels(labels(alter), drawings)
 
-    def test_one_line_and_nothing_written(self, labels: Any, drawings: Path, tmp_path: Path) -> None:
-        with pytest.raises(SystemExit, match=r"^python -m training\.train: .*expected 0 or 1$"):
-            quick(drawings, tmp_path / "out", "--labels", str(labels(put(3, 6, "2"))))
+    def test_the_command_prints_one_line_and_writes_nothing(
+        self, labels: Any, drawings: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(SystemExit, match=r"^\S+ -m training\.train: .*expected 0 or 1$"):
+            run_quick(drawings, tmp_path / "out", "--labels", str(labels(set_cell(3, 6, "2"))))
         assert not (tmp_path / "out").exists()
 
-    def test_a_file_that_is_no_image(self, drawings: Path, tmp_path: Path) -> None:
+    def test_an_image_that_is_a_text_file(self, drawings: Path, tmp_path: Path) -> None:
         (tmp_path / "a.png").write_text("text")
         with pytest.raises(InputError, match=r"a\.png: NOT_AN_IMAGE; expected a PNG"):
             data.read_pixels(str(tmp_path / "a.png"), FULL)
@@ -289,20 +299,20 @@ class TestBadInput:
             ("image,part\n" + "".join(f"{{{i}}},train\n" for i in range(40)), "expected test, validation"),
         ],
     )
-    def test_splits(self, drawings: Path, tmp_path: Path, text: str, message: str) -> None:
+    def test_split_csv(self, drawings: Path, tmp_path: Path, text: str, message: str) -> None:
         images = data.read_labels(drawings / "labels.csv", drawings, ("first", "second"))
         path = tmp_path / "split.csv"
         path.write_text(text.format(*images.name.tolist()))
         with pytest.raises(InputError, match=message):
             splits.read(path, images)
 
-    def test_nih_s_own_csv_is_understood(self, drawings: Path, tmp_path: Path) -> None:
+    def test_reads_nih_s_data_entry_csv(self, drawings: Path, tmp_path: Path) -> None:
         path = tmp_path / "Data_Entry_2017.csv"
         path.write_text(
             "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,View Position\n"
             "000.png,No Finding,0,7,58,PA\n001.png,Mass|Effusion|Mass,0,8,58,AP\n"
         )
-        images = data.read_labels(path, drawings)  # the files are in folders in it
+        images = data.read_labels(path, drawings)  # finds the files in subfolders
         assert images.abnormal.tolist() == [0, 1]
         assert images.finding_count.tolist() == [0, 2]
         assert images.view.tolist() == ["PA", "AP"]
