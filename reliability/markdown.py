@@ -1,4 +1,4 @@
-"""Figures into docs/reliability.md, by the command that has measured them."""
+"""Tables in Markdown pages, written by the commands that know what is in them."""
 
 from collections.abc import Iterable
 from datetime import date
@@ -8,10 +8,17 @@ from cxr.errors import Failed
 from cxr.files import whole_file
 
 
-def place(path: Path, name: str) -> tuple[str, str]:
-    """A Markdown file up to its line `<!-- name -->`, and from its line `<!-- /name -->` on.
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    head = tuple(head)
+    lines = (head, ("---",) * len(head), *rows)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
-    Raises Failed where they are not.
+
+def place(path: Path, name: str) -> tuple[str, str]:
+    """The page up to its line `<!-- name -->`, and the page from its line `<!-- /name -->` on.
+
+    Raises Failed if the page or one of the lines is missing.
     """
     first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
     try:
@@ -24,11 +31,15 @@ def place(path: Path, name: str) -> tuple[str, str]:
     return before + start, end + after
 
 
-def put_table(path: Path, name: str, command: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Put what a command came to into its place in a Markdown file. Raises Failed and OSError."""
+def filled(path: Path, name: str, content: str) -> str:
+    """The text of the page with `content` in the place `name`. Raises Failed."""
     before, after = place(path, name)
+    return f"{before}\n{content}\n{after}"
+
+
+def put_table(path: Path, name: str, command: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Put what a command measured into its place in a page. Raises Failed and OSError."""
     lines = "".join(f"| {what} | {value} |\n" for what, value in rows)
+    text = filled(path, name, f"`{command}` on {date.today()}:\n\n| | |\n|---|---:|\n{lines}".rstrip("\n"))
     with whole_file(path) as part:
-        part.write_text(
-            f"{before}\n`{command}` on {date.today()}:\n\n| | |\n|---|---:|\n{lines}{after}", encoding="utf-8"
-        )
+        part.write_text(text, encoding="utf-8")
