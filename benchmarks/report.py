@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
+
+from tools.markdown import table
 
 ORIGINAL = "original, batch 1"
 FP32, INT8 = "DenseNet-121 fp32", "DenseNet-121 int8"
@@ -67,7 +69,7 @@ def _parts(found: dict[str, Any]) -> Iterator[str]:
         + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         + "."
     )
-    yield _table(
+    yield table(
         ("against the original's way", "times as fast"),
         ((name, f"{ratio:.2f}") for name, ratio in found["ratios"].items()),
     )
@@ -80,7 +82,7 @@ def _parts(found: dict[str, Any]) -> Iterator[str]:
         "The parts are measured one after the other, on one thread."
     )
     first = one["engines"][ORIGINAL]["images_per_second"]
-    yield _table(
+    yield table(
         (
             "",
             "images/s, one thread",
@@ -109,7 +111,7 @@ def _parts(found: dict[str, Any]) -> Iterator[str]:
     )
     yield "## Cold start: a new process to its first prediction"
     yield "Ours imports all that Lambda loads, boto3 too. Time as who starts the process sees it."
-    yield _table(
+    yield table(
         ("", "seconds", "peak memory, MB"),
         (
             (name, f"{start['seconds']:.2f}", f"{start['peak_mb']:.0f}")
@@ -125,7 +127,7 @@ def _parts(found: dict[str, Any]) -> Iterator[str]:
         "goes through the whole stream at every call, which is what the original's million records suffer "
         "from."
     )
-    yield _table(
+    yield table(
         ("keys", "from", "keys/s", "peak memory, MB", "times the original"),
         (
             (
@@ -154,7 +156,7 @@ def _parts(found: dict[str, Any]) -> Iterator[str]:
         "`cxr plan` reckons with its images a second. CPU milliseconds an image:"
     )
     steps = list(workers[DEFAULT]["cpu_ms"])
-    yield _table(
+    yield table(
         ("", "images/s", *steps),
         (
             (
@@ -197,9 +199,3 @@ def _not_reached(found: dict[str, Any]) -> str:
             "not list: a page holds 1,000 keys and names the next."
         )
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = tuple(header)
-    lines = (header, ("---",) * len(header), *rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

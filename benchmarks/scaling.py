@@ -6,7 +6,7 @@ Run it by `python -m benchmarks.scaling` after service_times.json or prices.json
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from cxr.planning import capacity
 from cxr.planning.capacity import Plan, Workload
 from cxr.words import duration, money
 from stacks.config import Config
+from tools.markdown import table
 
 DOCS = Path(__file__).parents[1] / "docs"
 NIH = 113_178
@@ -307,13 +308,6 @@ def changes() -> Iterator[str]:
         "for each job and only the counts in DynamoDB. What that loses is the lookup of one image by key, "
         "and the guard against a second prediction that each item's condition is."
     )
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
-    lines = [list(head)]
-    lines += [["---"] * len(lines[0]), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def lane_loads(jobs: int, lanes: int) -> tuple[str, str]:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-AGAINST = ("AUC of the starting point", "difference", "AUC of the starting point on coarse pixels")
+from tools.markdown import table
+
 HEADER = ("images of", "images", "patients", "abnormal", "AUC", "average precision")
 
 
@@ -30,7 +31,7 @@ def render(card: dict[str, Any]) -> str:
         ),
         "## What it is worth",
         f"Scores {metrics['scores']}. AUC 0.5 is chance.",
-        _table(HEADER, (_row(name, found) for name, found in metrics["collections"].items())),
+        table(HEADER, (_row(name, found) for name, found in metrics["collections"].items())),
     ]
     for name, found in metrics["collections"].items():
         for title, groups in (
@@ -40,7 +41,7 @@ def render(card: dict[str, Any]) -> str:
             if groups:
                 parts += [
                     f"Within {name}:",
-                    _table((title, *HEADER[1:]), (_row(value, group) for value, group in groups.items())),
+                    table((title, *HEADER[1:]), (_row(value, group) for value, group in groups.items())),
                 ]
     if metrics["across_collections"]:
         parts += [
@@ -48,7 +49,7 @@ def render(card: dict[str, Any]) -> str:
             "former alone. The starting point, a logistic regression on the same network's features of "
             "224 x 224 pixels, was trained and tested on the same images; on coarse pixels it sees no more "
             "detail than the model does:",
-            _table(
+            table(
                 (
                     "trained on",
                     "tested on",
@@ -77,7 +78,7 @@ def render(card: dict[str, Any]) -> str:
             "### What 8 bits cost",
             f"Against {found['model']}, the same network in float: the same recipe in every fold, paired by "
             "patient. Log-loss is after calibration on the other folds of the collection.",
-            _table(
+            table(
                 ("images of", *HEADER[1:4], "change of AUC", "change of log-loss"),
                 (
                     (
@@ -94,7 +95,7 @@ def render(card: dict[str, Any]) -> str:
         "### What else tells the label",
         "AUC of plain properties of a file on the same images, the higher the more abnormal. One far from "
         "0.5, on either side, means that the label could be read without looking at the chest.",
-        _table(
+        table(
             ("images of", *next(iter(metrics["collections"].values()))["nuisances"]),
             (
                 (name, *map(_estimate, found["nuisances"].values()))
@@ -105,7 +106,7 @@ def render(card: dict[str, Any]) -> str:
         f"On {_whom(metrics['calibration'])}; {metrics['calibration']['fitted']}. "
         f"Sensitivity {_estimate(metrics['calibration']['sensitivity'])}, "
         f"specificity {_estimate(metrics['calibration']['specificity'])}.",
-        _table(
+        table(
             ("", "calibration slope (1 is best)", "Brier score", "log-loss"),
             (
                 (f"{when} calibration", *map(_estimate, metrics["calibration"][when].values()))
@@ -144,12 +145,6 @@ def _estimate(found: dict[str, Any] | None) -> str:
         return "too few"
     low, high = found["ci95"]
     return f"{found['value']:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = tuple(header)
-    lines = (header, ("---",) * len(header), *rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _bullets(lines: Iterable[str]) -> str:
