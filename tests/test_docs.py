@@ -11,7 +11,7 @@ from classifier.model import Model
 from support import ROOT
 
 from cxr.commands.model import SHIPPED
-from reliability.markdown import filled
+from tools.markdown import filled
 from tools.tables import TABLES
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("training/**/*.md")])

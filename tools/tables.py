@@ -20,9 +20,9 @@ from typer.main import get_command
 
 from cxr.commands.app import app
 from cxr.files import whole_file
-from reliability.markdown import filled, table
 from stacks.config import Config, context_name
 from stacks.inference_stack import InferenceStack
+from tools.markdown import filled, table
 
 PROJECT = Path(__file__).parents[1]
 
