@@ -8,7 +8,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--custom-compile-command 'make lock' $(UPGRADE)
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help install demo test test-training bench soak wire image lint format lock audit synth deploy destroy clean
+.PHONY: help install demo test test-training bench soak wire image lint format docs lock audit synth deploy destroy clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ lint: $(DEV)  ## Check style and types
 format: $(DEV)  ## Put the code into the house's form
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+docs: $(DEV)  ## Write the tables in docs/ that repeat what the code says
+	JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION=20 $(BIN)/python -m tools.tables
 
 audit: $(DEV)  ## Rules of the HIPAA pack against docs/hipaa.md; known vulnerabilities, where the network allows
 	JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION=20 $(BIN)/python -m tools.audit

@@ -63,22 +63,21 @@ def _parts(found: dict[str, Any]) -> Iterator[str]:
     yield "# Benchmarks"
     yield (
         f"Written by `make bench` on {found['date']}: {found['machine']}. "
-        f"Medians of {found['repeats']['one thread']} repeats on one thread and "
-        f"{found['repeats']['all else']} of all else, in which every way has its turn, after one to warm up. "
-        f"{found['images']} files of 1024 x 1024 pixels, from memory. "
-        + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-        + "."
+        f"Figures are medians of {found['repeats']['one thread']} repeats on one thread, and of "
+        f"{found['repeats']['all else']} for everything else, after one repeat to warm up. In every repeat "
+        f"each way is measured once. The input is {found['images']} files of 1024 x 1024 pixels, in memory. "
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in found["versions"].items()) + "."
     )
     yield table(
-        ("against the original's way", "times as fast"),
+        ("compared with the original way", "times as fast"),
         ((name, f"{ratio:.2f}") for name, ratio in found["ratios"].items()),
     )
     yield "## Classifier: from the bytes of a file to the score"
     yield (
-        "The original's way is [benchmarks/original.py](../benchmarks/original.py): Pillow, torchvision's "
-        "transforms, DenseNet-121 in torch, an image a batch as in its Lambda, or 8. DenseNet-121 has random "
-        "weights here; in this run its scores in fp32 are the original's to "
-        f"{one['engines'][FP32]['worst_difference']:.0e}. "
+        "The original way is [benchmarks/original.py](../benchmarks/original.py): Pillow, torchvision's "
+        "transforms and DenseNet-121 in torch, with one image a batch as in the original Lambda, or with 8. "
+        "DenseNet-121 has random weights here. In this run its fp32 scores differ from the original's by at "
+        f"most {one['engines'][FP32]['worst_difference']:.0e}. "
         "The parts are measured one after the other, on one thread."
     )
     first = one["engines"][ORIGINAL]["images_per_second"]
@@ -106,11 +105,14 @@ def _parts(found: dict[str, Any]) -> Iterator[str]:
     limit = one["gemm_gflops"]
     yield (
         f"**Distance to the limit.** A matrix product in fp32 reaches {limit:.0f} GFLOP/s on this core. "
-        f"DenseNet-121 as published takes {GFLOP} GFLOP, and so {1e3 * GFLOP / limit:.0f} ms at that rate; "
-        f"here its inference takes {one['engines'][FP32]['parts']['infer']:.0f} ms."
+        f"DenseNet-121 as published takes {GFLOP} GFLOP, which is {1e3 * GFLOP / limit:.0f} ms at that rate. "
+        f"Here its inference takes {one['engines'][FP32]['parts']['infer']:.0f} ms."
     )
     yield "## Cold start: a new process to its first prediction"
-    yield "Ours imports all that Lambda loads, boto3 too. Time as who starts the process sees it."
+    yield (
+        "Our process imports everything that Lambda loads, boto3 included. The time is what the caller who "
+        "starts the process sees."
+    )
     yield table(
         ("", "seconds", "peak memory, MB"),
         (
@@ -120,12 +122,12 @@ def _parts(found: dict[str, Any]) -> Iterator[str]:
     )
     yield "## Job creator: from keys to jobs on the stream"
     yield (
-        "The original's way is "
-        "[benchmarks/original_job_creator.py](../benchmarks/original_job_creator.py): the index whole in "
-        "pandas, a key a record, 500 records a call, 10 threads, nothing sent again. All on the same local "
-        "AWS, from the event to the answer; the listing is of a server that does nothing else. Local AWS "
-        "goes through the whole stream at every call, which is what the original's million records suffer "
-        "from."
+        "The original way is "
+        "[benchmarks/original_job_creator.py](../benchmarks/original_job_creator.py): pandas reads the "
+        "whole index, each record holds one key, each call sends 500 records, in 10 threads, and refused "
+        "records are not sent again. All ways run on the same local AWS, from the event to the answer. The "
+        "listing comes from a server that does nothing else. Local AWS goes through the whole stream at "
+        "every call, which slows down the original's million records."
     )
     yield table(
         ("keys", "from", "keys/s", "peak memory, MB", "times the original"),
@@ -145,15 +147,15 @@ def _parts(found: dict[str, Any]) -> Iterator[str]:
     yield "## Whole pipeline on local AWS"
     whole, workers = found["pipeline"]["whole"], found["pipeline"]["workers"]
     yield (
-        f"{found['pipeline']['images']} images: {whole['images_per_second']:.0f} a second, from the "
-        f"invocation of the job creator to the last prediction, {whole['seconds']:.1f} s. The job creator "
+        f"{found['pipeline']['images']} images take {whole['seconds']:.1f} s from the invocation of the job "
+        f"creator to the last prediction: {whole['images_per_second']:.0f} a second. The job creator "
         f"answers after {whole['job_creator_seconds']:.1f} s. Local AWS and the classifiers share the "
-        f"machine: {whole['classifier_cpu_seconds']:.1f} s of CPU were the classifiers', "
-        f"{whole['local_aws_cpu_seconds']:.1f} s local AWS's."
+        f"machine: the classifiers used {whole['classifier_cpu_seconds']:.1f} s of CPU, and local AWS "
+        f"{whole['local_aws_cpu_seconds']:.1f} s."
     )
     yield (
-        "**A worker alone**, the real handler on one CPU with local AWS on another, from S3 to DynamoDB. "
-        "`cxr plan` reckons with its images a second. CPU milliseconds an image:"
+        "**One worker alone**: the real handler on one CPU and local AWS on another, from S3 to DynamoDB. "
+        "`cxr plan` uses these images a second. The other columns are milliseconds of CPU for each image:"
     )
     steps = list(workers[DEFAULT]["cpu_ms"])
     yield table(
@@ -176,26 +178,25 @@ def _not_reached(found: dict[str, Any]) -> str:
     one, workers = found["one_thread"]["engines"], found["pipeline"]["workers"]
     keys, megabytes = found["fan_out"].get(COMPARED_KEYS, {}), found["megabytes"]
     lines = [
-        f"DenseNet-121 in fp32 cannot get much faster on this core: its inference is "
+        f"DenseNet-121 in fp32 cannot become much faster on this core: inference takes "
         f"{one[FP32]['parts']['infer']:.0f} of {one[FP32]['ms']:.0f} ms, and runs at the rate of the matrix "
         "product. OpenVINO is no faster.",
         f"OpenVINO in int8 is {one[OPENVINO_INT8]['images_per_second'] / one[INT8]['images_per_second']:.2f} "
-        f"times as fast as ours and takes {found['cold_start'][OPENVINO_INT8]['seconds']:.1f} s to its first "
-        f"prediction instead of {found['cold_start'][INT8]['seconds']:.1f}, and "
-        f"{megabytes['openvino']:.0f} MB of the image instead of {megabytes['onnxruntime']:.0f}: it is "
+        f"times as fast as ours. But it takes {found['cold_start'][OPENVINO_INT8]['seconds']:.1f} s to its "
+        f"first prediction instead of {found['cold_start'][INT8]['seconds']:.1f} s, and "
+        f"{megabytes['openvino']:.0f} MB of the image instead of {megabytes['onnxruntime']:.0f} MB. So it is "
         "not shipped.",
         f"A worker scores {workers[DEFAULT]['images_per_second']:.0f} images a second and not "
         f"{one[DEFAULT]['images_per_second']:.0f}: boto3 takes {workers[DEFAULT]['cpu_ms']['fetch']:.1f} ms "
-        "of CPU to fetch an image, which signing and retries are worth.",
-        "Decoding is the largest part of the default model's time. What inflates faster leaves the rows of a "
-        "PNG filtered, and undoing that is what a compiled decoder is for.",
-        "None of it was measured on AWS, and the image was not built by Docker, of which no engine was here: "
-        "buildah built it.",
+        "of CPU to fetch an image. Signing and retries are worth that.",
+        "Decoding takes most of the default model's time. Faster libraries that inflate a PNG do not undo "
+        "the filters of its rows, so a compiled decoder is still needed.",
+        "None of it was measured on AWS.",
     ]
     if keys:
         times = keys["listing"]["keys_per_second"] / keys["original"]["keys_per_second"]
         lines.append(
-            f"From a listing the job creator is {times:.0f} times as fast as the original's way, which does "
-            "not list: a page holds 1,000 keys and names the next."
+            f"From a listing the job creator is only {times:.0f} times as fast as the original way, which "
+            "reads an index: a page of a listing holds 1,000 keys, and only then is the next page known."
         )
     return "\n".join(f"- {line}" for line in lines)

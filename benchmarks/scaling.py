@@ -98,18 +98,22 @@ def introduction() -> Iterator[str]:
     yield "# From ten thousand to a hundred million images"
     rate = MEASURED["images_per_second"][DEFAULT_MODEL]
     yield (
-        "How long a run takes and what it costs as it grows, what bounds it, and where the design has to "
-        "change. `python -m benchmarks.scaling` writes this page from the formulas in "
+        "This page says how long a run takes and what it costs as it grows, what limits it, and where the "
+        "design has to change. `python -m benchmarks.scaling` writes it with the formulas of "
         "[cxr/planning/capacity.py](../cxr/planning/capacity.py), which `cxr plan` uses too."
     )
     yield (
-        f"**What it stands on.** Service times of {MEASURED['measured']} ({MEASURED['machine']}): one worker "
-        f"of one vCPU scores {rate:g} images a second with {DEFAULT_MODEL}. Prices of {PRICED['region']} as "
-        f"of {PRICED['date']}. {PRICED['note']} Limits are those of AWS's guides, for an account and a table "
-        "that are new. **None of it was measured on AWS**: round trips there are longer than on one machine, "
-        f"and only S3's first byte ({capacity.FIRST_BYTE_SECONDS:g} s) is reckoned. So trust the order of "
-        "magnitude and what bounds what; measure a run of some thousand images, and give `cxr plan "
-        "--images-per-second` what you found."
+        "**None of it was measured on AWS.** The figures are computed from three sources:\n\n"
+        f"- Service times of {MEASURED['measured']} ({MEASURED['machine']}): one worker of one vCPU scores "
+        f"{rate:g} images a second with {DEFAULT_MODEL}.\n"
+        f"- Prices of {PRICED['region']} as of {PRICED['date']}. {PRICED['note']}\n"
+        "- Limits in AWS's guides, for a new account and a new table."
+    )
+    yield (
+        "Round trips on AWS are longer than on one machine. Of these, the formulas include only the time to "
+        f"the first byte of S3 ({capacity.FIRST_BYTE_SECONDS:g} s). So trust the orders of magnitude and the "
+        "bottlenecks. Measure a run of some thousand images, and give the result to `cxr plan "
+        "--images-per-second`."
     )
 
 
@@ -120,7 +124,7 @@ def at_defaults() -> Iterator[str]:
         f"classifiers of {DEFAULTS.memory} MB, jobs of {DEFAULTS.images_per_job} images."
     )
     yield table(
-        ("images", "time", "bounded by", "images a second", "dollars", "for a million"),
+        ("images", "time", "limited by", "images a second", "dollars", "for a million"),
         (
             (
                 name,
@@ -134,8 +138,8 @@ def at_defaults() -> Iterator[str]:
             for found in [plan(images)]
         ),
     )
-    yield "![Seconds that each bound needs, against images](scaling-time.svg)"
-    yield "What each needs, if nothing else bounded the run; the largest decides:"
+    yield "![Seconds that each limit takes, against images](scaling-time.svg)"
+    yield "Each row says how long the run would take if only this limited it. The largest decides:"
     yield table(
         ("", *SIZES.values()),
         (
@@ -148,11 +152,12 @@ def at_defaults() -> Iterator[str]:
 def at_best() -> Iterator[str]:
     yield "## With the fastest settings"
     yield (
-        "The fastest that `cxr plan` finds with 1,000 concurrent executions, on a new table and on one whose "
-        f"warm throughput was raised to its quota of {QUOTA:,} write units a second beforehand:"
+        "These are the fastest settings that `cxr plan` finds with 1,000 concurrent executions. A raised "
+        f"table is one whose warm throughput was raised before the run to its quota of {QUOTA:,} write units "
+        "a second."
     )
     yield table(
-        ("images", "table", "settings", "time", "bounded by", "dollars", "idle month"),
+        ("images", "table", "settings", "time", "limited by", "dollars", "idle month"),
         (
             (
                 name if of_table == "new" else "",
@@ -174,7 +179,7 @@ def at_best() -> Iterator[str]:
 
 def costs() -> Iterator[str]:
     yield "## What a million images cost"
-    yield "With the defaults; shards are counted by the hour begun, and so weigh on small runs."
+    yield "With the defaults. You pay shards by the hour begun, so they matter most for small runs."
     yield table(
         ("", *SIZES.values()),
         (
@@ -196,23 +201,24 @@ def changes() -> Iterator[str]:
 
     yield "### DynamoDB table"
     yield (
-        f"An image costs {units:.2f} write units, because a transaction takes two for each item and the "
-        f"counter comes on top. The {lanes} classifiers of the defaults could write "
-        f"{lanes * rate * units:,.0f} units a second; a new on-demand table takes 4,000 ({4000 / units:,.0f} "
-        f"images a second), doubles that in half an hour of full load, and stops at the quota of {QUOTA:,} "
-        f"({QUOTA / units:,.0f} images a second). Classifiers that are held up wait, and are paid for it. "
+        f"An image costs {units:.2f} write units: a transaction takes two for each item, and the counter is "
+        f"one more item for each job. The {lanes} classifiers of the defaults could write "
+        f"{lanes * rate * units:,.0f} units a second. A new on-demand table takes 4,000 "
+        f"({4000 / units:,.0f} images a second). It doubles that in half an hour of full load, up to the "
+        f"quota of {QUOTA:,} ({QUOTA / units:,.0f} images a second). Meanwhile classifiers wait, and you pay "
+        "for that. A table that has once taken a load takes it again at once.\n\n"
         "*Before a large run:* raise the table's warm throughput (`aws dynamodb update-table "
-        "--warm-throughput`, which AWS charges for once). *Beyond the quota:* ask for a higher one, or write "
-        "predictions without transactions, for half the units, and count in another way. A table that has "
-        "once taken a load takes it again at once."
+        "--warm-throughput`; AWS charges for it once). *Beyond the quota:* ask for a higher one. Or write "
+        "predictions without transactions, for half the units, and count in another way."
     )
 
     yield "### S3 prefix"
     yield (
-        f"5,500 GETs a second for one partitioned prefix are what {5500 / rate:,.0f} classifiers ask for. S3 "
-        "splits a prefix by itself under sustained load, over tens of minutes, and answers 503 meanwhile, "
-        "which the SDK tries again. *From there on:* images under several prefixes whose first characters "
-        "differ, and jobs that mix them; keys in listing order, as now, all go to one prefix after the other."
+        "S3 answers 5,500 GETs a second for one partitioned prefix, which is what "
+        f"{5500 / rate:,.0f} classifiers ask for. Under sustained load S3 splits a prefix by itself, in tens "
+        "of minutes. Meanwhile it answers 503, and the SDK retries.\n\n"
+        "*Beyond:* put the images under several prefixes whose first characters differ, and mix them in the "
+        "jobs. Today keys come in the order of the listing, so one prefix is read after the other."
     )
 
     yield "### job creator"
@@ -225,18 +231,21 @@ def changes() -> Iterator[str]:
         )
     )
     yield (
-        "S3 lists 1,000 keys a call, one call after another, so that the job creator goes through "
-        f"{10**6 / capacity.job_creator_seconds(workload(10**6)):,.0f} keys a second. Lambda's 15 minutes "
-        f"end at some {listing:,} images by listing, half of that where a run goes on, and {indexed:,} by an "
-        "index in order; of another it remembers every key, and its memory ends sooner. *Beyond:* one run "
-        "for each Prefix, all at once, as the stack is. To make it one run again, the listing has to be "
-        "split inside it: one job creator a prefix, and the number expected added up by the last."
+        "S3 lists 1,000 keys a call, one call after another, so the job creator reads "
+        f"{10**6 / capacity.job_creator_seconds(workload(10**6)):,.0f} keys a second. In the 15 minutes of a "
+        f"Lambda function it lists some {listing:,} images, or half of that for a run that continues. With "
+        f"an index whose keys are in order it reads {indexed:,}. If the keys of an index are not in order, "
+        "the job creator remembers every key, and its memory ends sooner.\n\n"
+        "*Beyond:* start one run for each Prefix, all at once; the stack needs no change. To make that one "
+        "run, the listing would have to be split: one job creator for each prefix, and the last one adds up "
+        "the expected number."
     )
 
     yield "### lanes"
     yield (
-        "A job goes to the shard and the lane that the hash of its partition key draws, so lanes are uneven, "
-        "and the busiest ends last. In at least half of all runs it has no more jobs than this:"
+        "A lane is a place for one classifier: there are shards x parallelizationFactor of them. The hash of "
+        "its partition key decides to which lane a job goes. So lanes have different numbers of jobs, and "
+        "the busiest lane ends last. In at least half of all runs it has no more jobs than this:"
     )
     yield table(
         ("images", "jobs", f"{lanes} lanes: mean", "busiest", "1,000 lanes: mean", "busiest"),
@@ -247,8 +256,8 @@ def changes() -> Iterator[str]:
         ),
     )
     yield (
-        "Smaller jobs even the lanes out, and cost more writes of counters. For small runs on many lanes a "
-        "queue that any free worker takes from would end sooner; a stream cannot do that."
+        "Smaller jobs make the lanes more even, and cost more writes of counters. For small runs on many "
+        "lanes, a queue from which any free worker takes jobs would end sooner. A stream cannot do that."
     )
     hours = DEFAULTS.record_age
     waiting = {
@@ -256,42 +265,46 @@ def changes() -> Iterator[str]:
         for name, r in MEASURED["images_per_second"].items()
     }
     yield (
-        f"A job that waits longer than `recordAge`, {hours} hours, is given up. With the defaults that is "
-        f"reached at some {', '.join(f'{n:,} images ({name})' for name, n in waiting.items())}: raise "
-        "`recordAge` and `streamRetention`, or the shards."
+        f"Lambda discards a job that waits longer than `recordAge`, {hours} hours, into the failure bucket. "
+        "With the defaults that happens from some "
+        f"{', '.join(f'{n:,} images ({name})' for name, n in waiting.items())} on. Raise `recordAge` and "
+        "`streamRetention`, or the number of shards."
     )
 
     yield "### account concurrency"
     per_shard = DEFAULTS.parallelization_factor
     yield (
-        f"1,000 executions are the default quota, {1000 * rate:,.0f} images a second, and "
-        f"{1000 // per_shard} shards feed them "
-        f"({money(plan(1, replace(DEFAULTS, shards=1000 // per_shard)).idle_dollars)} a month while nothing "
-        "runs: deploy them for the run only). A new account may have 10: there, memory for more vCPUs helps, "
-        f"up to the {FETCHES / capacity.FIRST_BYTE_SECONDS:.0f} images a second that a classifier's "
-        f"{FETCHES} fetches at once bring. Beyond 1,000, a function gets 1,000 more every 10 "
-        "seconds. *With a higher quota:* shards become the limit, at 20,000 for an account in us-east-1, "
-        "us-west-2 and eu-west-1, and at 1,000 or 6,000 elsewhere (Kinesis guide, service-sizes-and-limits); "
-        "the setting `shards` ends at 1,000."
+        f"The default quota is 1,000 executions at once, or {1000 * rate:,.0f} images a second. "
+        f"{1000 // per_shard} shards keep them busy. They cost "
+        f"{money(plan(1, replace(DEFAULTS, shards=1000 // per_shard)).idle_dollars)} a month while nothing "
+        "runs, so deploy them for the run only. A new account may have a quota of 10. Then memory for more "
+        f"vCPUs helps, up to {FETCHES / capacity.FIRST_BYTE_SECONDS:.0f} images a second for a classifier, "
+        f"which fetches {FETCHES} at once. Beyond 1,000, a function gets 1,000 more executions every 10 "
+        "seconds.\n\n"
+        "*With a higher quota,* shards become the limit: 20,000 for an account in us-east-1, us-west-2 and "
+        "eu-west-1, and 1,000 or 6,000 elsewhere (Kinesis guide, service-sizes-and-limits). The setting "
+        "`shards` takes up to 1,000."
     )
 
     yield "### DynamoDB partition"
     yield (
-        f"Predictions are spread over 64 partition keys, {64_000 / 2:,.0f} images a second. All counters of "
-        f"a run share one, so that they are read together: 500 jobs a second, which is {500 * 32:,} images a "
-        f"second with `imagesPerJob=32` and {500 * 99:,} with 99. DynamoDB may split that key under load, "
-        "but promises nothing. *Beyond:* several runs, or a partition key for each counter and 16 reads to "
-        "know a run's state. What is not in the formula: two transactions on one counter at the same moment "
-        "conflict, and one is repeated."
+        "Predictions are spread over 64 partition keys, which take "
+        f"{64_000 / 2:,.0f} images a second. All counters of a run share one partition key, so that one "
+        f"request reads them. It takes 500 jobs a second: {500 * 32:,} images a second with "
+        f"`imagesPerJob=32`, and {500 * 99:,} with 99. DynamoDB may split that key under load, but does not "
+        "promise it. The formula leaves one thing out: two transactions on one counter at the same moment "
+        "conflict, and one is repeated.\n\n"
+        "*Beyond:* start several runs. Or give each counter its own partition key; then 16 reads tell the "
+        "state of a run."
     )
 
     yield "### stream"
     job = capacity.job_bytes(million.workload, DEFAULTS)
     yield (
         f"A job of {DEFAULTS.images_per_job} images has some {job:,} bytes, so a shard takes "
-        f"{min(1000, 1e6 / job) * DEFAULTS.images_per_job:,.0f} images a second, and feeds {per_shard} "
-        f"classifiers with {per_shard * rate:,.0f}. With `imagesPerJob` of 32 it is never what bounds; that "
-        "is why a job holds several images."
+        f"{min(1000, 1e6 / job) * DEFAULTS.images_per_job:,.0f} images a second. Its {per_shard} "
+        f"classifiers score {per_shard * rate:,.0f}. So with 32 images in a job the stream is never the "
+        "limit; that is why a job holds several images."
     )
 
     yield "### Money"
@@ -299,13 +312,14 @@ def changes() -> Iterator[str]:
     large = plan(10**8)
     yield (
         f"Of the {money(large.dollars)} for 100 million images, "
-        f"{by_service(large)['DynamoDB'] / large.dollars:.0%} are DynamoDB's, "
-        f"{by_service(large)['S3'] / large.dollars:.0%} S3's and "
-        f"{by_service(large)['Lambda'] / large.dollars:.0%} Lambda's. A million predictions cost "
-        f"{money(writes)} to write. *From there on* it is the table that is worth a change: one item for "
-        "each job, with all its predictions (2 units for each KB instead of for each image), or a file in S3 "
-        "for each job and only the counts in DynamoDB. What that loses is the lookup of one image by key, "
-        "and the guard against a second prediction that each item's condition is."
+        f"{by_service(large)['DynamoDB'] / large.dollars:.0%} go to DynamoDB, "
+        f"{by_service(large)['S3'] / large.dollars:.0%} to S3 and "
+        f"{by_service(large)['Lambda'] / large.dollars:.0%} to Lambda. A million predictions cost "
+        f"{money(writes)} to write.\n\n"
+        "*To save most,* change the table. Write one item for each job with all its predictions: 2 units for "
+        "each KB instead of for each image. Or write a file to S3 for each job, and only the counts to "
+        "DynamoDB. Both lose two things: the lookup of one image by key, and the condition of each item that "
+        "refuses a second prediction."
     )
 
 

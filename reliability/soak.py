@@ -31,9 +31,9 @@ from cxr.errors import Failed
 from cxr.files import whole_file
 from reliability.checker import Totals
 from reliability.fuzz import fuzz
-from reliability.markdown import place, put_table
 from reliability.schedules import Schedule, schedules
 from reliability.simulator import World
+from tools.markdown import place, put_table
 
 OUT = Path(__file__).parents[1] / "build" / "soak.json"
 PROCESSES = 2

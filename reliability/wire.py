@@ -48,7 +48,7 @@ from cxr.runs import run_status, run_table
 from cxr.stack import Stack, client
 from cxr.words import counted
 from reliability.endpoint import LOST, FaultyEndpoint
-from reliability.markdown import place, put_table
+from tools.markdown import place, put_table
 
 # Few retries and little to bisect: some jobs end in the failure bucket. One batch of two jobs a shard at a
 # time: one that is done comes again with one that is not.

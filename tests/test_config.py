@@ -6,7 +6,6 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from support import ROOT
 
 from stacks.config import Config, ConfigError, stack_name
 
@@ -47,15 +46,6 @@ ROOMY = {
 def test_defaults() -> None:
     config = Config.from_context({})
     assert {field.name: getattr(config, field.name) for field in fields(Config)} == DEFAULTS
-
-
-def test_the_readme_lists_every_setting_with_its_default() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for setting in fields(Config):
-        first, *rest = setting.name.split("_")
-        name = first + "".join(map(str.capitalize, rest))
-        default = "" if setting.default is None else f"`{setting.default}`"
-        assert f"| `{name}` | {default} | {setting.metadata['doc']} |" in readme
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,15 @@ class TestModelCheck:
         assert result.exit_code == 2
         assert "no self_test" in result.stderr
 
+    def test_a_bundle_with_only_the_required_fields(self, altered: Any) -> None:
+        bundle = altered()
+        card = json.loads((BUNDLE / "model.json").read_text())
+        required = {name: card[name] for name in ("name", "version", "sha256", "labels", "preprocessing")}
+        (bundle / "model.json").write_text(json.dumps(required))
+        result = cxr("model", "check", bundle)
+        assert "not said" in result.stdout
+        assert "no self_test" in result.stderr
+
     def test_a_bundle_whose_parts_disagree(self, altered: Any) -> None:
         result = cxr("model", "check", altered(sha256="00"))
         assert result.exit_code == 2

@@ -21,7 +21,7 @@ from support import PREFIX, ROOT, begin_run, counts, image_bytes, png, recounted
 from cxr.local_aws.local_aws import LocalAws
 
 AWSCLI = "awscli==1.46.3"
-README = (ROOT / "README.md").read_text()
+EVENTS = (ROOT / "docs" / "events.md").read_text()
 
 
 class Pipeline:
@@ -190,12 +190,12 @@ def aws_cli() -> Path:
     return folder / "bin"
 
 
-def test_the_readmes_lines_start_continue_and_refuse_a_run(
+def test_the_commands_of_the_docs_start_continue_and_refuse_a_run(
     pipeline: Pipeline, originals: list[str], aws_cli: Path, tmp_path: Path
 ) -> None:
     def invoke(event: str) -> dict[str, Any]:
         out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
-        lines = _readme_lines().replace("create-jobs-100.json", event).replace("out.json", str(out))
+        lines = _documented_commands().replace("create-jobs-100.json", event).replace("out.json", str(out))
         path = f"{aws_cli}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
             ["bash", "-euc", lines],
@@ -253,9 +253,9 @@ def _jobs_in(failure: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(base64.b64decode(record["kinesis"]["data"])) for record in records]
 
 
-def _readme_lines() -> str:
-    """The README's commands that start a run, as they stand there."""
-    (block,) = map(str, re.findall(r"```bash\n(JOB_CREATOR=.*?aws lambda invoke .*?)```", README, re.DOTALL))
+def _documented_commands() -> str:
+    """The commands of docs/events.md that start a run, word for word."""
+    (block,) = map(str, re.findall(r"```bash\n(JOB_CREATOR=.*?aws lambda invoke .*?)```", EVENTS, re.DOTALL))
     return block
 
 

@@ -21,9 +21,8 @@ from classifier.model import Model
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from runs import layout
 from runs.attributes import pack
-from runs.codes import ErrorCode, WarningCode
 from runs.predictions import Prediction
-from support import BUCKET, PREFIX, ROOT, STREAM, TABLE, begin_run
+from support import BUCKET, PREFIX, STREAM, TABLE, begin_run
 from typer.testing import CliRunner
 
 from cxr import RESEARCH_ONLY
@@ -174,12 +173,6 @@ def info(page: Page) -> str:
 
 def column(page: Page, number: int) -> list[str]:
     return page.locator(f"#table tbody tr td:nth-child({number})").all_inner_texts()
-
-
-def test_codes_mean_in_the_page_what_they_mean_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for code in (*ErrorCode, *WarningCode):
-        assert f"| `{code}` | {code.meaning} |" in readme
 
 
 # Types into the search and gives the milliseconds until the table says what it found.

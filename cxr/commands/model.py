@@ -103,7 +103,7 @@ def check(
         table.add_column(overflow="fold")
         kind = "" if card.get("score") == "operating point" else ", a probability"
         for name, value in {
-            "model": f"{loaded.name}, {card['architecture']}",
+            "model": f"{loaded.name}, {card.get('architecture', 'not said')}",
             "SHA-256": loaded.sha256,
             "input": json.dumps(card["preprocessing"]),
             "labels": ", ".join(f"{label} from {limit}" for label, limit in loaded.thresholds.items()),

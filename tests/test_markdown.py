@@ -1,11 +1,11 @@
-"""reliability/markdown.py: figures into a page, between their two lines."""
+"""tools/markdown.py: figures into a page, between their two lines."""
 
 from pathlib import Path
 
 import pytest
 
 from cxr.errors import Failed
-from reliability.markdown import put_table
+from tools.markdown import put_table
 
 
 def test_a_table_takes_the_place_of_the_last_one_and_nothing_else(tmp_path: Path) -> None:
