@@ -35,8 +35,8 @@ soak: $(DEV)  ## Random faults and damaged images for a long time: make soak [SE
 wire: $(DEV)  ## Score 2,000 images on local AWS with faults on the wire: make wire [IMAGES=DIR]
 	$(BIN)/python -m reliability.wire $(if $(IMAGES),--images-from "$(IMAGES)")
 
-image: install  ## Build the classifier's image, see it score an X-ray, print its layers: make image [XRAY=FILE]
-	$(BIN)/python -m tools.build_image $(if $(XRAY),--xray "$(XRAY)")
+image: install  ## Build the classifier's image and score an X-ray in it: make image [XRAY=FILE] [BASE_IMAGE=NAME]
+	$(BIN)/python -m tools.build_image $(if $(XRAY),--xray "$(XRAY)") $(if $(BASE_IMAGE),--base "$(BASE_IMAGE)")
 
 lint: $(DEV)  ## Check style and types
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""A Lambda function without Docker: child processes run the real runtime client against a small Runtime API.
+"""A Lambda function on this machine: child processes run the real runtime client against a small Runtime API.
 
 Lambda developer guide, runtimes-api and lambda-runtime-environment.
 """
@@ -12,13 +12,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from cxr.local_aws.containers import Containers
 from cxr.local_aws.loopback import LoopbackServer, Reply
 from cxr.local_aws.processes import Processes
 from cxr.local_aws.stream_mapping import FunctionError
@@ -35,8 +36,7 @@ class FunctionSpec:
     task_root: Path  # the folder that becomes the image's working directory
     environment: Mapping[str, str]  # how to reach AWS: endpoint, credentials, region
     log: Path
-    # The command that runs it, given its environment; by default this Python with the runtime client.
-    start: Callable[[Mapping[str, str]], list[str]] | None = None
+    containers: Containers | None = None  # where it runs; by default in processes of this Python
 
     @property
     def name(self) -> str:
@@ -75,7 +75,7 @@ class FunctionSpec:
             "AWS_LAMBDA_LOG_FORMAT": logging.get("LogFormat", "Text"),
             "AWS_LAMBDA_LOG_LEVEL": logging.get("ApplicationLogLevel", ""),
             "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
-            "LAMBDA_TASK_ROOT": str(self.task_root),
+            "LAMBDA_TASK_ROOT": "/var/task" if self.containers else str(self.task_root),
             "_HANDLER": self.handler,
         }
 
@@ -92,13 +92,13 @@ class ExecutionEnvironment:
         self.alive = True
         self._runtime_api = LoopbackServer(self._respond)
         variables = function.process_environment(self._runtime_api.address)
-        ours = [sys.executable, "-m", "awslambdaric", function.handler]
-        here = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        if function.containers:
+            command, inherited = function.containers.command(variables), dict(os.environ)  # DOCKER_HOST, ...
+        else:
+            command = [sys.executable, "-m", "awslambdaric", function.handler]
+            inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
         self._process = processes.start(
-            function.start(variables) if function.start else ours,
-            cwd=function.task_root,
-            environment=here | variables,
-            log=function.log,
+            command, cwd=function.task_root, environment=inherited | variables, log=function.log
         )
         threading.Thread(target=self._await_exit, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Local AWS: MiniStack, the real CDK and the deployed functions, without Docker."""
+"""Local AWS: MiniStack, the real CDK and the deployed functions."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from botocore.config import Config
 
 from cxr import PROJECT
 from cxr.errors import Failed
+from cxr.local_aws.containers import Containers
 from cxr.local_aws.execution_environment import Function, FunctionSpec
 from cxr.local_aws.function_host import FunctionHost
 from cxr.local_aws.processes import Processes, signals_held
@@ -44,13 +45,15 @@ class LocalAws:
     were there. Logs are in build/local/, and stay there if the block ends with an error.
     """
 
-    def __init__(self, project: Path = PROJECT) -> None:
+    def __init__(self, project: Path = PROJECT, image: str | None = None) -> None:
+        """With an `image`, the classifier runs in Docker containers of it, by default in processes."""
         self._project = project
         name = f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         self.logs = project / "build" / "local" / name
         self._folder = Path(gettempdir()) / f"cxr-local-{name}"
         self._log_handler = logging.FileHandler(self.logs / "cxr.log", delay=True)
         self._processes = Processes()
+        self._containers = Containers(image, owner=name) if image else None
         self._host: FunctionHost | None = None
         self._bootstrapped = False
         self._outer_environment = dict(os.environ)
@@ -137,8 +140,9 @@ class LocalAws:
         spec = FunctionSpec(
             configuration,
             task_root=self._project / "containers" / "classifier",
-            environment={**self.environment, "TMPDIR": str(self._folder)},
+            environment=self.environment | ({} if self._containers else {"TMPDIR": str(self._folder)}),
             log=self.logs / "classifier.log",
+            containers=self._containers,
         )
         return Function(spec, self._processes, concurrency=os.cpu_count() or 1)
 
@@ -185,6 +189,8 @@ class LocalAws:
             if self._host:
                 self._host.close()
             self._processes.stop_all()
+            if self._containers:
+                self._containers.remove()
             logging.getLogger("cxr").removeHandler(self._log_handler)
             self._log_handler.close()
             os.environ.clear()
