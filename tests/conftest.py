@@ -17,8 +17,16 @@ from cxr.local_aws.processes import STOP_SIGNALS
 from reliability.table import create_table
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the test that looks back on all others behind them."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--image", metavar="NAME", help="test this image of the classifier, too, in containers")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips the tests of the image without one; puts the test that looks back on all others behind them."""
+    if not config.getoption("--image"):
+        for item in items:
+            if item.get_closest_marker("container"):
+                item.add_marker(pytest.mark.skip("needs Docker and --image NAME, which `make image` builds"))
     items.sort(key=lambda item: item.name == "test_what_handlers_asked_for_in_all_other_tests_is_allowed")
 
 

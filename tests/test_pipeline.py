@@ -70,9 +70,11 @@ class Pipeline:
         return "".join(path.read_text() for path in self.aws.logs.glob("classifier*.log"))
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> Iterator[Pipeline]:
-    with LocalAws() as aws:
+@pytest.fixture(scope="module", params=["process", pytest.param("container", marks=pytest.mark.container)])
+def pipeline(request: pytest.FixtureRequest) -> Iterator[Pipeline]:
+    """The stack, with the classifier in processes of this Python, and in containers of its image."""
+    image = request.config.getoption("--image") if request.param == "container" else None
+    with LocalAws(image=image) as aws:
         yield Pipeline(aws, aws.deploy("retries=8", "imagesPerJob=8"))
 
 
