@@ -406,9 +406,28 @@ def test_image_is_built_on_the_base_of_the_setting(synth: Synth) -> None:
 
 def test_zip_holds_the_job_creator_and_the_run_protocol_alone(synth: Synth) -> None:
     (handler,) = synth().folder.glob("asset.*/job_creator/handler.py")
-    asset, sources = handler.parents[1], ROOT / "lambdas"
-    packed = {path.relative_to(asset) for path in asset.rglob("*") if path.is_file()}
-    assert packed == {path.relative_to(sources) for path in sources.rglob("*.py")}
+    sources = ROOT / "lambdas"
+    assert files_in(handler.parents[1]) == {path.relative_to(sources) for path in sources.rglob("*.py")}
+
+
+def test_image_is_built_from_the_classifier_and_the_run_protocol_alone(synth: Synth) -> None:
+    (dockerfile,) = synth().folder.glob("asset.*/containers/classifier/Dockerfile")
+    folder = ROOT / "containers" / "classifier"
+    expected = {
+        ROOT / ".dockerignore",
+        folder / "Dockerfile",
+        folder / "requirements.txt",
+        folder / "model" / "model.json",
+        folder / "model" / "model.onnx",
+        folder / "classifier" / "frontal_chest.png",
+        *(folder / "classifier").glob("*.py"),
+        *(ROOT / "lambdas" / "runs").glob("*.py"),
+    }
+    assert files_in(dockerfile.parents[2]) == {path.relative_to(ROOT) for path in expected}
+
+
+def files_in(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("settings", "policy"), [((), "Retain"), (CHANGED, "Delete")])
