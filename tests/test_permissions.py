@@ -225,7 +225,7 @@ def asked_by_aws(case: Case) -> frozenset[Call]:
     given = dict(setting.split("=") for setting in case.settings)
     images_key = given.get("imagesKmsKey") if "imagesBucket" in given else given.get("kmsKey")
     if images_key:
-        # S3 guide, UsingKMSEncryption, bucket-key: the context is the object or, with a bucket key, the bucket.
+        # S3 guide, UsingKMSEncryption, bucket-key: the context is the object, or the bucket if it has a key.
         for arn in (f"{BUCKETS}{case.bucket}", f"{BUCKETS}{case.bucket}/{case.prefix}a.png"):
             for role in FUNCTIONS:
                 ask(role, "kms:Decrypt", images_key, via("s3", {"aws:s3:arn": arn}))
