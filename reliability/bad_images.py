@@ -1,6 +1,6 @@
-"""Files that are no plain X-ray, each with what becomes of it, and docs/bad-images.md that says so.
+"""Files that are not plain X-rays, each with its outcome, and the page docs/bad-images.md that lists them.
 
-All are made by code, of one drawing. `python -m reliability.bad_images` writes the page.
+Code makes all of them from one drawing. `python -m reliability.bad_images` writes the page.
 """
 
 import gzip
@@ -75,16 +75,25 @@ def zipped(data: bytes) -> bytes:
 
 ABOUT = """# Bad images
 
-What becomes of files that are no plain X-ray. `reliability/bad_images.py` makes each of them of one drawing,
-and writes this page (`python -m reliability.bad_images`); `tests/test_bad_images.py` scores each of them in
-little memory and time, and holds this page against them. [README](../README.md) has the codes.
+This page says what becomes of files that are not plain X-rays. An image with an error never stops
+another one.
 
-An image with an error never holds up another. *Same*: the score is that of the plain PNG; a number: it is
-no further away than that. A JPEG has no checksums: damage within its scan, which its decoder passes over,
-shows in the pixels and in no code. A PNG has them around every chunk, and none is passed over but IEND's,
-which stands behind the pixels. EXIF's orientation, or XMP's, is undone. Colour profiles and gamma are
-passed over, as they were in training. Of an animated PNG the first image counts. What a header names is
-judged before a pixel is decoded, and so is what compressed data would grow to.
+`reliability/bad_images.py` makes each file from one drawing, and writes this page (`python -m
+reliability.bad_images`). `tests/test_bad_images.py` scores each file within little memory and time, and
+compares the outcome with this page. [results.md](results.md#error-codes) explains the codes.
+
+The column *score* compares with the score of the plain PNG. *same*: it is equal. A number: it differs by
+at most that.
+
+- The classifier judges a file by its header before it decodes a pixel. It also limits what compressed
+  data may grow to.
+- A PNG has a checksum for each chunk, and the classifier checks all of them except that of IEND, which
+  follows the pixels.
+- A JPEG has no checksums. Its decoder skips damage within the scan: the pixels change, and there is no
+  error code.
+- The orientation in EXIF or XMP is applied.
+- Colour profiles and gamma are ignored, as they were in training.
+- Of an animated PNG, the first image is scored.
 """
 
 

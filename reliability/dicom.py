@@ -144,14 +144,14 @@ def odd() -> Iterator[Kind]:
     yield same("signed", x_ray(grey.astype(int) - 128))
     yield same("rescaled", basis | {SLOPE: ("DS", "2"), INTERCEPT: ("DS", "-1024")})
     yield same("several windows", basis | windowed("128\\9", "256\\9"), within=NEARLY)
-    yield same("padding that occurs nowhere", basis | {PADDING: ("US", 65_535)})
+    yield same("padding value that does not occur", basis | {PADDING: ("US", 65_535)})
     two = basis | {PADDING: ("US", 255), (0x28, 0x121): ("US", 254)}
     yield same("padding of two values", two, within=NEARLY)
     private = element((9, 0x10), "LO", "VENDOR") + element((9, 0x1001), "UN", bytes(5000))
     yield same("private elements", more=private)
     yield same("unknown representation", more=element((0x11, 0x1001), "ZZ", b"ab"))
     none: Elements = {(8, 0x20): ("DA", "yesterday"), (0x10, 0x1020): ("DS", "one\\two")}
-    yield same("dates and numbers that are none", basis | none)
+    yield same("dates and numbers that are not valid", basis | none)
     yield same("sequences in sequences", more=NESTED * 20 + NESTED_END * 20)
     yield same("preamble of a TIFF", preamble=b"II*\0" + bytes(124) + b"DICM")
     whole, length = file_of(basis), len(element((2, 0), "UL", 0))
@@ -191,7 +191,7 @@ def damaged() -> Iterator[Kind]:
     for size in (1, 12, 32, 64):
         yield kind(f"{size} bits allocated", ErrorCode.DICOM_NO_PIXELS, basis | {ALLOCATED: ("US", size)})
     yield kind("two frames", ErrorCode.DICOM_MULTI_FRAME, basis | {FRAMES: ("IS", "2")})
-    yield kind("frames that are no number", CORRUPT, basis | {FRAMES: ("IS", "many")})
+    yield kind("number of frames that is not a number", CORRUPT, basis | {FRAMES: ("IS", "many")})
     yield kind("minus one frame", CORRUPT, basis | {FRAMES: ("IS", "-1")})
     for name in ("RGB", "YBR_FULL_422", "PALETTE COLOR", "HSV", ""):
         what = f"photometric interpretation {name or 'empty'}"
@@ -242,7 +242,7 @@ def damaged() -> Iterator[Kind]:
     yield kind("rescale slope 1e308", CORRUPT, basis | {SLOPE: ("DS", "1e308"), INTERCEPT: ("DS", "0")})
     for width in ("0", "-256"):
         yield kind(f"window width {width}", CORRUPT, basis | {CENTRE: ("DS", "128"), WIDTH: ("DS", width)})
-    yield kind("padding that is no number", CORRUPT, basis | {PADDING: ("LO", "none")})
+    yield kind("padding that is not a number", CORRUPT, basis | {PADDING: ("LO", "none")})
     yield kind("pixel data of no bytes", CORRUPT, basis | {PIXELS: ("OB", b"")})
     yield kind("pixel data too short", CORRUPT, basis | {PIXELS: ("OB", pixels[:-2])})
     long = start_of_element(PIXELS, "OB", 2**31) + pixels[:-2]

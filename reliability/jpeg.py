@@ -80,7 +80,7 @@ def odd() -> Iterator[Kind]:
     yield kind("CMYK", jpeg(blue.convert("CMYK")), SCORED, (WarningCode.COLOUR,))
     yield kind("YCCK", ycck(blue), SCORED, (WarningCode.COLOUR,))
     even: tuple[WarningCode, ...] = (WarningCode.LOOKS_INVERTED, WarningCode.OUT_OF_TRAINING_RANGE)
-    yield kind("arithmetic coding, of next to nothing", arithmetic(jpeg()), SCORED, even)
+    yield kind("arithmetic coding of almost no data", arithmetic(jpeg()), SCORED, even)
     yield kind("quality 1", saved(image, "JPEG", quality=1), SCORED)
 
 

@@ -132,7 +132,7 @@ def odd() -> Iterator[Kind]:
     yield same("palette in a grey image", added(b"PLTE", bytes(range(30))))
     text = (b"tEXt", b"a\0b"), (b"zTXt", b"a\0\0" + zlib.compress(b"b")), (b"iTXt", b"a\0\0\0\0\0b")
     yield same("text in every form", file_of(head, *text, *rest))
-    yield same("unknown chunk that may be passed over", added(b"xxXx", b"?"))
+    yield same("unknown ancillary chunk", added(b"xxXx", b"?"))
     yield same("animated, the first frame", saved(image, "PNG", **frames))
     yield same("animated, the image is no frame", saved(image, "PNG", default_image=True, **frames))
     yield same("trailing garbage", plain() + b"garbage" * 100)
@@ -182,9 +182,9 @@ def damaged() -> Iterator[Kind]:
     yield corrupt("IHDR too short", file_of((b"IHDR", head[1][:8]), *rest))
     yield corrupt("no IDAT", file_of(head, end))
     yield corrupt("one IDAT is missing", file_of(head, first, end))
-    yield corrupt("IDATs the wrong way round", file_of(head, second, first, end))
+    yield corrupt("IDATs in the wrong order", file_of(head, second, first, end))
     yield corrupt("text between the IDATs", file_of(head, first, (b"tEXt", b"a\0b"), second, end))
-    yield kind("unknown chunk that must be known", file_of(head, (b"XXXX", b"?"), *rest), SCORED)
+    yield kind("unknown critical chunk", file_of(head, (b"XXXX", b"?"), *rest), SCORED)
     sizes: list[tuple[int, int, ErrorCode]] = [
         (0, 128, CORRUPT),
         (128, 0, CORRUPT),
@@ -207,7 +207,7 @@ def damaged() -> Iterator[Kind]:
     three = file_of(palette, (b"PLTE", bytes(9)), *rest)
     yield kind("palette of 3 colours, and more in use", three, SCORED, FLAT)
     unknown_filter = zlib.compress(b"\x09" * 129 * 128)
-    yield corrupt("filter that there is not", file_of(head, (b"IDAT", unknown_filter), end))
+    yield corrupt("filter that does not exist", file_of(head, (b"IDAT", unknown_filter), end))
     bomb = zlib.compress(bytes(300_000_000), 9)
     yield kind("128 x 128 that inflate to 300 MB", file_of(head, (b"IDAT", bomb), end), SCORED, FLAT)
     for name, body in {"iCCP": b"x\0\0", "zTXt": b"x\0\0", "iTXt": b"x\0\1\0\0\0"}.items():
