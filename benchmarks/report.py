@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks import NIH_IMAGES
 from tools.markdown import table
 
 ORIGINAL = "original, batch 1"
 FP32, INT8 = "DenseNet-121 fp32", "DenseNet-121 int8"
 OPENVINO_INT8 = "OpenVINO, DenseNet-121 int8"
 DEFAULT_FP32, DEFAULT = "default model fp32", "default model, as shipped"
-COMPARED_KEYS = "113178"  # as many as NIH has images
+COMPARED_KEYS = str(NIH_IMAGES)
 GFLOP = 5.7  # of one DenseNet-121 at 224 x 224, a multiplication and an addition counted as two
 
 
