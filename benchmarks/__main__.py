@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cold_start, engines, fan_out, pipeline, report
+from benchmarks import cold_start, engines, fan_out, pipeline, summary
 from benchmarks.child_process import TRAINING_PYTHON
 from benchmarks.engines import Candidate
 from cxr import PROJECT
@@ -50,14 +50,14 @@ def find_images(folder: Path | None, drawings: Path) -> tuple[Path, list[Path]]:
 def list_candidates(models: Path) -> dict[str, Candidate]:
     """Every engine and model to compare. `models` has the files of benchmarks.random_densenet."""
     return {
-        report.ORIGINAL: Candidate("original, batch 1", TRAINING_PYTHON, models / "densenet121"),
+        summary.ORIGINAL: Candidate("original, batch 1", TRAINING_PYTHON, models / "densenet121"),
         "original, batch 8": Candidate("original, batch 8", TRAINING_PYTHON, models / "densenet121"),
-        report.FP32: Candidate("classifier", PYTHON, models / "fp32"),
-        report.INT8: Candidate("classifier", PYTHON, models / "int8"),
-        report.DEFAULT_FP32: Candidate("classifier", PYTHON, FP32),
-        report.DEFAULT: Candidate("classifier", PYTHON, SHIPPED),
+        summary.FP32: Candidate("classifier", PYTHON, models / "fp32"),
+        summary.INT8: Candidate("classifier", PYTHON, models / "int8"),
+        summary.DEFAULT_FP32: Candidate("classifier", PYTHON, FP32),
+        summary.DEFAULT: Candidate("classifier", PYTHON, SHIPPED),
         "OpenVINO, DenseNet-121 fp32": Candidate("openvino", TRAINING_PYTHON, models / "fp32"),
-        report.OPENVINO_INT8: Candidate("openvino", TRAINING_PYTHON, models / "int8"),
+        summary.OPENVINO_INT8: Candidate("openvino", TRAINING_PYTHON, models / "int8"),
         "OpenVINO, default model": Candidate("openvino", TRAINING_PYTHON, SHIPPED),
     }
 
@@ -77,7 +77,7 @@ def measure(folder: Path, files: list[Path], quick: bool) -> dict[str, Any]:
         every = engines.measure(candidates, os.cpu_count() or 1, paths, fewer, status.update)
         status.update("cold start")
         cold = cold_start.measure(candidates, paths[0], fewer)
-        alone = {name: candidates[name].model for name in (report.DEFAULT, report.FP32, report.INT8)}
+        alone = {name: candidates[name].model for name in (summary.DEFAULT, summary.FP32, summary.INT8)}
         whole = pipeline.measure(alone, folder, files, fewer, status.update)
         sent = fan_out.measure(fewer, counts, status.update)
     return {
@@ -98,9 +98,9 @@ def measure(folder: Path, files: list[Path], quick: bool) -> dict[str, Any]:
 
 def _compare_scores(found: dict[str, Any]) -> None:
     """Add the largest difference from the original's scores. Raises RuntimeError if it is too large."""
-    pairs = zip(found[report.ORIGINAL]["scores"], found[report.FP32]["scores"], strict=True)
+    pairs = zip(found[summary.ORIGINAL]["scores"], found[summary.FP32]["scores"], strict=True)
     worst = max(abs(original - score) for original, score in pairs)
-    found[report.FP32]["worst_difference"] = worst
+    found[summary.FP32]["worst_difference"] = worst
     if worst > TOLERANCE:
         raise RuntimeError(
             f"DenseNet-121: scores differ from the original's by {worst}, expected at most {TOLERANCE}"
@@ -152,13 +152,13 @@ def main() -> None:
         if not files:
             sys.exit(f"{folder}: expected PNG files in it or below")
         found = measure(folder, files[:QUICK_IMAGES] if options.quick else files, options.quick)
-    found |= report.ratios(found)
-    page = report.render(found)
+    found |= summary.ratios(found)
+    page = summary.render(found)
     (PROJECT / "build").mkdir(exist_ok=True)
     texts = {PROJECT / "build" / "bench.json": json.dumps(found, indent=2) + "\n"}
     if not options.quick:
         texts[PROJECT / "docs" / "benchmarks.md"] = page
-        times = json.dumps(report.service_times(found), indent=2) + "\n"
+        times = json.dumps(summary.service_times(found), indent=2) + "\n"
         texts[PROJECT / "cxr" / "planning" / "service_times.json"] = times
     for path, text in texts.items():
         with whole_file(path) as part:
