@@ -1,4 +1,4 @@
-"""From the bytes of image files to their scores: the original's way, and every engine that was tried."""
+"""Measures engines from the bytes of image files to scores: the original's, the classifier's and OpenVINO."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from classifier.model import Model
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What to measure: an engine, the Python that has its libraries, the model's folder or checkpoint."""
+class Candidate:
+    """An engine to measure, the Python that has its libraries, and the model's folder or checkpoint."""
 
-    engine: str  # of ENGINES
+    engine: str  # a key of ENGINES
     python: Path
     model: Path
 
 
 class Engine(Protocol):
     def score(self, files: Sequence[bytes]) -> list[float]:
-        """The first label's score of each file."""
+        """The score of each file for the first label."""
 
     def parts(self, files: Sequence[bytes]) -> dict[str, float]:
-        """Milliseconds an image for decode, resize and infer, each after the other, on one thread."""
+        """Milliseconds an image for `decode`, `resize` and `infer`, measured separately on one thread."""
 
 
-class Ours:
-    """As the classifier does it: one image a thread."""
+class ClassifierEngine:
+    """The classifier's: ONNX Runtime, with one image in each thread."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         self.model = Model(folder)
@@ -50,19 +50,19 @@ class Ours:
         return float(next(iter(scores.values())))
 
     def score(self, files: Sequence[bytes]) -> list[float]:
-        def one(data: bytes) -> float:
+        def score_file(data: bytes) -> float:
             return self.infer(self.model.prepare(data)[0])
 
-        return [one(data) for data in files] if self.threads == 1 else list(self.pool.map(one, files))
+        return list(map(score_file, files) if self.threads == 1 else self.pool.map(score_file, files))
 
     def parts(self, files: Sequence[bytes]) -> dict[str, float]:
         pixels = [self.model.prepare(data)[0] for data in files]
-        decoding, preparing = timed(decode, files), timed(self.model.prepare, files)
-        return {"decode": decoding, "resize": preparing - decoding, "infer": timed(self.infer, pixels)}
+        decoding, preparing = time_items(decode, files), time_items(self.model.prepare, files)
+        return {"decode": decoding, "resize": preparing - decoding, "infer": time_items(self.infer, pixels)}
 
 
-class OpenVino(Ours):
-    """The same but for the engine: OpenVINO, asked for low latency."""
+class OpenVino(ClassifierEngine):
+    """OpenVINO, set to low latency, with the classifier's decoding and resizing."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         import openvino
@@ -74,7 +74,7 @@ class OpenVino(Ours):
         hints = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",  # else it takes bfloat16 where the processor has it
+            "INFERENCE_PRECISION_HINT": "f32",  # by default it uses bfloat16 on processors that have it
         }
         self.request = core.compile_model(graph, "CPU", hints).create_infer_request()
 
@@ -83,7 +83,7 @@ class OpenVino(Ours):
 
 
 class Original:
-    """benchmarks/original.py, as many images a batch as asked."""
+    """The engine of benchmarks/original.py, with `batch` images a batch."""
 
     batch = 1
 
@@ -102,20 +102,20 @@ class Original:
         pixels = [self.resize(image) for image in images]
         batches = [pixels[i : i + self.batch] for i in range(0, len(files), self.batch)]
         return {
-            "decode": timed(self.original.decode, files),
-            "resize": timed(self.resize, images),
-            "infer": timed(self.original.infer, batches) * len(batches) / len(files),
+            "decode": time_items(self.original.decode, files),
+            "resize": time_items(self.resize, images),
+            "infer": time_items(self.original.infer, batches) * len(batches) / len(files),
         }
 
 
-class Original8(Original):
+class OriginalInBatchesOf8(Original):
     batch = 8
 
 
 ENGINES: Mapping[str, Callable[[Path, int], Engine]] = {
     "original, batch 1": Original,
-    "original, batch 8": Original8,
-    "ours": Ours,
+    "original, batch 8": OriginalInBatchesOf8,
+    "classifier": ClassifierEngine,
     "openvino": OpenVino,
 }
 
@@ -124,43 +124,45 @@ GEMM_SIDE = 2048
 
 
 def gemm_gflops() -> float:
-    """Billions of fp32 operations a second in a matrix product: the limit, as far as software goes."""
+    """Billions of fp32 operations a second in a matrix product, which limits every fp32 engine."""
     a, b = np.random.default_rng(0).random((2, GEMM_SIDE, GEMM_SIDE), dtype=np.float32)
-    return 2 * GEMM_SIDE**3 / 1e6 / timed(a.__matmul__, [b])
+    return 2 * GEMM_SIDE**3 / 1e6 / time_items(a.__matmul__, [b])
 
 
-def timed(work: Callable[[Any], object], items: Sequence[Any]) -> float:
-    """Milliseconds an item."""
+def time_items(work: Callable[[Any], object], items: Sequence[Any]) -> float:
+    """Milliseconds that `work` takes for an item."""
     started = time.perf_counter()
     for item in items:
         work(item)
     return (time.perf_counter() - started) * 1e3 / len(items)
 
 
-def timed_scores(engine: Engine, files: Sequence[bytes]) -> dict[str, Any]:
+def time_scores(engine: Engine, files: Sequence[bytes]) -> dict[str, Any]:
+    """Scores of the files, and the seconds that they took."""
     started = time.perf_counter()
     scores = engine.score(files)
     return {"seconds": time.perf_counter() - started, "scores": scores}
 
 
-class Worker:
-    """An engine in a process of its own, which does nothing until it is asked."""
+class EngineProcess:
+    """An engine in a process of its own. It works only while it answers a request."""
 
-    def __init__(self, kind: Kind, threads: int, images: Sequence[Path]) -> None:
-        command = [str(kind.python), "-m", "benchmarks.engines", kind.engine, str(kind.model), str(threads)]
-        # What a person has set for OpenBLAS would tell of that and not of the core.
+    def __init__(self, candidate: Candidate, threads: int, images: Sequence[Path]) -> None:
+        module = ["-m", "benchmarks.engines"]
+        command = [str(candidate.python), *module, candidate.engine, str(candidate.model), str(threads)]
+        # OpenBLAS settings of this shell would change what the matrix product measures.
         variables = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
         variables |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
         )
-        self.ask({"images": [str(path) for path in images]})
+        self.request({"images": [str(path) for path in images]})
 
-    def ask(self, question: object) -> Any:
-        """What the engine answers. Raises RuntimeError if its process ends."""
-        assert self._process.stdin  # noqa: S101 - a pipe was asked for
+    def request(self, body: object) -> Any:
+        """Send a request, and return the answer. Raises RuntimeError if the process ends."""
+        assert self._process.stdin  # noqa: S101 - Popen was given a pipe
         assert self._process.stdout  # noqa: S101 - as above
-        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.write(json.dumps(body) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
@@ -173,42 +175,46 @@ class Worker:
 
 
 @contextlib.contextmanager
-def workers(kinds: Mapping[str, Kind], threads: int, images: Sequence[Path]) -> Iterator[dict[str, Worker]]:
-    started: dict[str, Worker] = {}
+def start_engines(
+    candidates: Mapping[str, Candidate], threads: int, images: Sequence[Path]
+) -> Iterator[dict[str, EngineProcess]]:
+    """A process for each candidate, stopped after the block."""
+    started: dict[str, EngineProcess] = {}
     try:
-        for name, kind in kinds.items():
-            started[name] = Worker(kind, threads, images)
+        for name, candidate in candidates.items():
+            started[name] = EngineProcess(candidate, threads, images)
         yield started
     finally:
-        for worker in started.values():
-            worker.stop()
+        for process in started.values():
+            process.stop()
 
 
 def measure(
-    kinds: Mapping[str, Kind],
+    candidates: Mapping[str, Candidate],
     threads: int,
     images: Sequence[Path],
     repeats: int,
-    tell: Callable[[str], object],
+    show_progress: Callable[[str], object],
 ) -> dict[str, Any]:
-    """`gemm_gflops`, and for each of the `engines` images a second, milliseconds by part, and scores.
+    """`gemm_gflops`, and in `engines` for each candidate images a second, milliseconds by part, and scores.
 
-    Every repeat asks each engine once, one after the other, so that a noisy moment falls on all; medians.
+    All but the scores are medians of the repeats. In each repeat, the candidates run one after the other, so
+    that a slow moment of the machine affects all of them.
     """
-    with workers(kinds, threads, images) as running:
+    with start_engines(candidates, threads, images) as running:
         seconds: dict[str, list[float]] = {name: [] for name in running}
         parts: dict[str, list[dict[str, float]]] = {name: [] for name in running}
         scores: dict[str, list[float]] = {}
         gflops = []
         for repeat in range(repeats + 1):  # the first one warms up
-            for name, worker in running.items():
-                tell(f"{name}, {threads} threads, {repeat}/{repeats}")
-                answer = worker.ask("score")
+            for name, process in running.items():
+                show_progress(f"{name}, {threads} threads, {repeat}/{repeats}")
+                answer = process.request("score")
                 scores[name] = answer["scores"]
                 if repeat:
                     seconds[name].append(answer["seconds"])
-                    parts[name].append(worker.ask("parts"))
-            gflops.append(worker.ask("gemm"))
+                    parts[name].append(process.request("parts"))
+            gflops.append(process.request("gemm"))
     return {
         "gemm_gflops": median(gflops[1:]),
         "engines": {
@@ -218,19 +224,19 @@ def measure(
                 "parts": {part: median(each[part] for each in parts[name]) for part in parts[name][0]},
                 "scores": scores[name],
             }
-            for name in kinds
+            for name in candidates
         },
     }
 
 
 def main() -> None:
-    """A worker: `python -m benchmarks.engines ENGINE MODEL THREADS`, asked and answering in lines of JSON."""
+    """`python -m benchmarks.engines ENGINE MODEL THREADS` answers lines of JSON with lines of JSON."""
     name, model, threads = sys.argv[1:]
     files = [Path(path).read_bytes() for path in json.loads(sys.stdin.readline())["images"]]
     engine = ENGINES[name](Path(model), int(threads))
     print("null", flush=True)
     answers: dict[str, Callable[[], Any]] = {
-        "score": lambda: timed_scores(engine, files),
+        "score": lambda: time_scores(engine, files),
         "parts": lambda: engine.parts(files),
         "gemm": gemm_gflops,
     }

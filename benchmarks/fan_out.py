@@ -1,15 +1,14 @@
-"""The job creator and the original's way, from keys to jobs on the stream: `python -m benchmarks.fan_out`.
+"""Measures the job creator beside the original's, from keys to jobs on the stream.
 
-Each in a new process, on one local AWS. The clock runs from the event to the answer: imports and the making
-of AWS clients, which are boto3's and happen once a process, count for neither.
+`python -m benchmarks.fan_out` runs it alone. Each job creator runs in a new process, all on one local AWS.
+The time is from the event to the answer. Importing modules and making AWS clients take the same in both and
+happen once in a process, so they are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,20 +18,20 @@ from typing import Any
 import boto3
 from rich.console import Console
 
-from benchmarks.listing import PREFIX, key, listing
+from benchmarks import NIH_IMAGES
+from benchmarks.child_process import TRAINING_PYTHON, run_json
+from benchmarks.listing_server import PREFIX, listing_server, object_key
 from cxr import PROJECT
 from cxr.local_aws.local_aws import LocalAws
 from reliability.table import create_table
 
 BUCKET, TABLE = "images", "predictions"
-COUNTS = (10_000, 113_178, 1_000_000)
-COMPARED = 113_178  # as many as NIH has images
-# From so many keys on the original's way runs once: local AWS goes through the whole stream at every call,
-# and a key a record takes minutes.
-ONCE = 1_000_000
+COUNTS = (10_000, NIH_IMAGES, 1_000_000)
+# With this many keys or more, the original runs only once. It sends one key a record, and local AWS goes
+# through the whole stream at every call, so a run takes minutes.
+ORIGINAL_ONCE = 1_000_000
 WAYS = ("index", "listing", "original")
 
-# A process of its own, so that what is measured is the job creator's memory and nobody else's.
 INVOKE = """
 import json, sys, time
 from types import SimpleNamespace
@@ -48,28 +47,28 @@ print(json.dumps({"answer": answer, "seconds": seconds, "peak_mb": peak_mb()}))
 
 
 @contextmanager
-def local_aws() -> Iterator[str]:
-    """Local AWS with a bucket and the stack's table, and the endpoint of an S3 that only lists."""
-    with LocalAws() as aws, listing() as endpoint:
+def start_local_aws() -> Iterator[str]:
+    """Local AWS with a bucket and the stack's table, and the endpoint of a listing server."""
+    with LocalAws() as aws, listing_server() as endpoint:
         aws.client("s3").create_bucket(Bucket=BUCKET)
         create_table(aws.client("dynamodb"), TABLE)
         yield endpoint
 
 
 @contextmanager
-def stream(name: str) -> Iterator[str]:
-    """A stream, gone afterwards, or local AWS would hold the records of all."""
+def temporary_stream(name: str) -> Iterator[None]:
+    """A stream within the block. Its records take memory of local AWS until it is deleted."""
     kinesis = boto3.client("kinesis")
     kinesis.create_stream(StreamName=name, ShardCount=1)
     try:
-        yield name
+        yield
     finally:
         kinesis.delete_stream(StreamName=name)
 
 
 def put_index(count: int) -> None:
-    """Puts the index of the first `count` objects that the listing lists."""
-    body = "\n".join(["Key", *map(key, range(count))])
+    """Put the index of the first `count` objects of the listing server into the bucket."""
+    body = "\n".join(["Key", *map(object_key, range(count))])
     boto3.client("s3").put_object(Bucket=BUCKET, Key=index_key(count), Body=body.encode())
 
 
@@ -78,7 +77,7 @@ def index_key(count: int) -> str:
 
 
 def invoke(event: dict[str, Any], listing_endpoint: str) -> dict[str, Any]:
-    """The job creator's answer to an event whose RunId is its stream; the seconds and its peak_mb."""
+    """Run the job creator on an event whose RunId is the name of its stream: answer, seconds and peak_mb."""
     environment = {
         "PYTHONPATH": str(PROJECT / "lambdas"),
         "BUCKET_NAME": BUCKET,
@@ -90,46 +89,45 @@ def invoke(event: dict[str, Any], listing_endpoint: str) -> dict[str, Any]:
     }
     if "IndexKey" not in event:
         environment["AWS_ENDPOINT_URL_S3"] = listing_endpoint
-    return _run([sys.executable, "-c", INVOKE, json.dumps(event)], environment)
+    result: dict[str, Any] = run_json([sys.executable, "-c", INVOKE, json.dumps(event)], environment)
+    return result
 
 
-def measure(
-    repeats: int, counts: Sequence[int], say: Callable[[str], object] = lambda doing: None
-) -> dict[str, Any]:
-    """`keys_per_second`, `peak_mb` and `repeats` of each count and way, medians; and `ratio`.
+def measure(repeats: int, counts: Sequence[int], show_progress: Callable[[str], object]) -> dict[str, Any]:
+    """For each count and way the medians `keys_per_second` and `peak_mb`, and `repeats`; and `ratio`.
 
-    `ratio` is ours over the original's way, from one index, at that of the counts which is nearest to NIH's.
+    `ratio` is the speed of the job creator from an index divided by that of the original, at the count
+    nearest to NIH_IMAGES.
     """
     found: dict[str, Any] = {}
-    with local_aws() as endpoint:
+    with start_local_aws() as endpoint:
         for count in counts:
             put_index(count)
-            taken: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+            results: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
             for repeat in range(repeats):
                 for way in WAYS:
-                    if way != "original" or count < ONCE or not repeat:
-                        say(f"job creator: {count:,} keys, {way}, {repeat + 1} of {repeats}")
-                        taken[way].append(_measured(way, count, f"{way}-{count}-{repeat}", endpoint))
+                    if way != "original" or count < ORIGINAL_ONCE or not repeat:
+                        show_progress(f"job creator: {count:,} keys, {way}, {repeat + 1} of {repeats}")
+                        results[way].append(_run(way, count, f"{way}-{count}-{repeat}", endpoint))
             found[str(count)] = {
                 way: {
                     "keys_per_second": count / median(each["seconds"] for each in runs),
                     "peak_mb": median(each["peak_mb"] for each in runs),
                     "repeats": len(runs),
                 }
-                for way, runs in taken.items()
+                for way, runs in results.items()
             }
-    compared = found[str(min(counts, key=lambda count: abs(count - COMPARED)))]
+    compared = found[str(min(counts, key=lambda count: abs(count - NIH_IMAGES)))]
     ratio = compared["index"]["keys_per_second"] / compared["original"]["keys_per_second"]
     return {**found, "ratio": ratio}
 
 
-def _measured(way: str, count: int, name: str, listing_endpoint: str) -> dict[str, Any]:
-    """One run's seconds and peak_mb. Raises RuntimeError if it was not of all keys."""
-    with stream(name):
+def _run(way: str, count: int, name: str, listing_endpoint: str) -> dict[str, Any]:
+    """Seconds and peak_mb of one run. Raises RuntimeError if it did not send all keys."""
+    with temporary_stream(name):
         if way == "original":
-            python = str(PROJECT / ".venv-training" / "bin" / "python")
-            command = [python, "-m", "benchmarks.original_job_creator", BUCKET, index_key(count), name]
-            result = _run([*command, str(count)], {})
+            command = [str(TRAINING_PYTHON), "-m", "benchmarks.original_job_creator"]
+            result: dict[str, Any] = run_json([*command, BUCKET, index_key(count), name, str(count)], {})
             keys = result["keys"]
         else:
             event: dict[str, Any] = {"RunId": name, "JobCount": count}
@@ -142,21 +140,11 @@ def _measured(way: str, count: int, name: str, listing_endpoint: str) -> dict[st
     return result
 
 
-def _run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """The JSON in a process's last line. Raises RuntimeError with what it said when it failed."""
-    done = subprocess.run(  # noqa: S603 - our own modules
-        command, cwd=PROJECT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[:3])} failed:\n{done.stderr}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fan_out", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--counts", default=",".join(map(str, COUNTS)), help="numbers of keys")
+    parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
+    counts = ",".join(map(str, COUNTS))
+    parser.add_argument("--counts", default=counts, help="numbers of keys (default: %(default)s)")
     options = parser.parse_args()
     with Console(stderr=True).status("local AWS") as status:
         found = measure(options.repeats, [int(count) for count in options.counts.split(",")], status.update)

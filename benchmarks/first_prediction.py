@@ -1,4 +1,7 @@
-"""One image scored, with nothing imported that its way does not need: `python -m ... ENGINE MODEL IMAGE`."""
+"""Scores one image and imports only what its engine needs, for benchmarks.cold_start.
+
+`python -m benchmarks.first_prediction ENGINE MODEL IMAGE` prints its scores and peak memory as JSON.
+"""
 
 import json
 import os
@@ -13,9 +16,9 @@ def score(engine: str, model: Path, data: bytes) -> list[float]:
         from benchmarks.engines import OpenVino
 
         return OpenVino(model, 1).score([data])
-    if engine == "ours":
+    if engine == "classifier":
         os.environ["MODEL_DIR"] = str(model)
-        from classifier.handler import load_model  # and all else that Lambda loads, boto3 too
+        from classifier.handler import load_model  # imports all that the Lambda function imports, also boto3
 
         bundle = load_model()
         return [float(score) for score in bundle.score([bundle.prepare(data)[0]])[0].values()]

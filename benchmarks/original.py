@@ -1,4 +1,4 @@
-"""The original's way to score chest X-rays. It stays as it is: what is measured against must not move."""
+"""Scores chest X-rays as the original project does. Do not change it: the benchmarks compare with it."""
 
 import io
 from pathlib import Path
@@ -19,7 +19,7 @@ RESIZE = transforms.Compose(
 
 
 class Original:
-    """DenseNet-121 with one output, of a checkpoint's `state_dict`."""
+    """DenseNet-121 with one output, from the `state_dict` of a checkpoint."""
 
     def __init__(self, checkpoint: Path, threads: int) -> None:
         torch.set_num_threads(threads)

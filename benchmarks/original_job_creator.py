@@ -1,7 +1,7 @@
-"""The original's job creator: the index whole in a pandas table, a key a record, nothing sent again.
+"""Sends jobs as the original project does: index read by pandas, one key a record, refused records lost.
 
-Run with bucket, index key, stream and number of keys. Prints keys, seconds from the first call of AWS to the
-last answer, and peak memory, as JSON. Fixed: it is what ours is measured against.
+Arguments: bucket, index key, stream, number of keys. Prints keys, seconds from the first call of AWS to the
+last answer, and peak memory, as JSON. Do not change it: the benchmarks compare with it.
 """
 
 import json
@@ -23,7 +23,7 @@ keys = table["Key"].tolist()[: int(count)]
 
 
 def put(start: int) -> None:
-    """Sends 500 keys."""
+    """Put 500 keys on the stream."""
     records: Any = [
         {"Data": json.dumps({"Bucket": bucket, "Key": key}), "PartitionKey": key}
         for key in keys[start : start + 500]

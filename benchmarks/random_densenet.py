@@ -1,7 +1,7 @@
-"""DenseNet-121 with random weights: a checkpoint like NIH's, and bundles of it in fp32 and int8.
+"""Makes DenseNet-121 with random weights: a checkpoint like NIH's, and its bundles in fp32 and int8.
 
-NIH's own weights may not be shipped. What a network costs does not depend on its weights, but whether two
-ways to compute it agree does: so these have scores that spread, as a trained network's do.
+NIH's own weights may not be redistributed. The speed of a network does not depend on its weights. But two
+engines can only be seen to agree on scores that differ between images, as those of a trained network do.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ CHECKPOINT = "densenet121"
 PIXELS = Preprocessing(channels=3, resize=256, crop=224)
 
 
-def spread(network: DenseNet, inputs: Tensor) -> DenseNet:
-    """Random weights of which the logits of these inputs have mean 0 and deviation 1."""
+def randomise(network: DenseNet, inputs: Tensor) -> DenseNet:
+    """Draw random weights with which the logits of `inputs` have mean 0 and standard deviation 1."""
     torch.manual_seed(0)
     with torch.no_grad():
         for module in network.modules():
@@ -29,7 +29,7 @@ def spread(network: DenseNet, inputs: Tensor) -> DenseNet:
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.uniform_(0.8, 1.2)
                 module.bias.uniform_(-0.2, 0.2)
-                module.momentum = None  # the mean of what it sees
+                module.momentum = None  # running statistics are plain means over `inputs`
         network.train()(inputs)
         network.eval()
         network.classifier.weight.normal_()
@@ -40,18 +40,18 @@ def spread(network: DenseNet, inputs: Tensor) -> DenseNet:
 
 
 def main() -> None:
-    """`python -m benchmarks.random_densenet DIR IMAGES`: writes DIR/densenet121, DIR/fp32 and DIR/int8."""
+    """`python -m benchmarks.random_densenet DIR IMAGES` writes DIR/densenet121, DIR/fp32 and DIR/int8."""
     out, images = map(Path, sys.argv[1:])
     files = sorted(path for path in images.rglob("*.png"))[:16]
     pixels = torch.stack([torch.from_numpy(PIXELS(decode(path.read_bytes()))) for path in files])
-    network = spread(densenet121(num_classes=1), (pixels - 118.0) / 58.0)
+    network = randomise(densenet121(num_classes=1), (pixels - 118.0) / 58.0)
     torch.save({"state_dict": network.state_dict()}, out / CHECKPOINT)
     export = (sys.executable, "-m", "training.export", "nih", str(out / CHECKPOINT))
     for options in (
         ("--out", str(out / "fp32")),
         ("--out", str(out / "int8"), "--int8", "--images", str(images)),
     ):
-        subprocess.run([*export, *options], check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - ours
+        subprocess.run([*export, *options], check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own module
 
 
 if __name__ == "__main__":

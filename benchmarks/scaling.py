@@ -1,6 +1,6 @@
-"""Write docs/scaling.md and its plots: ten thousand to a hundred million images, by cxr/planning/capacity.py.
+"""Writes docs/scaling.md and its plots, from the formulas in cxr/planning/capacity.py.
 
-Run it by `python -m benchmarks.scaling` after service_times.json or prices.json in cxr/planning/ has changed.
+Run `python -m benchmarks.scaling` after service_times.json or prices.json in cxr/planning/ has changed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from classifier.handler import FETCHES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks import NIH_IMAGES
 from cxr.evaluation.plots import STYLE, save
 from cxr.files import whole_file
 from cxr.planning import capacity
@@ -25,10 +26,9 @@ from stacks.config import Config
 from tools.markdown import table
 
 DOCS = Path(__file__).parents[1] / "docs"
-NIH = 113_178
 SIZES = {
     10_000: "10 thousand",
-    NIH: f"{NIH:,} (NIH)",
+    NIH_IMAGES: f"{NIH_IMAGES:,} (NIH)",
     10**6: "1 million",
     10**7: "10 million",
     10**8: "100 million",
@@ -36,7 +36,7 @@ SIZES = {
 CURVE = [round(10 ** (4 + step / 20)) for step in range(81)]  # images, 10 thousand to 100 million
 SHARDS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 
-# Okabe and Ito's palette, https://jfly.uni-koeln.de/color/; styles differ too, for print
+# The palette of Okabe and Ito, https://jfly.uni-koeln.de/color/. Line styles differ too, for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#595959")
 DASHES = ("-", "--", "-.", ":", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (8, 3)))
 SERVICES = ("Lambda", "Kinesis", "DynamoDB", "S3")
@@ -48,7 +48,7 @@ QUOTA = capacity.TABLE_QUOTA
 
 
 def workload(images: int, **fields: Any) -> Workload:
-    """So many images for the model that ships, on a new account and table unless `fields` say otherwise."""
+    """A run with the model that ships, on a new account and a new table unless `fields` change that."""
     given = {
         "images_per_second": MEASURED["images_per_second"][DEFAULT_MODEL],
         "cold_start_seconds": MEASURED["cold_start_seconds"],
@@ -58,17 +58,18 @@ def workload(images: int, **fields: Any) -> Workload:
 
 
 def plan(images: int, config: Config = DEFAULTS, **fields: Any) -> Plan:
+    """The plan of a `workload` with these settings."""
     return capacity.plan(workload(images, **fields), config, PRICED["prices"])
 
 
 def fastest(images: int, **fields: Any) -> Plan:
-    """The fastest settings for so many images, or the defaults where those are as good."""
+    """The plan with the fastest settings; with the defaults if no settings are faster."""
     present = plan(images, **fields)
     return capacity.suggest(present, PRICED["prices"]).get("faster", present)
 
 
-def most(holds: Callable[[int], bool]) -> int:
-    """The most images, to two digits, for which something holds; at most 10^12."""
+def most_images(holds: Callable[[int], bool]) -> int:
+    """The largest number of images for which `holds` is true, rounded down to two digits; at most 10^12."""
     low, high = 1, 10**12
     if holds(high):
         return high
@@ -80,7 +81,7 @@ def most(holds: Callable[[int], bool]) -> int:
 
 
 def write(folder: Path) -> None:
-    """Writes scaling.md and its plots, each whole or not at all. Raises OSError."""
+    """Write scaling.md and its plots, each file complete or not at all. Raises OSError."""
     with mpl.rc_context(STYLE):
         for name, figure in figures():
             with whole_file(folder / f"scaling-{name}.svg") as part:
@@ -90,7 +91,7 @@ def write(folder: Path) -> None:
 
 
 def page() -> str:
-    """scaling.md."""
+    """The page docs/scaling.md."""
     return "\n\n".join([*introduction(), *at_defaults(), *at_best(), *costs(), *changes()]) + "\n"
 
 
@@ -192,7 +193,7 @@ def costs() -> Iterator[str]:
 
 
 def changes() -> Iterator[str]:
-    """Where the design must change: a section for each bound."""
+    """A section for each bound: where the design has to change."""
     lanes = capacity.lanes(DEFAULTS)
     million = plan(10**6)
     rate = million.images_per_second_per_worker
@@ -222,9 +223,9 @@ def changes() -> Iterator[str]:
     )
 
     yield "### job creator"
-    listing = most(lambda n: capacity.job_creator_seconds(workload(n)) <= capacity.CREATOR_SECONDS)
+    listing = most_images(lambda n: capacity.job_creator_seconds(workload(n)) <= capacity.CREATOR_SECONDS)
     keys = MEASURED["keys_per_second"]["index"]
-    indexed = most(
+    indexed = most_images(
         lambda n: (
             capacity.job_creator_seconds(workload(n, indexed=True, keys_per_second=keys))
             <= capacity.CREATOR_SECONDS
@@ -261,7 +262,7 @@ def changes() -> Iterator[str]:
     )
     hours = DEFAULTS.record_age
     waiting = {
-        name: most(lambda n, r=r: plan(n, images_per_second=r).seconds < hours * 3600)  # type: ignore[misc]
+        name: most_images(lambda n, r=r: plan(n, images_per_second=r).seconds < hours * 3600)  # type: ignore[misc]
         for name, r in MEASURED["images_per_second"].items()
     }
     yield (
@@ -324,7 +325,7 @@ def changes() -> Iterator[str]:
 
 
 def lane_loads(jobs: int, lanes: int) -> tuple[str, str]:
-    """Jobs in a lane, on average and at most."""
+    """Jobs in an average lane and in the busiest lane."""
     mean = jobs / lanes
     return f"{mean:,.0f}" if mean >= 10 else f"{mean:.1f}", f"{capacity.busiest_lane(jobs, lanes):,}"
 
@@ -339,7 +340,7 @@ def by_service(found: Plan) -> dict[str, float]:
 
 
 def figures() -> Iterator[tuple[str, Figure]]:
-    """Name and figure."""
+    """Each figure with its name."""
     yield "time", time_figure()
     yield "shards", shards_figure()
     yield "cost", cost_figure()
@@ -386,7 +387,7 @@ def cost_figure() -> Figure:
     axes.stackplot(CURVE, layers, labels=SERVICES, colors=COLOURS[:4], edgecolor="white")
     axes.set(xscale="log", xlim=(CURVE[0], CURVE[-1]))
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc="upper right")  # as they lie upon each other
+    axes.legend(handles[::-1], labels[::-1], loc="upper right")  # in the order of the layers
     return figure
 
 

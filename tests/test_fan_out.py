@@ -8,8 +8,8 @@ from typing import Any
 import boto3
 import pytest
 
-from benchmarks.fan_out import index_key, invoke, local_aws, put_index, stream
-from benchmarks.listing import key
+from benchmarks.fan_out import index_key, invoke, put_index, start_local_aws, temporary_stream
+from benchmarks.listing_server import object_key
 
 FEW = 10_000
 MEMORY_MB = 20
@@ -17,7 +17,7 @@ MEMORY_MB = 20
 
 @pytest.fixture(scope="module")
 def listing_endpoint() -> Iterator[str]:
-    with local_aws() as endpoint:
+    with start_local_aws() as endpoint:
         yield endpoint
 
 
@@ -45,14 +45,14 @@ def test_each_key_once_in_bounded_memory(listing_endpoint: str, source: str, man
         if source == "index":
             put_index(many)
             event["IndexKey"] = index_key(many)
-        with stream(event["RunId"]):
+        with temporary_stream(event["RunId"]):
             result = invoke(event, listing_endpoint)
             assert result["answer"] == {
                 "RunId": event["RunId"],
                 "ImageCount": count,
                 "JobCount": -(-count // 32),
             }
-            assert sent(event["RunId"]) == Counter(map(key, range(count)))
+            assert sent(event["RunId"]) == Counter(map(object_key, range(count)))
         peaks[count] = result["peak_mb"]
     print(f"{source}: peak {peaks[FEW]:.1f} MB for {FEW} keys, {peaks[many]:.1f} MB for {many}")
     assert peaks[many] - peaks[FEW] < MEMORY_MB

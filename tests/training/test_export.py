@@ -24,7 +24,7 @@ from torch.nn import functional
 from torchvision import models, transforms
 from torchvision.transforms import InterpolationMode
 
-from benchmarks.random_densenet import spread
+from benchmarks.random_densenet import randomise
 from training import export, quantise
 from training.densenet121 import densenet121
 
@@ -130,7 +130,7 @@ def nih_torch_scores(network: models.DenseNet, inputs: Tensor) -> Floats:
 
 @pytest.fixture(scope="module")
 def nih_network(xrays: list[Path]) -> models.DenseNet:
-    return spread(models.densenet121(num_classes=1), nih_inputs(xrays[::4]))
+    return randomise(models.densenet121(num_classes=1), nih_inputs(xrays[::4]))
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def test_a_missing_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture(scope="module")
 def fresh_network() -> models.DenseNet:
-    """Torchvision's random weights. Those of `spread` amplify rounding errors."""
+    """Torchvision's random weights. Those of `randomise` amplify rounding errors."""
     torch.manual_seed(0)
     return models.densenet121(num_classes=1).eval()
 
@@ -365,7 +365,7 @@ def xrv_torch_scores(network: models.DenseNet, inputs: Tensor) -> Floats:
 def xrv_network(xrays: list[Path]) -> models.DenseNet:
     network = models.densenet121(num_classes=len(XRV_LABELS))
     network.features.conv0 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
-    return spread(network, xrv_inputs(xrays[::4]))
+    return randomise(network, xrv_inputs(xrays[::4]))
 
 
 @pytest.fixture(scope="module")

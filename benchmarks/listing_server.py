@@ -1,4 +1,4 @@
-"""An S3 that only lists: to put a million objects would take local AWS minutes."""
+"""A server that answers ListObjectsV2 only. Local AWS would need minutes to store a million objects."""
 
 import threading
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ LISTED = 1_000_000
 PAGE = 1000
 
 
-def key(number: int) -> str:
-    """The key of the so-manieth object, as NIH's images are named; in order, as S3 lists them."""
+def object_key(number: int) -> str:
+    """The key of an object by its number, like the names of NIH's images. Keys sort as their numbers do."""
     return f"{PREFIX}images_{number // 10_000:03}/images/{number:08}_000.png"
 
 
 @contextmanager
-def listing() -> Iterator[str]:
-    """The endpoint of an S3 that lists LISTED objects, a thousand a page."""
+def listing_server() -> Iterator[str]:
+    """The endpoint of a server that lists LISTED objects, PAGE of them in a response."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _ListObjectsV2)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -29,10 +29,10 @@ def listing() -> Iterator[str]:
 
 
 class _ListObjectsV2(BaseHTTPRequestHandler):
-    """Answers with the fields that S3 answers with; the continuation token is where to go on."""
+    """Answers with the fields of S3. The continuation token is the number of the next object."""
 
-    protocol_version = "HTTP/1.1"  # keeps the connection, as S3 does
-    wbufsize = -1  # head and body in one packet, or the second waits for the first's acknowledgement
+    protocol_version = "HTTP/1.1"  # keeps connections open, as S3 does
+    wbufsize = -1  # sends headers and body together: alone, the body would wait for an acknowledgement
 
     def do_GET(self) -> None:
         query = parse_qs(urlsplit(self.path).query)
@@ -40,7 +40,7 @@ class _ListObjectsV2(BaseHTTPRequestHandler):
         end = min(start + PAGE, LISTED)
         more = f"<NextContinuationToken>{end}</NextContinuationToken>" if end < LISTED else ""
         entries = "".join(
-            f"<Contents><Key>{key(n)}</Key><LastModified>2020-11-14T21:40:50.000Z</LastModified>"
+            f"<Contents><Key>{object_key(n)}</Key><LastModified>2020-11-14T21:40:50.000Z</LastModified>"
             f"<ETag>&quot;{n:032x}&quot;</ETag><ChecksumAlgorithm>CRC64NVME</ChecksumAlgorithm>"
             "<ChecksumType>FULL_OBJECT</ChecksumType><Size>457171</Size><StorageClass>STANDARD</StorageClass>"
             "</Contents>"
@@ -60,4 +60,4 @@ class _ListObjectsV2(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Prints nothing."""
+        """Print nothing."""

@@ -1,29 +1,32 @@
-"""docs/benchmarks.md and cxr/planning/service_times.json, of what was measured."""
+"""Summarises measurements: ratios, the service times for `cxr plan`, and the page docs/benchmarks.md."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks import NIH_IMAGES
 from tools.markdown import table
 
 ORIGINAL = "original, batch 1"
 FP32, INT8 = "DenseNet-121 fp32", "DenseNet-121 int8"
 OPENVINO_INT8 = "OpenVINO, DenseNet-121 int8"
 DEFAULT_FP32, DEFAULT = "default model fp32", "default model, as shipped"
-COMPARED_KEYS = "113178"  # as many as NIH has images
-GFLOP = 5.7  # of one DenseNet-121 at 224 x 224, a multiplication and an addition counted as two
+COMPARED_KEYS = str(NIH_IMAGES)
+GFLOP = (
+    5.7  # of a DenseNet-121 for one image of 224 x 224; a multiplication and an addition are two operations
+)
 
 
 def ratios(found: dict[str, Any]) -> dict[str, Any]:
-    """`ratios`, ours over the original's way, above 1 is better; and `ms` and `gemm_gflops` beside them."""
+    """`ratios` of speeds to the original's, where above 1 is faster; and `ms` and `gemm_gflops`."""
     one, cold = found["one_thread"]["engines"], found["cold_start"]
-    theirs = one[ORIGINAL]["images_per_second"]
+    original = one[ORIGINAL]["images_per_second"]
     return {
         "ratios": {
-            "densenet121_fp32": one[FP32]["images_per_second"] / theirs,
-            "densenet121_int8": one[INT8]["images_per_second"] / theirs,
-            "default_model": one[DEFAULT]["images_per_second"] / theirs,
+            "densenet121_fp32": one[FP32]["images_per_second"] / original,
+            "densenet121_int8": one[INT8]["images_per_second"] / original,
+            "default_model": one[DEFAULT]["images_per_second"] / original,
             "cold_start": cold[ORIGINAL]["seconds"] / cold[DEFAULT]["seconds"],
             "fan_out": found["fan_out"]["ratio"],
         },
@@ -36,7 +39,7 @@ def ratios(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def service_times(found: dict[str, Any]) -> dict[str, Any]:
-    """What `cxr plan` reckons with; images a second are those of one worker on one CPU."""
+    """The figures that `cxr plan` calculates with. Images a second are those of one worker on one CPU."""
     workers = found["pipeline"]["workers"]
     keys = found["fan_out"][COMPARED_KEYS]
     rates = {found["model"]: DEFAULT, "densenet121 fp32": FP32, "densenet121 int8": INT8}
@@ -54,7 +57,7 @@ def service_times(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def render(found: dict[str, Any]) -> str:
-    """The page."""
+    """The page docs/benchmarks.md."""
     return "\n\n".join(_parts(found)) + "\n"
 
 
