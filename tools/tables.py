@@ -49,7 +49,7 @@ def alarms() -> str:
         if alarm["Type"] == "AWS::CloudWatch::Alarm"
     )
     rows = sorted((f"[{found[2]}](#{found[2].lower()})", found[1]) for found in descriptions if found)
-    return table(("alarm", "rings when"), rows)
+    return table(("alarm", "means"), rows)
 
 
 def resource_types() -> str:
