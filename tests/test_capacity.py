@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from classifier.handler import Classifier
 from runs.jobs import Job, encode
+from runs.layout import COUNTERS, PARTITIONS
 from runs.predictions import Prediction
 from runs.table import RunTable, write_actions
 from support import BUCKET, PREFIX, ROOT, TABLE, begin_run, image_bytes, uid
@@ -24,6 +25,7 @@ from cxr.planning import capacity
 from cxr.planning.capacity import Plan, Workload, busiest_lane
 from stacks.config import Config
 
+WRITE_UNITS = 2 * (12_800 + 400 + 1 + COUNTERS) + 2  # of WORK: predictions, jobs, a run that begins; its item
 PRICES = capacity.read_json(capacity.PRICES)["prices"]
 ONE_LANE = Config(shards=1, parallelization_factor=1)
 WORK = Workload(images=12_800, images_per_second=100, cold_start_seconds=0.5, keys_per_second=10_000)
@@ -39,8 +41,8 @@ class TestByHand:
     """12,800 images at 100 a second on one lane: 400 jobs of 32 images, 100 batches of 4 jobs.
 
     A batch of 128 images takes 1.28 s, and 0.1 s until its first image is there. A job's record has
-    150 + 32 x (60 + 3) = 2,166 bytes. The table gets 2 units for each of 12,800 predictions and 400 counters,
-    17 items that begin the run, and its item 2 more.
+    150 + 32 x (60 + 3) = 2,166 bytes. The table gets 2 units for each of 12,800 predictions, each job's
+    change of a counter and each item that begins the run, and 2 more for the run's item.
     """
 
     def test_bounds(self) -> None:
@@ -50,8 +52,9 @@ class TestByHand:
                 "stream": 400 * 2166 / 1e6,
                 "lanes": 100 * (1.28 + 0.1),
                 "account concurrency": 100 * (1.28 + 0.1) + 0.375 * 0.1,  # and a last batch, half full
-                "DynamoDB table": (26_400 + 36) / 4000,
-                "DynamoDB partition": 400 * 2 / 1000,  # the counters, before 25,603 / 64 for predictions
+                "DynamoDB table": WRITE_UNITS / 4000,
+                # That of the counters; or one of the predictions.
+                "DynamoDB partition": max(400 * 2, (WRITE_UNITS - 400 * 2) / PARTITIONS) / 1000,
                 "S3 prefix": 12_800 / 5500,
             },
             rel=1e-3,
@@ -72,7 +75,7 @@ class TestByHand:
                 "Lambda, requests": 102 * 0.2e-6,
                 "Kinesis, shards": 0.015,  # an hour begun
                 "Kinesis, jobs": 400 * 0.014e-6,
-                "DynamoDB, writes": 26_436 * 0.625e-6,
+                "DynamoDB, writes": WRITE_UNITS * 0.625e-6,
                 "DynamoDB, reads": 305 * 0.125e-6,  # three an invocation, and three by the job creator
                 "S3, images": 12_800 * 0.4e-6,
                 "S3, listing": 13 * 5e-6,
@@ -102,7 +105,7 @@ class TestByHand:
 
     def test_long_keys_take_more_units(self) -> None:
         long = Workload(**{**vars(WORK), "key_bytes": 1024})
-        assert capacity.write_units(long, ONE_LANE) == 2 * (2 * 12_800 + 400 + 17) + 2  # 1,274 bytes are 2 KB
+        assert capacity.write_units(long, ONE_LANE) == 2 * 12_800 + WRITE_UNITS  # 1,274 bytes are 2 KB
         puts = next(
             line for line in capacity.bill(long, ONE_LANE, plan().bounds, 1, PRICES) if "jobs" in line.item
         )

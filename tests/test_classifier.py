@@ -601,6 +601,13 @@ class TestDirect:
         with pytest.raises(NotDone, match="too little time left"):
             classifier({"Jobs": [{"RunId": "one", "Key": key("a")}]}, lambda: 5_000)
 
+    def test_an_error_of_aws_is_raised_without_its_message(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refuse(monkeypatch, "GetObject", "SlowDown")
+        with pytest.raises(NotDone, match=r"^GetObject: SlowDown$"):
+            classifier({"Jobs": [{"RunId": "one", "Key": key("a")}]}, plenty)
+
     @pytest.mark.parametrize(
         "jobs",
         [

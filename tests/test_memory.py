@@ -1,13 +1,18 @@
 """A thousand batches in one process hold no more memory at their end than after the first hundred."""
 
+import base64
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import boto3
-from support import BUCKET, PREFIX, TABLE, image_bytes
+from classifier.model import Model
+from runs.jobs import Job, encode
+from runs.table import RunTable
+from support import BUCKET, PREFIX, ROOT, TABLE, image_bytes
 
 from cxr.local_aws.local_aws import LocalAws
 from reliability.table import create_table
@@ -20,14 +25,29 @@ CLASSIFY = """
 import json, sys, psutil
 from classifier.handler import setup
 classifier, resident = setup(), []
-keys = json.loads(sys.argv[1])
-for batch in range(int(sys.argv[2])):
-    jobs = [{"RunId": f"batch-{batch}", "Key": keys[(2 * batch + i) % len(keys)]} for i in range(2)]
-    answer = classifier({"Jobs": jobs}, lambda: 900_000)
-    assert len(answer["Predictions"]) == 2, answer
+for line in sys.stdin:
+    answer = classifier(json.loads(line), lambda: 900_000)
+    assert answer == {"batchItemFailures": []}, answer
     resident.append(psutil.Process().memory_info().rss)
 print(json.dumps(resident))
 """
+
+
+def batches(keys: list[str], number: int) -> list[dict[str, Any]]:
+    """Kinesis events of a job of two images. A run has each image once, so every batch is written."""
+    table, model = (
+        RunTable(boto3.client("dynamodb"), TABLE),
+        Model(ROOT / "containers" / "classifier" / "model"),
+    )
+    events: list[dict[str, Any]] = []
+    while len(events) < number:
+        run = f"run-{len(events)}"
+        run_uid = table.begin(run, {"model": model.name, "model_sha256": model.sha256})
+        assert run_uid
+        for pair in zip(keys[::2], keys[1::2], strict=True):
+            data = base64.b64encode(encode(Job(run, run_uid, BUCKET, pair))["Data"]).decode()
+            events.append({"Records": [{"kinesis": {"sequenceNumber": "1", "data": data}}]})
+    return events[:number]
 
 
 def test_a_thousand_batches_take_no_more_than_a_hundred(xrays: list[Path]) -> None:
@@ -43,8 +63,10 @@ def test_a_thousand_batches_take_no_more_than_a_hundred(xrays: list[Path]) -> No
         create_table(boto3.client("dynamodb"), TABLE)
         for name, data in files.items():
             boto3.client("s3").put_object(Bucket=BUCKET, Key=PREFIX + name, Body=data)
+        events = batches([PREFIX + name for name in files], BATCHES)
         done = subprocess.run(
-            [sys.executable, "-c", CLASSIFY, json.dumps([PREFIX + name for name in files]), str(BATCHES)],
+            [sys.executable, "-c", CLASSIFY],
+            input="".join(f"{json.dumps(event)}\n" for event in events),
             env={**os.environ, "BUCKET_NAME": BUCKET, "TABLE_NAME": TABLE},
             capture_output=True,
             text=True,

@@ -165,8 +165,9 @@ class Aws:
             "STREAM_NAME": STREAM,
             "KEY_PREFIX": PREFIX,
             "IMAGES_PER_JOB": "2",
-            "MODEL": f"{card['name']}:{card['version']}",
-            "MODEL_SHA256": card["sha256"],
+            "RUN_FIELDS": json.dumps(
+                {"model": f"{card['name']}:{card['version']}", "model_sha256": card["sha256"]}
+            ),
         }
         configuration = {
             "FunctionName": handler.partition(".")[0],
@@ -334,7 +335,6 @@ def deliveries(number: int) -> dict[str, tuple[float, list[Any]]]:
                 ),  # urllib3 warns of an answer's headers, and names the URL
                 {"Records": [{key: key}]},
                 {key: key},
-                {"Jobs": [{"RunId": run, "Key": key}]},  # of the job creator's run, and so refused
                 {"Jobs": [{"RunId": f"{MARKER}/", "Key": key}]},
                 {"Jobs": [{"RunId": f"direct-{number}", "Key": f"{FOLDER}403.png"}]},
             ],

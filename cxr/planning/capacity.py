@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from classifier.handler import FETCHES
+from runs.layout import COUNTERS, PARTITIONS
 
 from stacks.config import ONE_VCPU_MB, STOP_SECONDS, Config, ConfigError
 
@@ -218,11 +219,11 @@ def work_seconds(workload: Workload, config: Config) -> float:
 def write_units(workload: Workload, config: Config) -> float:
     """DynamoDB write units: in a transaction each item takes 2 a KB (DynamoDB guide, transaction-apis).
 
-    One item an image and one counter a job. Beginning the run writes its item and its sixteen counters;
-    later its item changes twice.
+    One item an image and one counter a job. Beginning the run writes its item and its counters; later its
+    item changes twice.
     """
     kilobytes = math.ceil((ITEM_BYTES + workload.key_bytes) / 1024)
-    return 2 * (workload.images * kilobytes + jobs(workload, config) + 17) + 2
+    return 2 * (workload.images * kilobytes + jobs(workload, config) + 1 + COUNTERS) + 2
 
 
 def run_reads(workload: Workload, config: Config) -> float:
@@ -323,10 +324,10 @@ def table_seconds(workload: Workload, config: Config) -> float:
 def partition_seconds(workload: Workload, config: Config) -> float:
     """A partition takes 1,000 write and 3,000 read units/s (DynamoDB guide, bp-partition-key-design).
 
-    Predictions are spread over 64 partition keys; a run's counters share one, and all runs' items another.
+    Predictions are spread over PARTITIONS keys; a run's counters share one, and all runs' items another.
     """
     number = jobs(workload, config)
-    predictions = (write_units(workload, config) - 2 * number) / 64
+    predictions = (write_units(workload, config) - 2 * number) / PARTITIONS
     return max(predictions / 1000, 2 * number / 1000, run_reads(workload, config) / 3000)
 
 

@@ -113,7 +113,7 @@ class Classifier:
     def __call__(self, event: Mapping[str, Any], remaining_ms: Callable[[], int]) -> dict[str, Any]:
         """Answer `batchItemFailures` to a Kinesis event, and `Predictions` to direct jobs.
 
-        Raises, for direct jobs only, JobError, NotDone and what boto3 raises.
+        Raises, for direct jobs only, JobError and NotDone.
         """
         if "Records" in event:
             return self._stream(event["Records"], remaining_ms)
@@ -156,7 +156,11 @@ class Classifier:
             raise JobError('expected a Kinesis event or {"Jobs": [{"RunId": ..., "Key": ...}]}')
         given = [(jobs.run_id(entry), jobs.text(entry, "Key")) for entry in entries]
         scores = self._scores([(self._bucket, key) for _, key in given], remaining_ms)
-        found = [score.result() for score in scores]
+        try:
+            found = [score.result() for score in scores]
+        except (ClientError, BotoCoreError) as error:
+            # Lambda logs what is raised, and AWS's message may name the object.
+            raise NotDone(_reason(error)) from None
         _print_line({run_id for run_id, _ in given}, found, started, len(given), {})
         answers = [_answer(run_id, prediction) for (run_id, _), prediction in zip(given, found, strict=True)]
         return {"Predictions": answers}
