@@ -1,45 +1,106 @@
-"""A mocked AWS with the stack's resources, and real X-rays."""
+"""What all tests share: default signals, no settings of a person's own, a mocked AWS, real X-rays."""
 
+import functools
+import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
+import botocore.session
 import pytest
 from moto import mock_aws
 from moto.kinesis.models import KinesisBackend
-from permissions import Call, watched
-from support import BUCKET, FAILURES, STREAM, TABLE, XRAYS
+from permissions import refused_by_default, watched
+from support import BUCKET, FAILURES, STREAM, TABLE, XRAYS, client
 
 from cxr.local_aws.processes import STOP_SIGNALS
 from reliability.table import create_table
 
+# Each botocore session reads the descriptions of the services anew, which takes 0.1 s. moto makes a session
+# for every test, and `cxr` one for every client.
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
+
+# Environment variables that change what the code under test finds, or how it prints.
+SETTINGS = ("AWS_", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "LINES", "NO_COLOR", "PY_COLORS")
+DEFAULT_HANDLERS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--image", metavar="NAME", help="test this image of the classifier, too, in containers")
+    parser.addoption(
+        "--many-examples",
+        action="store_true",
+        help="run only the tests that are marked `examples`, with many each; without it they take few",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips the tests of the image without one; puts the test that looks back on all others behind them."""
+    """Skip the tests of the image without one, and leave out the tests that have no examples in this run."""
     if not config.getoption("--image"):
         for item in items:
             if item.get_closest_marker("container"):
                 item.add_marker(pytest.mark.skip("needs Docker and --image NAME, which `make image` builds"))
-    items.sort(key=lambda item: item.name == "test_what_handlers_asked_for_in_all_other_tests_is_allowed")
+    size = _size(config)
+    chosen = [
+        item
+        for item in items
+        for marker in [item.get_closest_marker("examples")]
+        if (size in marker.kwargs if marker else size == "few")
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
 
 
-@pytest.fixture(scope="session")
-def suite_calls() -> dict[Call, str]:
-    """What handlers have asked AWS for in the tests so far, and the first test that they did it in."""
-    return {}
+def _size(config: pytest.Config) -> str:
+    return "many" if config.getoption("--many-examples") else "few"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Say at the very end how many tests were skipped, where and why."""
+    yield
+    skipped = Counter(
+        (report.longrepr[2].removeprefix("Skipped: "), report.nodeid.partition("::")[0])
+        for report in terminalreporter.stats.get("skipped", [])
+    )
+    for (reason, file), count in sorted(skipped.items()):
+        terminalreporter.write_line(f"{count} skipped in {file}: {reason}", yellow=True)
+
+
+@pytest.fixture
+def examples(request: pytest.FixtureRequest) -> int:
+    """How many examples a test takes: by its marker, `examples(few=..., many=...)`."""
+    marker = request.node.get_closest_marker("examples")
+    return int(marker.kwargs[_size(request.config)])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_settings_of_ones_own() -> Iterator[None]:
+    """The environment without what a person or a CI system has set for AWS and for terminals."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(SETTINGS)]:
+            patch.delenv(name)
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield
 
 
 @pytest.fixture(autouse=True)
-def handlers_restored() -> Iterator[None]:
-    """A command run in this process sets its own signal handlers."""
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+def default_signal_handlers() -> Iterator[None]:
+    """Each test, and each process that it starts, begins with the default handlers.
+
+    A shell starts background jobs with SIGINT ignored, and child processes inherit that. A command that runs
+    in this process sets handlers of its own.
+    """
+    handlers = {number: signal.signal(number, DEFAULT_HANDLERS[number]) for number in STOP_SIGNALS}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -55,10 +116,11 @@ def xrays() -> list[Path]:
 
 
 @pytest.fixture
-def aws(
-    monkeypatch: pytest.MonkeyPatch, suite_calls: dict[Call, str], request: pytest.FixtureRequest
-) -> Iterator[None]:
-    """AWS as moto plays it, with the buckets of images and of failures, a stream and a table."""
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """AWS as moto plays it, with the buckets of images and of failures, a stream and a table.
+
+    Fails a test whose handlers made a call that their roles in the default stack do not allow.
+    """
     for name, value in {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
@@ -75,9 +137,10 @@ def aws(
     monkeypatch.setattr(KinesisBackend, "put_records", one_at_a_time)
     with mock_aws(), watched() as calls:
         for bucket in (BUCKET, FAILURES):
-            boto3.client("s3").create_bucket(Bucket=bucket)
-        boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=2)
-        create_table(boto3.client("dynamodb"), TABLE)
+            client("s3").create_bucket(Bucket=bucket)
+        client("kinesis").create_stream(StreamName=STREAM, ShardCount=2)
+        create_table(client("dynamodb"), TABLE)
         yield
-    for call in tuple(calls):  # a thread that nobody waited for may still be adding
-        suite_calls.setdefault(call, request.node.nodeid)
+    # A copy: a thread that the test did not wait for may still add to them.
+    refused = refused_by_default(tuple(calls))
+    assert refused == [], "the roles of the stack do not allow what the handlers asked for"

@@ -1,13 +1,15 @@
 """What the roles of the functions allow, and what the handlers ask for. test_permissions.py compares them."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from iam import Request, Statement, allows
 from support import BUCKET, STREAM, TABLE
+from synth import synth
 
 ACCOUNT, REGION = "123456789012", "us-east-1"  # moto's
 JOB_CREATOR, CLASSIFIER = "JobCreator", "Classifier"
@@ -119,6 +121,35 @@ class Stack:
             case list():
                 return [self._resolved(item) for item in value]
         return value
+
+
+# Buckets of tests of a bucket that is not there, or another stack's: AWS refuses both.
+OTHER_BUCKETS = re.compile(rf"{BUCKETS}(gone|others)(/|$)")
+
+
+@cache
+def stack(*settings: str) -> Stack:
+    """The stack of these settings."""
+    return Stack(synth(*settings).template.to_json())
+
+
+def refused(calls: Iterable[Call], by: Stack) -> list[Call]:
+    """The calls that the roles of a stack do not allow."""
+    return [call for call in calls if not by.allows(call)]
+
+
+def refused_by_default(calls: Iterable[Call]) -> list[Call]:
+    """The calls that the stack of the default settings does not allow, but for those of OTHER_BUCKETS."""
+    return [
+        call
+        for call in calls
+        if not OTHER_BUCKETS.match(call.request.resource) and not _allowed_by_default(call)
+    ]
+
+
+@cache
+def _allowed_by_default(call: Call) -> bool:
+    return stack().allows(call)
 
 
 def role_arn(role: str) -> str:

@@ -2,20 +2,16 @@
 
 import json
 import re
-from functools import cache
 from typing import Any
 
 import pytest
 import test_classifier
 import test_job_creator
-from aws_cdk import App
-from aws_cdk.assertions import Template
 from support import PREFIX, ROOT, image_bytes
+from synth import synth
 from test_classifier import Brightness, event, job, key, plenty
 
 from cxr.planning import capacity
-from stacks.config import Config
-from stacks.inference_stack import InferenceStack
 
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 TOPIC = "arn:aws:sns:us-east-1:111122223333:ops"
@@ -25,25 +21,17 @@ BY_CLASSIFIER = {"ImagesScored", "ImagesFailed", "JobsDone", "JobsReturned", "Mi
 BY_JOB_CREATOR = {"ImagesSent", "JobsSent", "JobsResent"}
 
 
-@cache
-def template(*settings: str) -> Template:
-    flags = json.loads((ROOT / "cdk.json").read_text())["context"]
-    flags["@aws-cdk/core:validateAgainstDefaultRules"] = False
-    config = Config.from_context(dict(setting.split("=", 1) for setting in settings))
-    return Template.from_stack(InferenceStack(App(context=flags), "ChestXray", config=config))
-
-
 def alarms(*settings: str) -> dict[str, dict[str, Any]]:
     """Name -> properties of every alarm."""
     return {
         re.sub("^Monitoring|[0-9A-F]{8}$", "", logical_id): resource["Properties"]
-        for logical_id, resource in template(*settings).find_resources("AWS::CloudWatch::Alarm").items()
+        for logical_id, resource in synth(*settings).template.find_resources("AWS::CloudWatch::Alarm").items()
     }
 
 
 def dashboard() -> list[dict[str, Any]]:
     """The widgets of the dashboard, with text for intrinsic functions."""
-    (resource,) = template().find_resources("AWS::CloudWatch::Dashboard").values()
+    (resource,) = synth().template.find_resources("AWS::CloudWatch::Dashboard").values()
     parts = resource["Properties"]["DashboardBody"]["Fn::Join"][1]
     return list(
         json.loads("".join(part if isinstance(part, str) else _named(part) for part in parts))["widgets"]
@@ -193,7 +181,7 @@ class TestAlarms:
             assert str(dimension["Value"]["Ref"]).startswith(expected), name
 
     def test_the_mapping_counts_jobs_out_of_retries(self) -> None:
-        template().has_resource_properties(
+        synth().template.has_resource_properties(
             "AWS::Lambda::EventSourceMapping", {"MetricsConfig": {"Metrics": ["EventCount"]}}
         )
 
@@ -208,7 +196,7 @@ class TestCost:
 
     def test_alarms_and_their_dashboard(self) -> None:
         assert len(alarms()) == capacity.ALARMS
-        template().resource_count_is("AWS::CloudWatch::Dashboard", 1)
+        synth().template.resource_count_is("AWS::CloudWatch::Dashboard", 1)
 
     def test_metrics(self) -> None:
         assert len(BY_CLASSIFIER | BY_JOB_CREATOR) == capacity.METRICS
@@ -219,7 +207,7 @@ class TestFunctions:
     def test_logs_are_json_at_info_and_traces_are_on(self, function: str) -> None:
         (properties,) = [
             resource["Properties"]
-            for name, resource in template().find_resources("AWS::Lambda::Function").items()
+            for name, resource in synth().template.find_resources("AWS::Lambda::Function").items()
             if name.startswith(f"{function}Function")
         ]
         logging = {name: value for name, value in properties["LoggingConfig"].items() if name != "LogGroup"}

@@ -6,17 +6,14 @@ ask for with the role, by their guides. tests/iam.py then evaluates the synthesi
 
 import base64
 import json
-import re
-import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import cache
 from typing import Any, NamedTuple
 
 import boto3
+import permissions
 import pytest
-from aws_cdk import App
-from aws_cdk.assertions import Template
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 from classifier.handler import Classifier
@@ -41,15 +38,15 @@ from permissions import (
     Stack,
     Unmapped,
     asked,
+    refused,
     watched,
 )
 from runs.completion import EVENT_SOURCE, EVENT_TYPE
 from runs.table import RunTable
-from support import BUCKET, ROOT, STREAM, TABLE, image_bytes
+from support import BUCKET, STREAM, TABLE, image_bytes
+from synth import synth
 
 from reliability.table import create_table
-from stacks.config import Config
-from stacks.inference_stack import InferenceStack
 
 FUNCTIONS = (JOB_CREATOR, CLASSIFIER)
 THEIRS = f"{KEYS}1234abcd-12ab-34cd-56ef-1234567890ab"
@@ -89,21 +86,8 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-@cache
-def template(case: Case) -> dict[str, Any]:
-    """The synthesized template."""
-    flags = json.loads((ROOT / "cdk.json").read_text())["context"]
-    # The CDK's own rules take five seconds, and check no permissions.
-    flags["@aws-cdk/core:validateAgainstDefaultRules"] = False
-    config = Config.from_context(dict(setting.split("=") for setting in case.settings))
-    with tempfile.TemporaryDirectory() as folder:
-        app = App(context=flags, outdir=folder)
-        return dict(Template.from_stack(InferenceStack(app, "ChestXray", config=config)).to_json())
-
-
-@cache
 def stack(case: Case) -> Stack:
-    return Stack(template(case))
+    return permissions.stack(*case.settings)
 
 
 @cache
@@ -376,10 +360,6 @@ def forbidden(case: Case) -> frozenset[Call]:
     return frozenset(calls)
 
 
-def refused(calls: frozenset[Call], by: Stack) -> list[Call]:
-    return [call for call in calls if not by.allows(call)]
-
-
 def unused(calls: frozenset[Call], of: Stack) -> list[tuple[str, Statement]]:
     """Every action, resource and condition value of a role without which all calls are still allowed."""
     found = []
@@ -415,23 +395,12 @@ def test_no_action_has_a_wildcard(case: Case) -> None:
     assert [action for action in actions if "*" in action or "?" in action] == []
 
 
-def test_what_handlers_asked_for_in_all_other_tests_is_allowed(suite_calls: dict[Call, str]) -> None:
-    """Comes last of all tests, see conftest.py. Their stack is the default one."""
-    if not suite_calls:
-        pytest.skip("no other test with handlers ran")
-    default = stack(CASES["default"])
-    calls = {call: test for call, test in suite_calls.items() if not default.allows(call)}
-    # Tests of a missing bucket, or of another stack's bucket. On AWS, IAM refuses both.
-    others = re.compile(rf"{BUCKETS}(gone|others)(/|$)")
-    assert {call: test for call, test in calls.items() if not others.match(call.request.resource)} == {}
-
-
 class TestWrongTemplates:
     """Each test above fails for a wrong template."""
 
     def changed(self, change: Callable[[dict[str, Any]], None], role: str = CLASSIFIER) -> Stack:
         """The default stack, after a change to each statement of a role."""
-        wrong = deepcopy(template(CASES["default"]))
+        wrong = deepcopy(dict(synth().template.to_json()))
         for resource in wrong["Resources"].values():
             if resource["Type"] == "AWS::IAM::Policy" and role in resource["Properties"]["PolicyName"]:
                 for statement in resource["Properties"]["PolicyDocument"]["Statement"]:
@@ -456,6 +425,13 @@ class TestWrongTemplates:
         assert (role, part["Action"]) == (CLASSIFIER, "dynamodb:Scan")
         assert {call.request.action for call in forbidden(case) if wrong.allows(call)} == {"dynamodb:Scan"}
 
+    def test_a_handler_of_any_test_that_asks_for_more_is_noticed(self) -> None:
+        """The fixture `aws` fails every test that leaves something here."""
+        own, *_ = asked_by_handlers(CASES["default"])
+        wrong = Call(CLASSIFIER, Request("s3:GetObject", f"{BUCKETS}failures/a", OURS))
+        elsewhere = wrong._replace(request=Request("s3:GetObject", f"{BUCKETS}others/a", OURS))
+        assert refused_by_default([own, wrong, elsewhere]) == [wrong]
+
     def test_a_wider_resource_is_noticed(self) -> None:
         def change(statement: dict[str, Any]) -> None:
             if statement["Action"] == "s3:GetObject":
@@ -475,7 +451,7 @@ class TestWrongTemplates:
         assert Request("s3:ListBucket", f"{BUCKETS}{BUCKET}", OURS) in allowed
 
     def test_a_bucket_that_answers_without_tls_is_noticed(self) -> None:
-        wrong = deepcopy(template(CASES["default"]))
+        wrong = deepcopy(dict(synth().template.to_json()))
         resources = wrong["Resources"].items()
         wrong["Resources"] = {name: r for name, r in resources if r["Type"] != "AWS::S3::BucketPolicy"}
         allowed = [call.request for call in forbidden(CASES["default"]) if Stack(wrong).allows(call)]

@@ -8,13 +8,10 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from aws_cdk import App
 from aws_cdk.assertions import Match, Template
 from aws_cdk.aws_dynamodb import Attribute, AttributeType, Table
 from aws_cdk.aws_kinesis import Stream
@@ -22,11 +19,11 @@ from cfnlint.api import ManualArgs, lint
 from cfnlint.schema.manager import PROVIDER_SCHEMA_MANAGER
 from constructs import Construct
 from support import ROOT
+from synth import synth, synthesize
 
 from stacks import inference_stack, job_stream, storage
 from stacks.classifier import MODEL_BUNDLE, Model, read_model
 from stacks.config import Config, ConfigError
-from stacks.inference_stack import InferenceStack
 from stacks.job_stream import JobStream
 from stacks.storage import PrivateBucket, Storage
 
@@ -83,32 +80,8 @@ IRREPLACEABLE: dict[str, dict[str, Any]] = {
 }
 
 
-class Synthesized(NamedTuple):
-    template: Template
-    folder: Path  # the cloud assembly, with its assets
-
-
-Synth = Callable[..., Synthesized]
-
-
-def synthesize(folder: Path, *settings: str, name: str = "ChestXray") -> Synthesized:
-    # The CDK's own rules take five seconds. test_synth_needs_... checks them.
-    flags = json.loads((ROOT / "cdk.json").read_text())["context"]
-    flags["@aws-cdk/core:validateAgainstDefaultRules"] = False
-    app = App(context=flags, outdir=str(folder))
-    config = Config.from_context(dict(setting.split("=") for setting in settings))
-    return Synthesized(Template.from_stack(InferenceStack(app, name, config=config)), folder)
-
-
-@pytest.fixture(scope="module")
-def synth(tmp_path_factory: pytest.TempPathFactory) -> Synth:
-    """synth("shards=3", ...), once for the same settings, because it takes a second."""
-
-    return cache(lambda *settings: synthesize(tmp_path_factory.mktemp("cdk.out"), *settings))
-
-
 @pytest.fixture
-def template(synth: Synth) -> Template:
+def template() -> Template:
     """The template of the default settings."""
     return synth().template
 
@@ -318,7 +291,7 @@ def test_mapping(template: Template) -> None:
 
 
 @pytest.mark.parametrize("settings", [(), ("data=destroy",)])  # which adds a function of the CDK
-def test_each_function_has_its_own_log_group(synth: Synth, settings: tuple[str, ...]) -> None:
+def test_each_function_has_its_own_log_group(settings: tuple[str, ...]) -> None:
     template = synth(*settings).template
     functions = readable(template.find_resources("AWS::Lambda::Function")).values()
     groups = {function["Properties"]["LoggingConfig"]["LogGroup"] for function in functions}
@@ -340,7 +313,7 @@ def test_lambda_does_not_retry_the_job_creator(template: Template) -> None:
     )
 
 
-def test_your_own_key_encrypts_all_that_is_stored(synth: Synth) -> None:
+def test_your_own_key_encrypts_all_that_is_stored() -> None:
     template = synth(f"kmsKey={OWN_KEY}").template
     encrypted = {
         name: OWN_KEY in json.dumps(resource["Properties"])
@@ -371,7 +344,7 @@ def test_roles_have_no_other_policies(template: Template) -> None:
         assert role["Properties"].keys() == {"AssumeRolePolicyDocument"}
 
 
-def test_the_stack_creates_no_bucket_beside_an_existing_one(synth: Synth) -> None:
+def test_the_stack_creates_no_bucket_beside_an_existing_one() -> None:
     template = synth(*EXISTING_BUCKET).template
     template.resource_count_is("AWS::S3::Bucket", 2)
     template.resource_count_is("AWS::S3::BucketPolicy", 2)
@@ -385,18 +358,18 @@ def test_every_setting_has_a_test() -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_setting_reaches_the_template(synth: Synth, setting: str) -> None:
+def test_setting_reaches_the_template(setting: str) -> None:
     resource_type, properties = SETTINGS[setting]
     synth(*CHANGED).template.has_resource_properties(resource_type, properties)
 
 
 @pytest.mark.parametrize(("settings", "platform"), [((), "linux/amd64"), (CHANGED, "linux/arm64")])
-def test_image_is_built_for_the_architecture(synth: Synth, settings: tuple[str, ...], platform: str) -> None:
+def test_image_is_built_for_the_architecture(settings: tuple[str, ...], platform: str) -> None:
     assets = json.loads((synth(*settings).folder / "ChestXray.assets.json").read_text())
     assert [image["source"]["platform"] for image in assets["dockerImages"].values()] == [platform]
 
 
-def test_image_is_built_on_the_base_of_the_setting(synth: Synth) -> None:
+def test_image_is_built_on_the_base_of_the_setting() -> None:
     base = f"public.ecr.aws/lambda/python:3.13@sha256:{'0' * 64}"
     (image,) = json.loads((synth(f"baseImage={base}").folder / "ChestXray.assets.json").read_text())[
         "dockerImages"
@@ -404,13 +377,13 @@ def test_image_is_built_on_the_base_of_the_setting(synth: Synth) -> None:
     assert image["source"]["dockerBuildArgs"] == {"BASE_IMAGE": base}
 
 
-def test_zip_holds_the_job_creator_and_the_run_protocol_alone(synth: Synth) -> None:
+def test_zip_holds_the_job_creator_and_the_run_protocol_alone() -> None:
     (handler,) = synth().folder.glob("asset.*/job_creator/handler.py")
     sources = ROOT / "lambdas"
     assert files_in(handler.parents[1]) == {path.relative_to(sources) for path in sources.rglob("*.py")}
 
 
-def test_image_is_built_from_the_classifier_and_the_run_protocol_alone(synth: Synth) -> None:
+def test_image_is_built_from_the_classifier_and_the_run_protocol_alone() -> None:
     (dockerfile,) = synth().folder.glob("asset.*/containers/classifier/Dockerfile")
     folder = ROOT / "containers" / "classifier"
     expected = {
@@ -431,9 +404,7 @@ def files_in(folder: Path) -> set[Path]:
 
 
 @pytest.mark.parametrize(("settings", "policy"), [((), "Retain"), (CHANGED, "Delete")])
-def test_data_is_kept_unless_the_setting_says_destroy(
-    synth: Synth, settings: tuple[str, ...], policy: str
-) -> None:
+def test_data_is_kept_unless_the_setting_says_destroy(settings: tuple[str, ...], policy: str) -> None:
     template = synth(*settings).template
     for resource_type in ("AWS::S3::Bucket", "AWS::S3::BucketPolicy", "AWS::DynamoDB::Table"):
         template.all_resources(resource_type, {"DeletionPolicy": policy, "UpdateReplacePolicy": policy})
@@ -463,14 +434,14 @@ def test_outputs(template: Template) -> None:
     assert all(output["Description"] for output in outputs.values())
 
 
-def test_settings_are_read_back_from_the_output(synth: Synth) -> None:
+def test_settings_are_read_back_from_the_output() -> None:
     for settings in (CHANGED, EXISTING_BUCKET):
         output = synth(*settings).template.find_outputs("Settings")["Settings"]["Value"]
         given = Config.from_context(dict(setting.split("=") for setting in settings))
         assert Config.from_settings(json.loads(output)) == given
 
 
-def test_the_stack_says_what_stays_after_deleting_it(synth: Synth) -> None:
+def test_the_stack_says_what_stays_after_deleting_it() -> None:
     def on_delete(*settings: str) -> str:
         return str(readable(synth(*settings).template.find_outputs("OnDelete"))["OnDelete"]["Value"])
 
@@ -482,7 +453,7 @@ def test_the_stack_says_what_stays_after_deleting_it(synth: Synth) -> None:
 
 
 @pytest.mark.parametrize("settings", [(), EXISTING_BUCKET, CHANGED, (f"kmsKey={OWN_KEY}", "data=destroy")])
-def test_cfn_lint_finds_nothing(synth: Synth, settings: tuple[str, ...]) -> None:
+def test_cfn_lint_finds_nothing(settings: tuple[str, ...]) -> None:
     # W3005: the CDK also writes dependencies that a reference implies.
     text = (synth(*settings).folder / "ChestXray.template.json").read_text()
     assert lint(text, config=ManualArgs(ignore_checks=["W3005"])) == []
@@ -513,11 +484,11 @@ def fixed(resource_type: str) -> set[str]:
 
 
 @pytest.mark.parametrize("settings", [(), CHANGED])
-def test_no_setting_replaces_a_resource_with_data(synth: Synth, settings: tuple[str, ...]) -> None:
+def test_no_setting_replaces_a_resource_with_data(settings: tuple[str, ...]) -> None:
     assert irreplaceable(synth(*settings).template) == IRREPLACEABLE
 
 
-def test_an_existing_bucket_replaces_only_the_images(synth: Synth) -> None:
+def test_an_existing_bucket_replaces_only_the_images() -> None:
     others = {name: value for name, value in IRREPLACEABLE.items() if name != "StorageImagesCFC0E004"}
     assert irreplaceable(synth(*EXISTING_BUCKET).template) == others
 
@@ -544,7 +515,7 @@ def test_a_change_that_replaces_data_is_noticed(
     assert irreplaceable(synthesize(tmp_path).template) != IRREPLACEABLE
 
 
-def test_two_stacks_of_one_account_share_no_name(synth: Synth, tmp_path: Path) -> None:
+def test_two_stacks_of_one_account_share_no_name(tmp_path: Path) -> None:
     """CloudFormation chooses every name, which begins with the name of the stack."""
     first = synth(*CHANGED).template.to_json()
     assert synthesize(tmp_path, *CHANGED, name="Other").template.to_json() == first
