@@ -91,7 +91,7 @@ class Config:
         "existing bucket with the images; the stack only reads it. Without this, the stack creates a bucket",
     )
     images_kms_key: str | None = _key("KMS key that the existing imagesBucket is encrypted with")
-    kms_key: str | None = _key("your own KMS key, which encrypts all that the stack stores except access logs")
+    kms_key: str | None = _key("your own KMS key: it encrypts all that the stack stores except access logs")
     # IAM policies contain the prefix: `*`, `?` and `$` would be wildcards and variables there. Every key
     # begins with it: a spreadsheet would read a key that begins with any of =+@- as a formula.
     prefix: str = _text(

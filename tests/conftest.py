@@ -25,7 +25,7 @@ botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 # Environment variables that change what the code under test finds, or how it prints.
 SETTINGS = ("AWS_", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "LINES", "NO_COLOR", "PY_COLORS")
-DEFAULT_HANDLERS = {
+DEFAULT_HANDLERS: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
