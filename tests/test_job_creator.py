@@ -697,5 +697,5 @@ def throttle(monkeypatch: pytest.MonkeyPatch, every: int) -> list[str]:
         return {"FailedRecordCount": len(records) - len(taken), "Records": merged}
 
     monkeypatch.setattr(KinesisBackend, "put_records", partly)
-    monkeypatch.setattr("handler.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("runs.jobs.time.sleep", lambda seconds: None)
     return refused
