@@ -377,13 +377,13 @@ def test_image_is_built_on_the_base_of_the_setting() -> None:
     assert image["source"]["dockerBuildArgs"] == {"BASE_IMAGE": base}
 
 
-def test_zip_holds_the_job_creator_and_the_run_protocol_alone() -> None:
+def test_zip_holds_only_the_job_creator_and_the_run_protocol() -> None:
     (handler,) = synth().folder.glob("asset.*/job_creator/handler.py")
     sources = ROOT / "lambdas"
     assert files_in(handler.parents[1]) == {path.relative_to(sources) for path in sources.rglob("*.py")}
 
 
-def test_image_is_built_from_the_classifier_and_the_run_protocol_alone() -> None:
+def test_image_is_built_only_from_the_classifier_and_the_run_protocol() -> None:
     (dockerfile,) = synth().folder.glob("asset.*/containers/classifier/Dockerfile")
     folder = ROOT / "containers" / "classifier"
     expected = {
