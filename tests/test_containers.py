@@ -8,14 +8,25 @@ import pytest
 from support import wait_for
 
 SCRIPT = """
-import signal, sys
+import signal, sys, time
+from cxr.local_aws.function_host import PROXY_URL
 from cxr.local_aws.local_aws import LocalAws
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with LocalAws(image=sys.argv[1]) as aws:
-    classifier = aws.deploy()["ClassifierName"]
+    functions = aws.client("lambda")
+    functions.create_function(
+        FunctionName="classifier",
+        PackageType="Image",
+        Code={"ImageUri": sys.argv[1]},
+        Role="arn:aws:iam::000000000000:role/classifier",
+        Timeout=60,
+        Environment={"Variables": {"BUCKET_NAME": "images", "TABLE_NAME": "predictions"}},
+    )
+    while PROXY_URL not in str(functions.get_function_configuration(FunctionName="classifier")):
+        time.sleep(0.1)
     print(aws.logs.name, flush=True)
-    aws.client("lambda").invoke(FunctionName=classifier, Payload="{}")
+    functions.invoke(FunctionName="classifier", Payload="{}")
     print("answered", flush=True)
     signal.pause()
 """
