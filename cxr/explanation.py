@@ -1,37 +1,62 @@
-"""Where in an image a score comes from: a class activation map laid over what the model saw."""
+"""What the score of an image is based on: a class activation map over what the model saw."""
 
 from __future__ import annotations
+
+from decimal import Decimal
 
 import numpy as np
 import numpy.typing as npt
 from classifier.images import Pixels
+from classifier.model import BundleError, Model
 from PIL import Image, ImageDraw, ImageFont
 
 from cxr import RESEARCH_ONLY
+from cxr.errors import InputError
 
 SIDE = 672  # of the overlay, in pixels; models see 56 to 224
-MORE, LESS = (230, 97, 1), (94, 60, 153)  # orange and violet, which the colour-blind tell apart
-STRONGEST = 0.6  # opacity of the place that counts most
-CAPTION = f"A map is not evidence of localisation. {RESEARCH_ONLY}"
+MORE, LESS = (230, 97, 1), (94, 60, 153)  # orange and violet: colour-blind readers can tell them apart
+MAX_OPACITY = 0.6  # of the map, at the place that adds or subtracts most
+CAPTION = f"A map is not evidence of where a finding is. {RESEARCH_ONLY}"
+
+
+def explain(model: Model, data: bytes, label: str | None = None) -> tuple[str, Decimal, Image.Image]:
+    """The label (by default the primary one), its score, and its map over the image.
+
+    Raises ImageError, and InputError if the model has no map or no such label.
+    """
+    pixels, _ = model.prepare(data)
+    try:
+        maps = model.explain(pixels)
+    except BundleError as error:
+        raise InputError(str(error)) from None
+    label = label or next(iter(maps))
+    if label not in maps:
+        raise InputError(f"{model.name} has no label {label}; expected one of {', '.join(maps)}")
+    score = model.score([pixels])[0][label]
+    return label, score, overlay(pixels, maps[label], f"{label} {score:.3f} by {model.name}")
 
 
 def overlay(pixels: Pixels, cam: npt.NDArray[np.float32], title: str) -> Image.Image:
-    """What the model saw, with what speaks for the label in orange and what speaks against it in violet.
+    """What the model saw, in orange where it adds to the score and in violet where it subtracts.
 
     `pixels` is [channels, crop, crop], `cam` [rows, columns]: what each place adds to the label's logit.
     """
     seen = Image.fromarray(np.asarray(pixels.mean(axis=0)).round().astype(np.uint8)).resize((SIDE, SIDE))
-    strength = np.asarray(Image.fromarray(cam).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    opacity = STRONGEST * np.abs(strength) / max(float(np.abs(strength).max()), 1e-9)
+    layer = map_layer(cam, SIDE)
+    return _captioned(Image.alpha_composite(seen.convert("RGBA"), layer).convert("RGB"), title)
+
+
+def map_layer(cam: npt.NDArray[np.float32], side: int) -> Image.Image:
+    """A class activation map [rows, columns] as an RGBA layer of side x side pixels to lay over an image."""
+    strength = np.asarray(Image.fromarray(cam).resize((side, side), Image.Resampling.BICUBIC))
+    opacity = MAX_OPACITY * np.abs(strength) / max(float(np.abs(strength).max()), 1e-9)
     colour = np.where(strength[..., np.newaxis] > 0, MORE, LESS)
-    mixed = (
-        np.asarray(seen)[..., np.newaxis] * (1 - opacity[..., np.newaxis]) + colour * opacity[..., np.newaxis]
-    )
-    return _captioned(Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8)), title)
+    layer = np.concatenate([colour, 255 * opacity[..., np.newaxis]], axis=-1)
+    return Image.fromarray(layer.round().astype(np.uint8), "RGBA")
 
 
 def _captioned(image: Image.Image, title: str) -> Image.Image:
-    lines = (title, "Orange speaks for it, violet against it.", CAPTION)
+    lines = (title, "Orange adds to the score, violet subtracts from it.", CAPTION)
     font = ImageFont.load_default(14)
     canvas = Image.new("RGB", (image.width, image.height + 20 * len(lines) + 8), "white")
     canvas.paste(image)

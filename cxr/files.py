@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from cxr.errors import InputError
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, whose file takes the place of `path` when the block ends well.
+    """A path to write to. When the block ends without an error, its file replaces the one at `path`.
 
-    A new file is its owner's alone to read: reports and results are about patients. One that was there keeps
-    its mode. A link is followed. Raises InputError for a path that is there and no file, or in no folder, and
-    OSError, before the block where the folder cannot be written to.
+    A new file has mode 0600: reports and results are about patients. An existing file keeps its mode. A link
+    is followed. Raises InputError for a folder, a device and a path in no folder, and OSError; if the folder
+    cannot be written to, before the block.
     """
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: expected a file in a folder that exists")
-    if path.exists() and not path.is_file():  # a device or a pipe would be replaced
-        raise InputError(f"{path}: expected a file, and that is a folder or a device")
+    if path.exists() and not path.is_file():  # a device or a pipe would be replaced by a file
+        raise InputError(f"{path}: expected a file, found a folder or a device")
     path = path.resolve()
-    # A name that nobody knows beforehand, for a file that was not there: no link can wait for it.
+    # A random name, and a file that must not exist yet: nobody can put a link there beforehand.
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         part.touch(mode=0o600, exist_ok=False)

@@ -1,4 +1,4 @@
-"""Drawings that look a little like chest X-rays, for a demonstration without patients."""
+"""Drawings that look a little like chest X-rays, for demonstrations without patient data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ AIR, SOFT_TISSUE, LUNG, BONE, OPACITY = 8, 165, 55, 200, 150  # grey values, 0..
 
 
 def draw_phantom(seed: int, *, opacity: bool) -> Image.Image:
-    """A torso with lungs, heart, spine and ribs (mode L, 512 x 512), with a shadow in one lung if asked."""
+    """A torso with lungs, heart, spine and ribs (mode L, 512 x 512), and optionally an opacity in a lung."""
     random = np.random.default_rng(seed)
     image = Image.new("L", (SIZE, SIZE), AIR)
     draw = ImageDraw.Draw(image)
@@ -30,7 +30,7 @@ def draw_phantom(seed: int, *, opacity: bool) -> Image.Image:
     for y in range(110, 420, 38):
         for side in (-1, 1):
             start, end = (180, 300) if side < 0 else (240, 360)
-            draw.arc(box(side * 100, y + 60, 95, 60), start, end, fill=105, width=9)  # a rib, over lung
+            draw.arc(box(side * 100, y + 60, 95, 60), start, end, fill=105, width=9)  # a rib over the lung
     draw.ellipse(box(25, 345, 82, 78), fill=SOFT_TISSUE + 10)  # heart
     if opacity:
         side = int(random.choice((-1, 1)))

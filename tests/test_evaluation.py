@@ -1,4 +1,4 @@
-"""`cxr evaluate`: its numbers against hand and scikit-learn, its files, and what it says of bad input."""
+"""`cxr evaluate`: its figures against figures by hand and by scikit-learn, its files, and bad input."""
 
 import hashlib
 import json
@@ -18,6 +18,7 @@ import pytest
 from classifier.model import Model
 from PIL import Image
 from runs.predictions import Prediction
+from runs.run import Run, State
 from runs.table import RunTable
 from sklearn.metrics import (
     average_precision_score,
@@ -30,12 +31,21 @@ from sklearn.metrics import (
 from support import TABLE, begin_run, uid
 from typer.testing import CliRunner
 
+from cxr.bundles import SHIPPED
 from cxr.commands.app import app
-from cxr.commands.model import SHIPPED
-from cxr.evaluation import measures as evaluation
+from cxr.errors import InputError
+from cxr.evaluation import measures
 from cxr.evaluation.cohort import fingerprint
-from cxr.evaluation.measures import LabelledScores, at_prevalence, evaluate, proportion_interval, reliability
-from cxr.evaluation.measures import threshold_at_sensitivity as threshold_at
+from cxr.evaluation.measures import (
+    LabelledScores,
+    at_prevalence,
+    measure,
+    proportion_interval,
+    reliability,
+    threshold_at_sensitivity,
+)
+from cxr.evaluation.results import Results, read_results
+from cxr.results import row, write_csv
 
 # Twelve images, six positive (P), with ties of a positive and a negative at 0.8, 0.6 and 0.5:
 #   0.9 P   0.8 P   0.8 N   0.7 P   0.6 N   0.6 P   0.5 P   0.5 N   0.4 N   0.3 P   0.2 N   0.1 N
@@ -67,23 +77,23 @@ BY_HAND = {
 
 
 def test_twelve_images_by_hand() -> None:
-    found = evaluate(TWELVE, 0.5, probability=True)
+    found = measure(TWELVE, 0.5, probability=True)
     assert (found.images, found.patients, found.positives, found.prevalence) == (12, None, 6, 0.5)
     values = {name: estimate.value for name, estimate in found.measures.items()}
     assert {name: values[name] for name in BY_HAND} == pytest.approx(BY_HAND, abs=1e-12)
-    assert list(found.measures) == list(evaluation.MEASURES)
+    assert list(found.measures) == list(measures.MEASURES)
 
 
 def test_the_highest_threshold_that_reaches_a_sensitivity() -> None:
-    assert threshold_at(TWELVE, 5 / 6) == 0.5
-    assert threshold_at(TWELVE, 0.84) == 0.3  # needs all six
-    assert threshold_at(TWELVE, 0.01) == 0.9
+    assert threshold_at_sensitivity(TWELVE, 5 / 6) == 0.5
+    assert threshold_at_sensitivity(TWELVE, 0.84) == 0.3  # needs all six
+    assert threshold_at_sensitivity(TWELVE, 0.01) == 0.9
 
 
 def test_another_prevalence_by_hand() -> None:
     # Sensitivity 5/6 and specificity 1/2 among 100 positive and 900 negative images of 1,000:
     # TP 83.3, FN 16.7, FP 450, TN 450, so PPV is 83.3 / 533.3 = 5/32 and NPV 450 / 466.7 = 27/28.
-    here = evaluate(TWELVE, 0.5, probability=True)
+    here = measure(TWELVE, 0.5, probability=True)
     there = at_prevalence(here, 0.1)
     assert there.ppv.value == pytest.approx(5 / 32)
     assert there.npv.value == pytest.approx(27 / 28)
@@ -103,7 +113,7 @@ def test_another_prevalence_by_hand() -> None:
     ("positive", "undefined", "accuracy"), [(True, "specificity", 8 / 12), (False, "sensitivity", 4 / 12)]
 )
 def test_one_class(positive: bool, undefined: str, accuracy: float) -> None:
-    found = evaluate(LabelledScores(TWELVE.scores, np.full(12, positive)), 0.45, probability=True).measures
+    found = measure(LabelledScores(TWELVE.scores, np.full(12, positive)), 0.45, probability=True).measures
     without_value = {name for name, estimate in found.items() if estimate.value is None}
     assert without_value == {"auc", "average_precision", "calibration_slope", undefined}
     assert found["auc"].undefined == "only one class"
@@ -116,28 +126,28 @@ def test_calibration_slope_by_hand() -> None:
     # variance of a log odds ratio is the sum of the inverse counts (Woolf), here times 8/7 for 8 clusters.
     scores = np.repeat([0.25, 0.75], 4)
     calibrated = LabelledScores(scores, np.array([1, 0, 0, 0, 1, 1, 1, 0], dtype=bool))
-    found = evaluate(calibrated, 0.5, probability=True).measures["calibration_slope"]
+    found = measure(calibrated, 0.5, probability=True).measures["calibration_slope"]
     assert found.value == pytest.approx(1, abs=1e-4)
     half_width = 1.96 * ((1 + 1 / 3 + 1 / 3 + 1) * 8 / 7) ** 0.5 / (2 * np.log(3))
     assert found.ci95 == pytest.approx((1 - half_width, 1 + half_width), abs=1e-3)
     too_extreme = LabelledScores(scores, np.array([1, 1, 0, 0, 1, 1, 1, 0], dtype=bool))
-    found = evaluate(too_extreme, 0.5, probability=True).measures["calibration_slope"]
+    found = measure(too_extreme, 0.5, probability=True).measures["calibration_slope"]
     assert found.value == pytest.approx(0.5, abs=1e-4)
-    parted = evaluate(LabelledScores(scores, scores > 0.5), 0.5, probability=True).measures
-    assert parted["calibration_slope"].undefined == "a score parts the classes"
+    parted = measure(LabelledScores(scores, scores > 0.5), 0.5, probability=True).measures
+    assert parted["calibration_slope"].undefined == "a score separates the classes"
     assert parted["auc"].value == 1
     assert parted["auc"].ci95 is None  # each resample says 1 too, which is no interval
 
 
-def test_no_calibration_of_scores_that_are_no_probability() -> None:
-    assert not {"brier", "calibration_slope"} & set(evaluate(TWELVE, 0.5, probability=False).measures)
+def test_scores_that_are_not_probabilities_have_no_calibration() -> None:
+    assert not {"brier", "calibration_slope"} & set(measure(TWELVE, 0.5, probability=False).measures)
 
 
-def ranked_by(measure: Callable[..., float]) -> Callable[..., float]:
-    return lambda positive, scores: measure(positive, scores) if len(set(positive)) == 2 else np.nan
+def ranked_by(statistic: Callable[..., float]) -> Callable[..., float]:
+    return lambda positive, scores: statistic(positive, scores) if len(set(positive)) == 2 else np.nan
 
 
-PLAINLY: dict[str, Callable[..., float]] = {
+BY_SCIKIT_LEARN: dict[str, Callable[..., float]] = {
     "auc": ranked_by(roc_auc_score),
     "average_precision": ranked_by(average_precision_score),
     "f1": lambda positive, scores: f1_score(positive, scores >= 0.5),
@@ -151,8 +161,8 @@ PLAINLY: dict[str, Callable[..., float]] = {
 
 @pytest.mark.parametrize("ill", [20, 3])  # of 40 patients; with 3, some resamples have one class
 def test_intervals_are_those_of_a_plain_bootstrap(monkeypatch: pytest.MonkeyPatch, ill: int) -> None:
-    """Patients of one to five images with many ties; each resample is put together image by image."""
-    monkeypatch.setattr(evaluation, "RESAMPLES", 100)
+    """Patients have one to five images, with many ties. Each resample is put together image by image."""
+    monkeypatch.setattr(measures, "RESAMPLES", 100)
     random = np.random.default_rng(0)
     patients = random.permutation(np.repeat(np.arange(40), random.integers(1, 6, 40)))
     positive = (patients < ill) & (random.random(len(patients)) < 0.8)
@@ -163,9 +173,9 @@ def test_intervals_are_those_of_a_plain_bootstrap(monkeypatch: pytest.MonkeyPatc
         for _ in range(100)
     ]
     assert any(not positive[images].any() for images in resamples) == (ill == 3)
-    found = evaluate(LabelledScores(scores, positive, patients), 0.5, probability=True).measures
-    for name, measure in PLAINLY.items():
-        measured = [measure(positive[images], scores[images]) for images in resamples]
+    found = measure(LabelledScores(scores, positive, patients), 0.5, probability=True).measures
+    for name, statistic in BY_SCIKIT_LEARN.items():
+        measured = [statistic(positive[images], scores[images]) for images in resamples]
         assert found[name].ci95 == pytest.approx(tuple(np.nanquantile(measured, [0.025, 0.975]))), name
 
 
@@ -173,18 +183,18 @@ def test_resamples_are_measured_as_scikit_learn_does() -> None:
     random = np.random.default_rng(0)
     scores = np.sort(random.integers(0, 20, 200) / 20)[::-1]  # many ties
     positive, times = random.random(200) < scores, random.integers(0, 4, 200)
-    times[:20] = 0  # nothing of the highest scores is drawn
-    found = evaluation._ranking(LabelledScores(scores, positive), np.arange(200))(times)
+    times[:20] = 0  # the highest scores are not drawn
+    found = measures._ranking(LabelledScores(scores, positive), np.arange(200))(times)
     assert found["auc"] == pytest.approx(roc_auc_score(positive, scores, sample_weight=times))
     expected = average_precision_score(positive, scores, sample_weight=times)
     assert found["average_precision"] == pytest.approx(expected)
 
 
 def test_a_perfect_ranking_has_no_interval() -> None:
-    """Each resample ranks as perfectly, and rounding must not make a spread of that."""
+    """Each resample ranks perfectly too, and rounding must not make an interval of that."""
     positive = simulated(50, 1).positive
     scores = (positive + np.random.default_rng(0).random(150)) / 2
-    found = evaluate(LabelledScores(scores, positive), 0.5, probability=True).measures
+    found = measure(LabelledScores(scores, positive), 0.5, probability=True).measures
     for name in ("auc", "average_precision"):
         assert (found[name].value, found[name].ci95) == (1, None)
 
@@ -200,15 +210,15 @@ def test_interval_of_a_proportion_is_wilsons_and_wider_for_patients_with_several
     assert proportion_interval(np.ones(20, dtype=bool), in_pairs) == pytest.approx((0.722467, 1), abs=1e-5)
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fifty patients of three images each, alike within a patient; the truth is from 60,000 of them."""
-    monkeypatch.setattr(evaluation, "RESAMPLES", 1)
-    truth = evaluate(simulated(60_000, 0), 0.5, probability=True).measures
-    monkeypatch.setattr(evaluation, "RESAMPLES", 200)
+def test_intervals_hold_the_true_value_in_about_95_of_100_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty patients with three similar images each. The true value is that of 60,000 such patients."""
+    monkeypatch.setattr(measures, "RESAMPLES", 1)
+    truth = measure(simulated(60_000, 0), 0.5, probability=True).measures
+    monkeypatch.setattr(measures, "RESAMPLES", 200)
     names = ("auc", "average_precision", "sensitivity", "accuracy", "ppv", "calibration_slope", "brier")
     hits = dict.fromkeys(names, 0)
     for seed in range(1, 61):
-        found = evaluate(simulated(50, seed), 0.5, probability=True).measures
+        found = measure(simulated(50, seed), 0.5, probability=True).measures
         for name in names:
             value, interval = truth[name].value, found[name].ci95
             assert value is not None
@@ -218,7 +228,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(monkeypatch: pytest
 
 
 def simulated(patients: int, seed: int) -> LabelledScores:
-    """Scores that are calibrated: logits of classes one apart, with a share of each patient's own."""
+    """Calibrated scores: the logits of the classes are one apart, and images of a patient are similar."""
     random = np.random.default_rng(seed)
     positive = np.repeat(random.random(patients) < 0.5, 3)
     noise = np.repeat(random.normal(size=patients), 3) + random.normal(size=3 * patients)
@@ -226,7 +236,7 @@ def simulated(patients: int, seed: int) -> LabelledScores:
     return LabelledScores(1 / (1 + np.exp(-logits)), positive, np.repeat(np.arange(patients), 3))
 
 
-def test_reliability_keeps_ties_together_and_counts_everything() -> None:
+def test_reliability_keeps_ties_together_and_counts_every_image() -> None:
     bins = reliability(TWELVE, bins=4)
     assert sum(group.images for group in bins) == 12
     assert [(group.images, group.observed) for group in bins] == [
@@ -247,12 +257,12 @@ LABELS = "file,abnormal,patient_id,view,age\n" + "".join(
     f"some/{number:02}.png,{int(positive)},{number // 2},{'AP' if number % 4 else 'PA'},{15 + 7 * number}\n"
     for number, positive in enumerate(TWELVE.positive)
 )
-Evaluate = Callable[..., Any]  # of what Typer's CliRunner gives
+Evaluate = Callable[..., Any]  # returns the result of Typer's CliRunner
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """The bundle that ships, but with a threshold of 0.5, and no word of what it was trained on."""
+    """The bundle that ships, but with a threshold of 0.5 and without trained_on.json."""
     folder = tmp_path / "bundle"
     folder.mkdir()
     for name in ("model.onnx", "model.json"):
@@ -265,10 +275,10 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
-    """`cxr evaluate results.csv --labels labels.csv` in a folder with these two files."""
+    """Runs `cxr evaluate results.csv --labels labels.csv` in a folder with these two files."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluation, "RESAMPLES", 50)
-    monkeypatch.setattr("cxr.commands.evaluate.SHIPPED", bundle)
+    monkeypatch.setattr(measures, "RESAMPLES", 50)
+    monkeypatch.setattr("cxr.bundles.SHIPPED", bundle)
 
     def evaluated(*options: str, results: str | bytes = RESULTS, labels: str | bytes = LABELS) -> Any:
         for name, content in {"results.csv": results, "labels.csv": labels}.items():
@@ -292,7 +302,7 @@ def test_json(run: Evaluate) -> None:
     assert values(found["overall"]) | BY_HAND == pytest.approx(values(found["overall"]))
     assert found["overall"]["patients"] == 6
     assert found["threshold"]["value"] == 0.5
-    assert found["threshold"]["source"] == f"of {found['model']}, and the results were decided by it"
+    assert found["threshold"]["source"] == f"the threshold of {found['model']}; the results agree with it"
     assert found["at_prevalence"]["ppv"]["value"] == pytest.approx(5 / 32)
     assert "by patients" in found["intervals"]
     without_patients = in_json(run("--json", labels=LABELS.replace("patient_id", "who")))
@@ -321,19 +331,27 @@ def test_groups(run: Evaluate) -> None:
     assert "12 images of 6 patients: 6 positive, prevalence 0.500" in on_a_terminal
 
 
-def test_thresholds(run: Evaluate) -> None:
+def test_thresholds(run: Evaluate, bundle: Path) -> None:
     assert in_json(run("--threshold", "0.3", "--json"))["overall"]["measures"]["tp"]["value"] == 6
     reached = in_json(run("--at-sensitivity", "0.95", "--json"))
     assert reached["threshold"]["value"] == 0.3
     assert "chosen on these same images" in reached["threshold"]["source"]
     assert values(reached["overall"])["sensitivity"] == 1
-    # Results decided at 0.65, which is not the bundle's threshold.
+    # Decided at 0.65, which is not the threshold of the bundle that ships: another model made these results.
     decided = RESULTS.replace("0.600000,abnormal", "0.600000,normal").replace(
         "0.500000,abnormal", "0.500000,normal"
     )
-    implied = in_json(run("--json", results=decided))["threshold"]
+    of_another = in_json(run("--json", results=decided))
+    assert of_another["threshold"] == {
+        "value": 0.7,
+        "source": "the lowest score that the results call positive",
+    }
+    assert (of_another["model"], of_another["probability"]) == (None, False)
+    assert "It is not known which model made these scores" in " ".join(run(results=decided).stdout.split())
+    implied = in_json(run("--json", "--bundle", str(bundle), results=decided))["threshold"]
     assert implied["value"] == 0.7
     assert implied["source"].startswith("the lowest score that the results call positive (")
+    assert "has 0.5: it may not have made them" in implied["source"]
     nothing_called = in_json(run("--json", results=RESULTS.replace(",abnormal", ",normal")))
     assert values(nothing_called["overall"])["tp"] == 0
     assert nothing_called["overall"]["measures"]["ppv"]["undefined"] == "no image called positive"
@@ -344,15 +362,15 @@ def test_thresholds(run: Evaluate) -> None:
     assert in_json(run("--json", results=undecided))["threshold"]["value"] == 0.5
 
 
-def test_what_is_left_out_is_said(run: Evaluate) -> None:
+def test_what_is_left_out_is_printed(run: Evaluate) -> None:
     results = RESULTS + "cxr/a.png,FAILED,,,IMAGE_EMPTY\ncxr/unknown.png,SCORED,0.400000,normal,\n"
     labels = LABELS + "b.png,1,77,AP,50\nb.png,1,77,AP,50\n"
     found = in_json(run("--json", results=results, labels=labels))
     counts = ("failed", "without_label", "labels_without_image", "repeated_labels")
     assert [found[count] for count in counts] == [1, 1, 1, 1]
-    said = run(results=results, labels=labels).stdout
+    printed = run(results=results, labels=labels).stdout
     assert "1 FAILED images, 1 images without a label, 1 labels without an image, 1 labels given again" in (
-        " ".join(said.split())
+        " ".join(printed.split())
     )
 
 
@@ -388,10 +406,10 @@ def test_nihs_own_labels_and_one_label_of_many(run: Evaluate) -> None:
         run("--json", "--label", "Effusion", "--threshold", "0.3", results=several, labels=labels)
     )
     assert of_other["label"] == "Effusion"
-    assert values(of_other["overall"])["auc"] == 0  # 2.png alone has it, and the lowest score
+    assert values(of_other["overall"])["auc"] == 0  # only 2.png has it, with the lowest score
 
 
-def test_a_bundle_says_what_it_was_trained_on(run: Evaluate, bundle: Path) -> None:
+def test_what_the_model_was_trained_on_is_printed_first(run: Evaluate, bundle: Path) -> None:
     assert in_json(run("--json"))["training_overlap"] is None
     assert "has no trained_on.json" in " ".join(run().stdout.split())
 
@@ -402,14 +420,14 @@ def test_a_bundle_says_what_it_was_trained_on(run: Evaluate, bundle: Path) -> No
     (bundle / "trained_on.json").write_text(json.dumps(hashed))
     trained = in_json(run("--json"))["training_overlap"]
     assert trained == {"images": 2, "patients": 3, "of_images": 12, "of_patients": 6}
-    said_first = " ".join(run().stdout.split())[:100]
-    assert "was trained on 2 of these 12 images, 3 of 6 patients" in said_first
+    first = " ".join(run().stdout.split())[:100]
+    assert "was trained on 2 of these 12 images, 3 of 6 patients" in first
     padded = re.sub(r"(?<=png,\d,)", "0000", LABELS)  # as NIH's files name their patients
     assert in_json(run("--json", labels=padded))["training_overlap"] == trained
 
     (bundle / "trained_on.json").write_text('{"images": [], "patients": []}')
-    said = " ".join(run().stdout.split())
-    assert "was trained on 0 of these 12 images, 0 of 6 patients." in said
+    printed = " ".join(run().stdout.split())
+    assert "was trained on 0 of these 12 images, 0 of 6 patients." in printed
     (bundle / "trained_on.json").write_text('{"images": []}')
     refused = run("--bundle", str(bundle))
     assert refused.exit_code == 2
@@ -419,8 +437,6 @@ def test_a_bundle_says_what_it_was_trained_on(run: Evaluate, bundle: Path) -> No
 @pytest.mark.usefixtures("aws", "run")
 def test_a_run_is_read_from_the_table(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(bundle)
-    dynamodb = boto3.client("dynamodb")
-    begin_run("first", state="COMPLETE", model=model.name)
     predictions = [
         Prediction(
             f"cxr/{number:02}.png", {"abnormal": Decimal(str(score))}, ("abnormal",) * bool(score >= 0.5)
@@ -428,20 +444,70 @@ def test_a_run_is_read_from_the_table(bundle: Path, monkeypatch: pytest.MonkeyPa
         for number, score in enumerate(TWELVE.scores)
     ]
     failed = Prediction("cxr/empty.png", error="IMAGE_EMPTY")
-    RunTable(dynamodb, TABLE).write("first", uid("first"), [*predictions, failed], {}, {})
+    labels = [{"name": "abnormal", "threshold": Decimal("0.45")}]
+    table = RunTable(boto3.client("dynamodb"), TABLE)
+    for name, fields in (
+        ("first", {"model_sha256": model.sha256, "labels": labels}),
+        ("old", {"model_sha256": model.sha256}),  # older versions recorded no labels
+        ("other", {"model_sha256": "0" * 64, "labels": labels}),
+    ):
+        begin_run(name, state="COMPLETE", model=model.name, **fields)
+        table.write(name, uid(name), [*predictions, failed], {}, {})
     monkeypatch.setattr("cxr.commands.evaluate.Stack.find", lambda name: SimpleNamespace(table=TABLE))
     Path("labels.csv").write_text(LABELS)
-    found = in_json(CliRunner().invoke(app, ["evaluate", "first", "--labels", "labels.csv", "--json"]))
+
+    def evaluated(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["evaluate", *arguments, "--labels", "labels.csv", "--json"])
+
+    found = in_json(evaluated("first"))
     assert values(found["overall"]) | BY_HAND == pytest.approx(values(found["overall"]))
     assert (found["failed"], found["model"]) == (1, model.name)
-    other_label = CliRunner().invoke(app, ["evaluate", "first", "--labels", "labels.csv", "--label", "Mass"])
-    assert (other_label.exit_code, other_label.stderr) == (
-        2,
-        "Error: first has no scores of Mass; --label: abnormal\n",
-    )
-    missing = CliRunner().invoke(app, ["evaluate", "second", "--labels", "labels.csv"])
-    assert missing.exit_code == 2
-    assert "second is no file" in missing.stderr
+    assert found["threshold"] == {"value": 0.45, "source": "recorded by the run"}
+    assert in_json(evaluated("old"))["threshold"]["value"] == 0.5
+    other = in_json(evaluated("other"))
+    assert (other["model"], other["threshold"]["value"]) == (None, 0.45)
+    for arguments, message in (
+        (("first", "--label", "Mass"), "run first has no label Mass; expected abnormal"),
+        (("second",), "second is not a file, and no run was found: there is no run second"),
+        (
+            ("other", "--bundle", str(bundle)),
+            "expected the bundle that made these scores of abnormal, with 000",
+        ),
+    ):
+        refused = evaluated(*arguments)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+
+
+@pytest.mark.parametrize("label", ["abnormal", "mass"])
+def test_a_csv_gives_the_predictions_back(tmp_path: Path, label: str) -> None:
+    predictions = [
+        Prediction("a.png", {"abnormal": Decimal("0.5"), "mass": Decimal("0.123456")}, ("abnormal",)),
+        Prediction("b.png", {"abnormal": Decimal("0.25"), "mass": Decimal("0.75")}, ("mass",)),
+        Prediction("c.png", error="IMAGE_EMPTY"),
+    ]
+    for primary in ("abnormal", "mass"):
+        labels = sorted(("abnormal", "mass"), key=lambda name: name != primary)
+        with (tmp_path / "results.csv").open("w") as file:
+            write_csv(file, (row(prediction, labels) for prediction in predictions))
+        found = read_results(tmp_path / "results.csv", label)
+        run = Run(run_id="first", uid="u", state=State.COMPLETE)
+        of_run = Results.of_run(run, predictions, label)
+        assert found.decided == (label == primary)  # the CSV has the decisions for its primary label only
+        assert [(one.key, one.scores, one.error) for one in found.predictions] == [
+            (one.key, one.scores, one.error) for one in of_run.predictions
+        ]
+        if found.decided:
+            assert found.predictions == of_run.predictions
+
+
+def test_results_with_a_decision_missing_have_no_decisions(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text("key,score,label\na.png,0.9,abnormal\nb.png,0.1,\n")
+    found = read_results(path)
+    assert (found.label, found.decided) == ("abnormal", False)
+    with pytest.raises(InputError, match="do not say which images are abnormal"):
+        found.decided_by()
 
 
 def test_plots(run: Evaluate) -> None:
@@ -464,17 +530,18 @@ def test_plots(run: Evaluate) -> None:
     assert {file.name for file in folder.glob("*.png")} == {"scores.png", "calibration.png"}
 
 
-def test_an_interval_that_ends_at_the_value_is_drawn(run: Evaluate) -> None:
-    """In the last bit it may end short of it: of four abnormal images in a bin, say."""
+def test_an_interval_that_ends_at_the_value_is_drawn(run: Evaluate, bundle: Path) -> None:
+    """In the last bit it may end before the value, for example with four abnormal images in a bin."""
     lines = [f"cxr/{number}.png,SCORED,{number / 40:.3f},normal,\n" for number in range(40)]
     labels = [f"{number}.png,{int(number > 30)}\n" for number in range(40)]
     results = "key,status,score,label,error\n" + "".join(lines)
-    result = run("--out", "plots", results=results, labels="image,abnormal\n" + "".join(labels))
+    options = ("--bundle", str(bundle), "--out", "plots")
+    result = run(*options, results=results, labels="image,abnormal\n" + "".join(labels))
     assert result.exit_code == 0, result.output
     assert Path("plots/calibration.png").exists()
 
 
-def test_operating_point_scores_are_no_probability(run: Evaluate, bundle: Path) -> None:
+def test_operating_point_scores_are_not_probabilities(run: Evaluate, bundle: Path) -> None:
     card = json.loads((bundle / "model.json").read_text())
     (bundle / "model.json").write_text(json.dumps(card | {"score": "operating point"}))
     found = in_json(run("--json", "--out", "plots"))
@@ -534,27 +601,31 @@ BAD_INPUT: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
         {"results": "key,score\n00.png,1.5\n"},
         ["results.csv, line 2: column score is '1.5'; expected a score from 0 to 1"],
     ),
-    "a score that is none": ([], {"results": "key,score\n00.png,nan\n"}, ["line 2: column score is 'nan'"]),
+    "a score that is not a number": (
+        [],
+        {"results": "key,score\n00.png,nan\n"},
+        ["line 2: column score is 'nan'"],
+    ),
     "an image twice": (
         [],
         {"results": RESULTS + RESULTS.splitlines()[1]},
         ["results.csv, line 14", "repeats"],
     ),
-    "no one threshold": (
+    "contradicting decisions": (
         [],
         {"results": RESULTS.replace("0.100000,normal", "0.100000,abnormal")},
-        ["0.4 negative", "0.1 positive", "--threshold"],
+        ["0.4 negative", "0.1 positive", "; choose a threshold with --threshold"],
     ),
     "a label that was not scored": (["--label", "Mass"], {}, ["results.csv: expected a column score_Mass"]),
     "a finding that is not there": (
         ["--label", "Mass", "--threshold", "0.5"],
         {"results": "key,score\n1.png,0.5\n", "labels": "file,findings\n1.png,Effusion\n"},
-        ["labels.csv: column findings never has Mass"],
+        ["labels.csv: no image has Mass in column findings"],
     ),
     "no threshold": (
         ["--label", "Mass"],
         {"results": "key,score\n1.png,0.5\n", "labels": "file,Mass\n1.png,1\n"},
-        ["expected --threshold"],
+        ["the results do not say which images are Mass; choose a threshold with --threshold"],
     ),
     "too many groups": (
         ["--group", "patient_id"],
@@ -563,14 +634,14 @@ BAD_INPUT: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
             "labels": "file,abnormal,patient_id\n"
             + "".join(f"{number}.png,1,{number}\n" for number in range(30)),
         },
-        ["--group patient_id: 30 different values"],
+        ["column patient_id has 30 different values; expected at most 20 groups"],
     ),
     "a threshold over 1": (["--threshold", "2"], {}, ["--threshold 2: expected"]),
     "a sensitivity of 0": (["--at-sensitivity", "0"], {}, ["--at-sensitivity 0: expected"]),
     "a sensitivity without positives": (
         ["--at-sensitivity", "0.9"],
         {"labels": "file,abnormal\n00.png,0\n"},
-        ["--at-sensitivity", "positive"],
+        ["--at-sensitivity 0.9: no image is positive"],
     ),
     "a prevalence of NaN": (["--prevalence", "nan"], {}, ["--prevalence nan: expected"]),
     "two thresholds": (["--threshold", "0.5", "--at-sensitivity", "0.9"], {}, ["one of the two"]),
@@ -581,21 +652,22 @@ BAD_INPUT: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_one_line(run: Evaluate, case: str) -> None:
-    options, files, said = BAD_INPUT[case]
+    options, files, messages = BAD_INPUT[case]
     result = run(*options, **files)
     assert result.exit_code == 2, result.output
     assert not result.stdout
     assert result.stderr.count("\n") == 1
-    assert all(part in result.stderr for part in said), result.stderr
+    assert all(message in result.stderr for message in messages), result.stderr
 
 
-def test_files_that_are_not_there(run: Evaluate) -> None:
+def test_missing_files(run: Evaluate) -> None:
     for arguments in (["absent.csv", "--labels", "labels.csv"], ["results.csv", "--labels", "absent.csv"]):
         run()
         result = CliRunner().invoke(app, ["evaluate", *arguments])
         assert (result.exit_code, result.stderr) == (2, "Error: absent.csv: No such file or directory\n")
 
 
-def test_help_does_not_wait_for_scikit_learn() -> None:
-    code = "import sys, cxr.cli; sys.exit(bool({'sklearn', 'matplotlib'} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_the_commands_load_without_the_libraries_of_an_evaluation() -> None:
+    code = "import sys, cxr.commands.app; print({'numpy', 'sklearn', 'matplotlib', 'PIL'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout == "set()\n"

@@ -1,4 +1,4 @@
-"""The report of a run as Chromium shows it: opened from a file, driven as a person would, checked by axe."""
+"""The report of a run in Chromium: opened from a file, used as a person would, and checked by axe."""
 
 import json
 import shutil
@@ -15,7 +15,6 @@ import boto3
 import numpy as np
 import pytest
 import typer
-from botocore.stub import Stubber
 from classifier.images import Preprocessing, decode
 from classifier.model import Model
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -26,15 +25,16 @@ from support import BUCKET, PREFIX, STREAM, TABLE, begin_run
 from typer.testing import CliRunner
 
 from cxr import RESEARCH_ONLY
+from cxr.bundles import SHIPPED
 from cxr.commands import report as report_command
-from cxr.commands.model import SHIPPED
 from cxr.errors import InputError
-from cxr.evaluation.cohort import Reference, TrainingSet, fingerprint, read_labels
-from cxr.evaluation.measures import LabelledScores, evaluate
+from cxr.evaluation.cohort import TrainingSet, fingerprint
+from cxr.evaluation.labels import Labels, Reference, read_labels
+from cxr.evaluation.measures import NONE, LabelledScores, measure
+from cxr.explanation import map_layer
 from cxr.phantoms import draw_phantom
-from cxr.report_page import document as report
-from cxr.report_page import gallery as report_gallery
-from cxr.report_page import template as report_page
+from cxr.report_page import document, template
+from cxr.report_page.gallery import MAP, thumbnail
 from cxr.runs import RunStatus
 from cxr.stack import Stack
 from stacks.config import Config
@@ -67,7 +67,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Open]:
-    """Opens a file, draws it whole, and fails at the end if the page asked for anything or complained."""
+    """Opens a file and draws all of it. Fails at the end if a page made a request or logged anything."""
     pages: list[Page] = []
     wrong: list[str] = []
 
@@ -124,14 +124,14 @@ def run_of(count: int, **fields: Any) -> RunStatus:
 
 
 def write(path: Path, predictions: list[Prediction], **fields: Any) -> Path:
-    """A report with what the test does not name as plain as can be."""
+    """A report of these predictions, with nothing else unless `fields` name it."""
     run = fields.pop("run", run_of(len(predictions)))
-    report.write(path, run=run, predictions=iter(predictions), **{"label": "abnormal", **fields})
+    document.write(path, run=run, predictions=iter(predictions), **{"label": "abnormal", **fields})
     return path
 
 
-def cohort(count: int = 300) -> tuple[list[Prediction], report.Labels]:
-    """Scores that tell something, some of them shared by several images, and the labels of all but ten."""
+def cohort(count: int = 300) -> tuple[list[Prediction], Labels]:
+    """Scores better than chance, some of them shared by several images, and the labels of all but ten."""
     random = np.random.default_rng(0)
     positive = random.random(count) < 0.4
     scores = (1 / (1 + np.exp(-random.normal(positive * 1.2 - 0.8)))).round(2)
@@ -140,7 +140,7 @@ def cohort(count: int = 300) -> tuple[list[Prediction], report.Labels]:
         Reference(outcomes[i].key, bool(positive[i]), f"patient {i // 2}", ("PA" if i % 3 else "AP",), i)
         for i in range(count - 10)
     ]
-    return outcomes, report.Labels(references, 0, ("view",))
+    return outcomes, Labels(references, ("view",))
 
 
 def phantom(seed: int) -> bytes:
@@ -151,7 +151,7 @@ def phantom(seed: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def pictured(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
-    """A report with all there can be: labels, groups, failures, warnings, pictures, maps, card and cost."""
+    """A report with everything: labels, groups, failures, warnings, pictures, maps, model card and cost."""
     outcomes, labels = cohort()
     outcomes[3] = prediction(3, None)
     outcomes[4] = prediction(4, 0.99, warnings=("COLOUR", "LOOKS_SIDEWAYS"))
@@ -162,7 +162,7 @@ def pictured(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
         model=model,
         training_set=TrainingSet(frozenset(), frozenset()),
         labels=labels,
-        config=Config(),
+        settings=Config().settings(),
         fetch=lambda key: None if key == missing else phantom(int(key[-5])),
     )
 
@@ -175,7 +175,7 @@ def column(page: Page, number: int) -> list[str]:
     return page.locator(f"#table tbody tr td:nth-child({number})").all_inner_texts()
 
 
-# Types into the search and gives the milliseconds until the table says what it found.
+# Types into the search and returns the milliseconds until the table shows what it found.
 SEARCH = """async (text) => {
   const field = document.getElementById("search");
   const answered = new Promise((found) => new MutationObserver(found).observe(
@@ -195,7 +195,7 @@ def test_a_whole_run_is_searched_sorted_and_filtered(tmp_path: Path, opened: Ope
         prediction(i, None, error="IMAGE_EMPTY") if i % 1000 == 7 else prediction(i, float(scores[i]))
         for i in range(WHOLE_RUN)
     ]
-    page = opened(write(tmp_path / "whole.html", outcomes[::-1]))  # whatever their order
+    page = opened(write(tmp_path / "whole.html", outcomes[::-1]))  # in any order
 
     opening = page.evaluate("performance.now()")
 
@@ -223,7 +223,7 @@ def test_a_whole_run_is_searched_sorted_and_filtered(tmp_path: Path, opened: Ope
     within = sum(0.25 <= round(scores[i], 6) <= 0.250001 for i in range(WHOLE_RUN) if i % 1000 != 7)
     assert page.locator("#table tbody td.score").count() == within
     page.locator("#filters").get_by_label("Search keys").fill("no such key")
-    expect(page.locator("#table tbody")).to_contain_text("No image is like that")
+    expect(page.locator("#table tbody")).to_contain_text("No image matches")
 
 
 def test_the_table_is_sorted_and_paged_by_keyboard(tmp_path: Path, opened: Open) -> None:
@@ -234,7 +234,10 @@ def test_the_table_is_sorted_and_paged_by_keyboard(tmp_path: Path, opened: Open)
     header.locator("[tabindex='0']").focus()
     page.keyboard.press("Enter")
     expect(header).to_have_attribute("aria-sort", "ascending")
-    assert column(page, 3)[:2] == ["0.010000", "0.020000"]  # where there is no score comes last, either way
+    assert column(page, 3)[:2] == [
+        "0.010000",
+        "0.020000",
+    ]  # rows without a score come last in both directions
     page.get_by_label("Last page").focus()
     page.keyboard.press("Enter")
     expect(page.locator(".dt-info")).to_have_text("76 to 100 of 100 images")
@@ -249,19 +252,19 @@ def test_figures_at_the_slider_are_those_of_the_evaluation(tmp_path: Path, opene
         np.array([float(one.scores["abnormal"]) for one in outcomes[:known]]),
         np.array([reference.positive for reference in labels.references]),
     )
-    # On a score that several images share, between scores, under all and over all.
+    # At a score that several images share, between scores, below all and above all.
     for threshold in (0.5, float(THRESHOLD), 0.2, 0.715, 0.0, 1.0):
         page.get_by_label("Called positive from").fill(str(threshold))
-        found = evaluate(data, threshold, probability=False).measures
+        found = measure(data, threshold, probability=False).measures
         for name in ("tp", "fp", "tn", "fn"):
             assert page.locator(f"#cell-{name} .count").inner_text() == str(found[name].value)
         for name in ("sensitivity", "specificity", "ppv", "npv", "accuracy"):
             value = found[name].value
-            expected = report.NONE if value is None else f"{value:.3f}"
+            expected = NONE if value is None else f"{value:.3f}"
             assert page.locator(f"#rate-{name}").inner_text() == expected, (threshold, name)
 
 
-def test_the_slider_moves_by_keyboard_and_takes_the_charts_and_the_filter_along(
+def test_the_slider_moves_by_keyboard_and_updates_the_charts_and_the_filter(
     pictured: Path, opened: Open
 ) -> None:
     page = opened(pictured)
@@ -278,7 +281,7 @@ def test_the_slider_moves_by_keyboard_and_takes_the_charts_and_the_filter_along(
     assert int(more) > int(few)
     expect(page.locator(".dt-info")).to_contain_text(f"of {more} images")
     expect(page.locator("#spoken")).to_contain_text("sensitivity")
-    page.get_by_role("button", name="As the run had it").click()
+    page.get_by_role("button", name="Reset to the run's threshold").click()
     assert page.locator("#cell-fn .count").inner_text() == few
     assert page.get_by_label("Called positive from").input_value() == str(THRESHOLD)
 
@@ -332,20 +335,18 @@ def test_the_gallery_has_the_extremes_and_the_worst_mistakes(pictured: Path, ope
     expect(page.locator(".placeholder").first).to_contain_text("not in the bucket")
 
 
-def test_a_map_lies_where_the_network_looked(model: Model) -> None:
-    """What is bright in the map's layer is where `cxr explain` has its colours."""
+def test_a_map_is_strongest_where_the_network_is(model: Model) -> None:
+    """The strongest place of the layer is that of the class activation map, at its place in the thumbnail."""
     data = phantom(1)
     pixels, _ = model.prepare(data)
     cam = model.explain(pixels)["abnormal"]
-    layer = np.asarray(report_gallery.map_layer(cam))
+    layer = np.asarray(map_layer(cam, MAP))
     row, col = np.unravel_index(np.abs(cam).argmax(), cam.shape)
     strongest = np.unravel_index(layer[..., 3].argmax(), layer.shape[:2])
-    scale = report_gallery.MAP / np.array(cam.shape)
+    scale = MAP / np.array(cam.shape)
     assert np.abs(np.array(strongest) / scale - (np.array([row, col]) + 0.5)).max() < 1
     geometry = Preprocessing.from_json(model.card["preprocessing"])
-    shown = (
-        report_gallery.thumbnail(decode(data), geometry).convert("L").resize((geometry.crop, geometry.crop))
-    )
+    shown = thumbnail(decode(data), geometry).convert("L").resize((geometry.crop, geometry.crop))
     # The same part of the image.
     assert np.corrcoef(np.asarray(shown).ravel(), pixels[0].ravel())[0, 1] > 0.99
 
@@ -361,9 +362,9 @@ def test_a_key_or_a_label_is_text_and_never_markup(tmp_path: Path, opened: Open,
         write(
             tmp_path / "run.html",
             outcomes,
-            run=run_of(9, run="</title><script>window.pwned=1</script>", model="<b>m</b>:1"),
+            run=run_of(9, run_id="</title><script>window.pwned=1</script>", model="<b>m</b>:1"),
             label=label,
-            labels=report.Labels(references, 0, ("<em>",)),
+            labels=Labels(references, ("<em>",)),
             fetch=lambda _: phantom(0),
         )
     )
@@ -381,7 +382,7 @@ def test_a_key_or_a_label_is_text_and_never_markup(tmp_path: Path, opened: Open,
     expect(page.locator("#dialog-title")).to_contain_text(HOSTILE)
 
 
-def test_the_policy_holds_should_markup_ever_get_in(browser: Browser, pictured: Path) -> None:
+def test_the_content_security_policy_stops_markup_that_gets_in(browser: Browser, pictured: Path) -> None:
     page = browser.new_page()
     page.goto(pictured.as_uri())
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -397,7 +398,7 @@ def test_the_policy_holds_should_markup_ever_get_in(browser: Browser, pictured: 
             }""",
             url,
         )
-        with pytest.raises(BlockingIOError):  # nobody knocks
+        with pytest.raises(BlockingIOError):  # nothing connects
             server.accept()
     assert page.evaluate("window.pwned") is None
     page.close()
@@ -409,14 +410,14 @@ def test_axe_finds_nothing_serious(
     pictured: Path, tmp_path: Path, opened: Open, dark: bool, width: int, full: bool
 ) -> None:
     page = opened(pictured if full else write(tmp_path / "none.html", []), width=width, dark=dark)
-    page.evaluate((report_page.NODE_MODULES / "axe-core" / "axe.min.js").read_text())
+    page.evaluate((template.NODE_MODULES / "axe-core" / "axe.min.js").read_text())
     found = page.evaluate("axe.run()")
     assert found["passes"]
     assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width  # and nothing sticks out
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # no sideways scrolling
 
 
-def test_on_paper_there_is_the_disclaimer_and_no_giant_table(
+def test_a_printed_report_has_the_disclaimer_and_a_short_table(
     pictured: Path, tmp_path: Path, opened: Open
 ) -> None:
     page = opened(pictured, dark=True)
@@ -430,10 +431,10 @@ def test_on_paper_there_is_the_disclaimer_and_no_giant_table(
     expect(page.locator("#print-note")).to_have_text("The first 20 of 300 rows.")
     for away in ("nav[aria-label=Sections]", "#threshold", "#filters", ".gallery-tools"):
         expect(page.locator(away)).to_be_hidden()
-    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"  # also from a dark screen
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"  # also in dark mode
 
 
-def test_it_says_what_it_holds_and_what_it_lacks(tmp_path: Path, opened: Open, pictured: Path) -> None:
+def test_notices_say_what_the_report_holds_and_lacks(tmp_path: Path, opened: Open, pictured: Path) -> None:
     page = opened(pictured)
     expect(page.locator("#notices")).to_contain_text("holds patients' images")
     expect(page.locator("#about")).to_contain_text("Demonstration model")
@@ -448,13 +449,15 @@ def test_it_says_what_it_holds_and_what_it_lacks(tmp_path: Path, opened: Open, p
     page = opened(plain)
     notices = page.locator("#notices")
     expect(notices).to_contain_text("Made without pictures")
-    expect(notices).to_contain_text("CANCELLED: 8 images have no outcome")
-    expect(notices).to_contain_text("no maps and no model card")
-    expect(page.locator("#evaluation")).to_contain_text("No reference labels were given")
-    expect(page.locator("#threshold-source")).to_contain_text("0.7, the lowest score that the run calls")
+    expect(notices).to_contain_text("CANCELLED: 8 images have no prediction")
+    expect(notices).to_contain_text("No heatmaps and no model card")
+    expect(page.locator("#evaluation")).to_contain_text("without reference labels")
+    expect(page.locator("#threshold-source")).to_contain_text("0.7: the lowest score that the results call")
 
 
-def test_training_on_the_evaluated_images_is_said_first(tmp_path: Path, model: Model, opened: Open) -> None:
+def test_an_alarm_says_that_the_model_was_trained_on_evaluated_images(
+    tmp_path: Path, model: Model, opened: Open
+) -> None:
     outcomes, labels = cohort(60)
     training_set = TrainingSet.read(SHIPPED)
     assert training_set
@@ -466,7 +469,7 @@ def test_training_on_the_evaluated_images_is_said_first(tmp_path: Path, model: M
 
 def test_an_empty_run_and_a_run_of_failures_open(tmp_path: Path, opened: Open) -> None:
     page = opened(write(tmp_path / "none.html", [], run=run_of(0, state="LISTING", expected=None)))
-    expect(page.locator("#table tbody")).to_contain_text("This run has no outcome yet")
+    expect(page.locator("#table tbody")).to_contain_text("This run has no predictions yet")
     page = opened(write(tmp_path / "failed.html", [prediction(i, None) for i in range(3)]))
     expect(page.locator("#histogram")).to_contain_text("No image has a score yet")
     expect(page.locator("#failures-body")).to_contain_text(
@@ -477,10 +480,10 @@ def test_an_empty_run_and_a_run_of_failures_open(tmp_path: Path, opened: Open) -
 def test_labels_of_one_class_leave_out_what_is_not_defined(tmp_path: Path, opened: Open) -> None:
     outcomes = [prediction(i, i / 20) for i in range(20)]
     references = [Reference(one.key, True, None, ("PA",), i) for i, one in enumerate(outcomes)]
-    page = opened(write(tmp_path / "run.html", outcomes, labels=report.Labels(references, 0, ("view",))))
+    page = opened(write(tmp_path / "run.html", outcomes, labels=Labels(references, ("view",))))
     expect(page.locator(".charts")).to_contain_text("Not defined: the labels have only one class.")
     expect(page.locator("#evaluation")).to_contain_text("not defined: no negative image")
-    assert page.locator("#rate-specificity").inner_text() == report.NONE
+    assert page.locator("#rate-specificity").inner_text() == NONE
     assert page.locator("#rate-sensitivity").inner_text() == "0.500"
 
 
@@ -493,11 +496,11 @@ def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        report.write(path, run=run_of(2), predictions=cut_off(), label="abnormal")
+        document.write(path, run=run_of(2), predictions=cut_off(), label="abnormal")
     with pytest.raises(InputError, match="no scores of mass"):
         write(path, [prediction(1, 0.5)], label="mass")
-    monkeypatch.setattr(report_page, "NODE_MODULES", tmp_path / "node_modules")
-    with pytest.raises(InputError, match="`make install` brings it"):
+    monkeypatch.setattr(template, "NODE_MODULES", tmp_path / "node_modules")
+    with pytest.raises(InputError, match="`make install` installs it"):
         write(path, [prediction(1, 0.5)])
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
@@ -527,7 +530,6 @@ def command(aws: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[i
         dynamodb.put_item(TableName=TABLE, Item=key | pack(one.to_fields()))
     s3.put_object(Bucket=BUCKET, Key=f"{PREFIX}a.png", Body=phantom(1))
     monkeypatch.setattr(Stack, "find", lambda _name: STACK)
-    monkeypatch.setattr(report_command, "settings", lambda _stack: Config())
     app = typer.Typer()
     app.command()(report_command.report)
 
@@ -557,79 +559,34 @@ def test_the_command_writes_what_the_table_and_the_bucket_hold(
     assert opened(out).locator("img").count() == 0
 
 
-def test_settings_are_those_that_are_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers: dict[str, list[tuple[str, dict[str, Any], dict[str, Any]]]] = {
-        "kinesis": [
-            (
-                "describe_stream_summary",
-                {
-                    "StreamDescriptionSummary": {
-                        "StreamName": STREAM,
-                        "StreamARN": "arn:aws:kinesis:::",
-                        "StreamStatus": "ACTIVE",
-                        "RetentionPeriodHours": 48,
-                        "StreamCreationTimestamp": 0,
-                        "EnhancedMonitoring": [],
-                        "OpenShardCount": 20,
-                    }
-                },
-                {"StreamName": STREAM},
-            )
-        ],
-        "lambda": [
-            (
-                "get_event_source_mapping",
-                {
-                    "ParallelizationFactor": 5,
-                    "BatchSize": 2,
-                    "MaximumBatchingWindowInSeconds": 3,
-                    "MaximumRetryAttempts": 7,
-                    "MaximumRecordAgeInSeconds": 7200,
-                },
-                {"UUID": MAPPING},
-            ),
-            (
-                "get_function_configuration",
-                {"MemorySize": 3538, "Timeout": 300, "Architectures": ["arm64"]},
-                {"FunctionName": "classifier"},
-            ),
-            (
-                "get_function_configuration",
-                {"Environment": {"Variables": {"IMAGES_PER_JOB": "16"}}},
-                {"FunctionName": "creator"},
-            ),
-        ],
-    }
-
-    def stubbed(service: str) -> Any:
-        session: Any = boto3.Session("testing", "testing", region_name="us-east-1")
-        client = session.client(service)
-        stub = Stubber(client)
-        for method, answer, asked in answers[service]:
-            stub.add_response(method, answer, asked)
-        stub.activate()
-        return client
-
-    monkeypatch.setattr(report_command, "client", stubbed)
-    assert report_command.settings(STACK) == Config(
-        prefix=PREFIX,
-        shards=20,
-        stream_retention=48,
-        parallelization_factor=5,
-        batch_size=2,
-        batch_window=3,
-        retries=7,
-        record_age=2,
-        memory=3538,
-        timeout=300,
-        architecture="arm64",
-        images_per_job=16,
+def test_what_a_run_records_comes_before_the_stack_and_the_scores(tmp_path: Path, opened: Open) -> None:
+    outcomes = [prediction(i, i / 20) for i in range(20)]
+    recorded = run_of(
+        20,
+        thresholds={"abnormal": Decimal("0.47"), "mass": Decimal("0.5")},
+        settings={"shards": Decimal(7), "prefix": PREFIX},  # as DynamoDB gives them
     )
+    page = opened(write(tmp_path / "run.html", outcomes, run=recorded, settings={"shards": 9}))
+    expect(page.locator("#threshold-source")).to_have_text(
+        "The run's threshold is 0.47: recorded by the run."
+    )
+    expect(page.locator("#notices")).to_contain_text("scores of 2 labels: abnormal, mass")
+    about = page.locator("#about")
+    expect(about).to_contain_text("Settings of the stack when the run was created")
+    expect(about).to_contain_text("shards7 (not the default)")
+    expect(about).to_contain_text("Total")
+
+    page = opened(write(tmp_path / "old.html", outcomes, settings={"shards": 9}))
+    expect(page.locator("#about")).to_contain_text("Settings of the stack when this report was written")
+    expect(page.locator("#about")).to_contain_text("shards9 (not the default)")
+
+    for settings in ({}, {"shards": "many"}):
+        page = opened(write(tmp_path / "none.html", outcomes, settings=settings))
+        expect(page.locator("#about")).not_to_contain_text("Settings of the stack when")
+        expect(page.locator("#about")).to_contain_text("do not record the stack's settings")
 
 
-def test_what_the_command_cannot_use_is_said_in_a_line(
-    command: Callable[..., tuple[int, str]], tmp_path: Path
-) -> None:
+def test_wrong_input_is_answered_in_a_line(command: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     out = tmp_path / "run.html"
     out.write_text("before")
     labels = tmp_path / "labels.csv"
@@ -639,7 +596,7 @@ def test_what_the_command_cannot_use_is_said_in_a_line(
         (("first", "--group", "view"), "expected together with --labels"),
         (("first", "--labels", str(labels)), "no scored image has a label"),
         (("first", "--labels", str(tmp_path / "none.csv")), "No such file"),
-        (("first", "--label", "mass"), "no such label"),
+        (("first", "--label", "mass"), "no label mass; expected abnormal"),
         (("first", "--out", str(tmp_path)), "expected a file"),
         (("first", "--bundle", str(tmp_path)), "expected a bundle's model.json"),
     ):
@@ -650,7 +607,9 @@ def test_what_the_command_cannot_use_is_said_in_a_line(
     assert out.read_text() == "before"
 
 
-def test_labels_file_of_the_forty(xrays: list[Path], model: Model, tmp_path: Path, opened: Open) -> None:
+def test_the_forty_x_rays_with_their_labels(
+    xrays: list[Path], model: Model, tmp_path: Path, opened: Open
+) -> None:
     """Real X-rays with NIH's labels, from bytes to page."""
     root = xrays[0].parents[3]
     outcomes = []
@@ -658,15 +617,15 @@ def test_labels_file_of_the_forty(xrays: list[Path], model: Model, tmp_path: Pat
         pixels, warnings = model.prepare(path.read_bytes())
         scores = model.score([pixels])[0]
         outcomes.append(Prediction(str(path.relative_to(root)), scores, model.positive(scores), warnings))
-    references, repeated = read_labels(root.parent / "labels.csv", "abnormal", ("view", "sex", "age"))
+    labels = read_labels(root.parent / "labels.csv", "abnormal", ("view", "sex", "age"))
     page = opened(
         write(
             tmp_path / "forty.html",
             outcomes,
             model=model,
             training_set=TrainingSet.read(SHIPPED),
-            labels=report.Labels(references, repeated, ("view", "sex", "age")),
-            config=Config(),
+            labels=labels,
+            settings=Config().settings(),
             fetch=lambda key: (root / key).read_bytes(),
         )
     )

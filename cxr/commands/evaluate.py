@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from botocore.exceptions import BotoCoreError, ClientError
 from rich.table import Table
 
 from cxr import RESEARCH_ONLY
-from cxr.aws_errors import explained
-from cxr.commands.model import SHIPPED, load
 from cxr.commands.options import Json, StackName
 from cxr.commands.terminal import console, errors_reported, shown
 from cxr.errors import InputError
-from cxr.evaluation.cohort import Result, TrainingSet, join, read_labels, read_results
-from cxr.files import whole_file
-from cxr.runs import run_status, run_table
 from cxr.stack import NAME, Stack
-from cxr.words import counted
 
-if TYPE_CHECKING:  # scikit-learn and matplotlib take a second or two, which `cxr --help` should not
+if TYPE_CHECKING:
     from classifier.model import Model
 
-    from cxr.evaluation.assessment import Report
-    from cxr.evaluation.measures import AtPrevalence, Estimate, Evaluation, LabelledScores
+    from cxr.evaluation.assessment import Assessment
+    from cxr.evaluation.cohort import Cohort
+    from cxr.evaluation.measures import AtPrevalence, Performance
+    from cxr.evaluation.results import Results, Threshold
 
-COUNTS = ("tp", "fp", "tn", "fn")
-GROUP_MEASURES = ("auc", "sensitivity", "specificity")  # all of them are in the JSON
+GROUP_MEASURES = ("auc", "sensitivity", "specificity")  # the JSON has all
 
 
 def evaluate(
@@ -42,33 +34,39 @@ def evaluate(
         Path,
         typer.Option(
             metavar="FILE",
-            help="CSV of reference labels. An image is named in a column file, key or image, by key or base "
-            "name; its label is 0 or 1 in a column of the label's name, or among NIH's Finding Labels; "
-            "patient_id makes the intervals by patient.",
+            help="CSV of reference labels. A column file, key or image names the image by key or base name. "
+            "The label is 0 or 1 in a column of its name, or one of NIH's Finding Labels. With patient_id, "
+            "intervals are by patient.",
         ),
     ],
     label: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Label to evaluate. Default: the results' primary one.")
+        str | None,
+        typer.Option(metavar="NAME", help="Label to evaluate. Default: the primary one of the results."),
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(metavar="T", help="Score from which an image is called positive. Default: as decided."),
+        typer.Option(
+            metavar="T", help="Call scores of at least T positive. Default: the threshold of the results."
+        ),
     ] = None,
     at_sensitivity: Annotated[
         float | None,
-        typer.Option(metavar="S", help="Take the highest threshold with this sensitivity, such as 0.95."),
+        typer.Option(metavar="S", help="Use the highest threshold with this sensitivity, for example 0.95."),
     ] = None,
     prevalence: Annotated[
         float | None,
-        typer.Option(metavar="P", help="Also reckon PPV, NPV and counts where this share is positive."),
+        typer.Option(metavar="P", help="Also compute PPV, NPV and counts if this share were positive."),
     ] = None,
     group: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="Also by the values of this column of the labels. Repeatable."),
+        typer.Option(metavar="COLUMN", help="Also measure by this column of the labels. Repeatable."),
     ] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Bundle that made the scores. Default: the one that ships."),
+        typer.Option(
+            metavar="DIR",
+            help="Bundle that made the scores. Default: the one that ships, if it can be the one.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for plots (PNG, SVG) and evaluation.json.")
@@ -78,188 +76,180 @@ def evaluate(
 ) -> None:
     """Measure scores against reference labels, each measure with its 95% interval.
 
-    If the bundle was trained on some of the images or patients, that is said first.
+    If the model was trained on some of the images or patients, the first line
+    says so.
 
-    Ends with 0, with 2 if what was given cannot be used, and with 1 if the files cannot be written.
+    Ends with 0, with 2 if what was given cannot be used, and with 1 if the
+    files cannot be written.
     """
     with errors_reported():
-        from cxr.evaluation.assessment import labelled_scores, report
+        from cxr.bundles import SHIPPED, load
+        from cxr.evaluation.assessment import assess, labelled_scores
+        from cxr.evaluation.cohort import TrainingSet, join
+        from cxr.evaluation.labels import read_labels
+        from cxr.evaluation.results import read_results
 
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise InputError(f"--threshold {threshold:g}: expected a score from 0 to 1")
-        if at_sensitivity is not None and not 0 < at_sensitivity <= 1:
-            raise InputError(f"--at-sensitivity {at_sensitivity:g}: expected a share over 0, up to 1")
-        if prevalence is not None and not 0 < prevalence < 1:
-            raise InputError(f"--prevalence {prevalence:g}: expected a share between 0 and 1")
-        if threshold is not None and at_sensitivity is not None:
-            raise InputError("--threshold and --at-sensitivity: expected one of the two")
-        if out and out.exists() and not out.is_dir():
-            raise InputError(f"--out {out}: expected a folder")
-        model = load(bundle or SHIPPED)
-        label, scored, scored_by = read_scores(results, label, model, stack)
-        known = label in model.thresholds and scored_by in (None, model.name)
+        check_options(threshold, at_sensitivity, prevalence, out)
+        model = load(bundle)
+        if results.endswith(".csv") or os.sep in results or Path(results).exists():
+            found = read_results(Path(results), label, primary=next(iter(model.thresholds)))
+        else:
+            found = find_run(stack, results, label)
+        known = found.may_come_from(model)
+        if bundle and not found.model_sha256:  # only a run records which model made its scores
+            known = found.label in model.thresholds
         if bundle and not known:
             raise InputError(
-                f"--bundle {bundle}: {model.name} of {', '.join(model.thresholds)}; "
-                f"expected what scored these images{f', {scored_by},' if scored_by else ''} for {label}"
+                f"--bundle {bundle}: {model.name} with SHA-256 {model.sha256[:12]} for "
+                f"{', '.join(model.thresholds)}; expected the bundle that made these scores of {found.label}"
+                f"{f', with {found.model_sha256[:12]}' if found.model_sha256 else ''}"
             )
-        references, repeated = read_labels(labels, label, group or ())
-        cohort = join(scored, references)
+        scored_by = model if known else None
+        cohort = join(found, read_labels(labels, found.label, group or ()))
         with console.status("Evaluating"):
-            found = report(
+            assessment = assess(
                 cohort,
-                label,
-                model=model if known else None,
+                choose_threshold(found, cohort, scored_by, threshold, at_sensitivity),
+                model=scored_by,
                 training_set=TrainingSet.read(bundle or SHIPPED) if known else None,
-                threshold=threshold,
-                sensitivity=at_sensitivity,
                 prevalence=prevalence,
-                columns=group or (),
             )
-            document = {
-                "note": RESEARCH_ONLY,
-                "results": results,
-                "labels": str(labels),
-                "repeated_labels": repeated,
-                **asdict(found),
-            }
-            text = json.dumps(document, indent=2)
+            text = assessment.to_json(results=results, labels=str(labels))
             if out:
-                write_files(out, found, labelled_scores(cohort), text)
+                from cxr.evaluation.plots import write_files
+
+                write_files(out, assessment, labelled_scores(cohort), text)
         if as_json:
             typer.echo(text)
             return
-        print_report(found, repeated)
+        print_assessment(assessment)
         if out:
             console.print(f"\nWrote plots and evaluation.json to {shown(str(out))}")
         console.print(f"[bold]{RESEARCH_ONLY}[/]")
 
 
-def read_scores(
-    source: str, label: str | None, model: Model, stack: str
-) -> tuple[str, list[Result], str | None]:
-    """The label, its results, and which model scored them if that is known. Raises InputError."""
-    primary = next(iter(model.thresholds))
-    if source.endswith(".csv") or os.sep in source or Path(source).exists():
-        found, results = read_results(Path(source), label)
-        return found or primary, results, None
+def check_options(
+    threshold: float | None, at_sensitivity: float | None, prevalence: float | None, out: Path | None
+) -> None:
+    """Raise InputError for a value that an option cannot have."""
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InputError(f"--threshold {threshold:g}: expected a score from 0 to 1")
+    if at_sensitivity is not None and not 0 < at_sensitivity <= 1:
+        raise InputError(f"--at-sensitivity {at_sensitivity:g}: expected a share over 0, up to 1")
+    if prevalence is not None and not 0 < prevalence < 1:
+        raise InputError(f"--prevalence {prevalence:g}: expected a share between 0 and 1")
+    if threshold is not None and at_sensitivity is not None:
+        raise InputError("--threshold and --at-sensitivity: expected one of the two")
+    if out and out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: expected a folder")
+
+
+def find_run(stack: str, run: str, label: str | None) -> Results:
+    """The results of a run. Raises InputError, and what boto3 raises."""
+    from cxr.aws_errors import AWS_ERRORS, explained
+    from cxr.evaluation.results import read_run
+    from cxr.runs import run_status, run_table
+
     try:
         table = run_table(Stack.find(stack))
-        scored_by = run_status(table, source).model
-    except (InputError, BotoCoreError, ClientError) as error:
+        found = run_status(table, run)
+    except (InputError, *AWS_ERRORS) as error:
         why = error if isinstance(error, InputError) else explained(error)
-        raise InputError(f"{source} is no file, and no run was found: {why}") from None
-    label = label or primary
-    of_run: list[Result] = []
-    for outcome in table.predictions(source):
-        if outcome.scores and label not in outcome.scores:
-            raise InputError(
-                f"{source} has no scores of {label}; --label: {', '.join(sorted(outcome.scores))}"
-            )
-        score = float(outcome.scores[label]) if outcome.scores else None
-        of_run.append(Result(outcome.key, score, label in outcome.positive))
-    return label, of_run, scored_by
+        raise InputError(f"{run} is not a file, and no run was found: {why}") from None
+    return read_run(table, found, label)
 
 
-def write_files(folder: Path, found: Report, data: LabelledScores, document: str) -> None:
-    """The plots as PNG and SVG, and evaluation.json, each whole or not at all. Raises OSError."""
-    from cxr.evaluation.plots import figures, save
+def choose_threshold(
+    results: Results,
+    cohort: Cohort,
+    model: Model | None,
+    threshold: float | None,
+    at_sensitivity: float | None,
+) -> Threshold:
+    """The threshold that the options ask for. Raises InputError."""
+    from cxr.evaluation.assessment import threshold_at
+    from cxr.evaluation.results import Threshold
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures(found, data):
-        for file_format in ("png", "svg"):
-            path = folder / f"{name}.{file_format}"
-            if figure is None:
-                path.unlink(missing_ok=True)  # of another evaluation
-            else:
-                with whole_file(path) as part:
-                    save(figure, part, file_format)
-    with whole_file(folder / "evaluation.json") as part:
-        part.write_text(document + "\n")
+    if threshold is not None:
+        return Threshold(threshold, "as given")
+    if at_sensitivity is not None:
+        try:
+            return threshold_at(cohort, at_sensitivity)
+        except InputError as error:
+            raise InputError(f"--at-sensitivity {at_sensitivity:g}: {error}") from None
+    try:
+        return results.decided_by(model)
+    except InputError as error:
+        raise InputError(f"{error}; choose a threshold with --threshold") from None
 
 
-def print_report(found: Report, repeated: int) -> None:
-    """For a person: what they must know first, then the figures."""
+def print_assessment(found: Assessment) -> None:
+    """Print what a person must know first, then the figures."""
     overall = found.overall
     console.print(_about_training(found))
-    patients = "" if overall.patients is None else f" of {counted(overall.patients, 'patient')}"
     console.print(
-        f"\n[bold]{shown(found.label)}[/] on {counted(overall.images, 'image')}{patients}: "
+        f"\n[bold]{shown(found.label)}[/] on {overall.sample}: "
         f"{overall.positives:,} positive, prevalence {overall.prevalence:.3f}"
     )
     console.print(f"Threshold {found.threshold.value:g}: {shown(found.threshold.source)}")
-    left_out = {
-        "FAILED images": found.failed,
-        "images without a label": found.without_label,
-        "labels without an image": found.labels_without_image,
-        "labels given again": repeated,
-    }
-    if any(left_out.values()):
-        console.print("Left out: " + ", ".join(f"{n:,} {what}" for what, n in left_out.items() if n))
-    console.print(_measures_table(overall), f"[dim]Intervals: {found.intervals}[/]", sep="\n")
-    for column, evaluations in found.groups.items():
-        console.print(_groups_table(column, evaluations))
+    if found.left_out:
+        console.print(f"Left out: {found.left_out}")
+    measures = _table("measure", "value", "95% interval")
+    for row in overall.texts:
+        measures.add_row(*row)
+    console.print(measures, f"[dim]Intervals: {found.intervals}[/]", sep="\n")
+    for column, groups in found.groups.items():
+        console.print(_groups_table(column, groups))
     if found.groups:
-        console.print("[dim]All measures of each group are in the JSON.[/]")
+        console.print("[dim]The JSON has all measures of each group.[/]")
     if found.at_prevalence:
         console.print(_prevalence_table(found.at_prevalence, overall))
         console.print(
-            "[dim]By Bayes' rule, if sensitivity and specificity stay what they are, which on other patients "
-            "they may not. AUC stays too; accuracy, F1, average precision and calibration change.[/]"
+            "[dim]By Bayes' rule, if sensitivity and specificity stay the same. On other patients they may "
+            "not. AUC stays the same too; accuracy, F1, average precision and calibration change.[/]"
         )
 
 
-def _about_training(found: Report) -> str:
+def _about_training(found: Assessment) -> str:
     model = shown(str(found.model))
     overlap = found.training_overlap
     if not found.model:
         return (
-            f"[yellow]Not known: which bundle these scores of {shown(found.label)} are by, what it was "
-            "trained on, and whether they are probabilities. --bundle tells.[/]"
+            f"[yellow]It is not known which model made these scores of {shown(found.label)}, what it was "
+            "trained on, and whether they are probabilities. Give its bundle with --bundle.[/]"
         )
     if not overlap:
-        return f"[yellow]Not known: whether {model} was trained on these. It has no trained_on.json.[/]"
+        return f"[yellow]It is not known whether {model} was trained on these: it has no trained_on.json.[/]"
     if not overlap.any:
         return f"{model} was trained on {overlap.text}."
     return (
         f"[bold red]{model} was trained on {overlap.text}: "
-        "these figures do not tell how good it is on others.[/]"
+        "these figures do not show how good it is on other images.[/]"
     )
 
 
-def _measures_table(overall: Evaluation) -> Table:
+def _groups_table(column: str, groups: dict[str, Performance]) -> Table:
     from cxr.evaluation.measures import MEASURES
 
-    table = _table("measure", "value", "95% interval")
-    for name, estimate in overall.measures.items():
-        decimals = 0 if name in COUNTS else 3
-        table.add_row(MEASURES[name], *_value_and_interval(estimate, decimals))
-    return table
-
-
-def _groups_table(column: str, evaluations: dict[str, Evaluation]) -> Table:
-    from cxr.evaluation.measures import MEASURES
-
-    patients = "" if None in {evaluation.patients for evaluation in evaluations.values()} else "\npatients"
+    patients = "" if None in {found.patients for found in groups.values()} else "\npatients"
     table = _table(column, f"images{patients}", "positive", *(MEASURES[name] for name in GROUP_MEASURES))
-    table.padding = (0, 1, 0, 0)  # so that it goes into 60 columns
-    for value, evaluation in evaluations.items():
-        images = f"{evaluation.images:,}" + (f"\n{evaluation.patients:,}" if patients else "")
-        cells = ("\n".join(_value_and_interval(evaluation.measures[name], 2, "-")) for name in GROUP_MEASURES)
-        table.add_row(shown(value), images, f"{evaluation.positives:,}", *cells)
+    table.padding = (0, 1, 0, 0)  # so that it fits into 60 columns
+    for value, found in groups.items():
+        images = f"{found.images:,}" + (f"\n{found.patients:,}" if patients else "")
+        cells = ("\n".join(found.measures[name].texts(2, "-")) for name in GROUP_MEASURES)
+        table.add_row(shown(value), images, f"{found.positives:,}", *cells)
     return table
 
 
-def _prevalence_table(there: AtPrevalence, here: Evaluation) -> Table:
+def _prevalence_table(there: AtPrevalence, here: Performance) -> Table:
     table = _table(
         f"at prevalence {there.prevalence:g}", "value", "interval", f"here ({here.prevalence:.3f})"
     )
     for name, estimate in {"PPV": there.ppv, "NPV": there.npv}.items():
-        measured = _value_and_interval(here.measures[name.lower()], 3)[0]
-        table.add_row(name, *_value_and_interval(estimate, 3), measured)
+        table.add_row(name, *estimate.texts(3), here.measures[name.lower()].texts(3)[0])
     for name, estimate in there.per_1000.items():
         per_1000 = 1000 * (here.measures[name].value or 0) / here.images
-        table.add_row(f"{name.upper()} per 1,000", *_value_and_interval(estimate, 0), f"{per_1000:.0f}")
+        table.add_row(f"{name.upper()} per 1,000", *estimate.texts(0), f"{per_1000:.0f}")
     return table
 
 
@@ -269,12 +259,3 @@ def _table(first: str, *others: str) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     return table
-
-
-def _value_and_interval(estimate: Estimate, decimals: int, between: str = " to ") -> tuple[str, str]:
-    if estimate.value is None:
-        return f"[dim]not defined: {estimate.undefined}[/]", ""
-    value = f"{estimate.value:,.{decimals}f}"
-    if not estimate.ci95:
-        return value, "[dim]no interval[/]"
-    return value, between.join(f"{limit:,.{decimals}f}" for limit in estimate.ci95)

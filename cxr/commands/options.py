@@ -27,5 +27,8 @@ StackName = Annotated[
     str, typer.Option("--stack", metavar="NAME", help="The deployed stack, in AWS_REGION and AWS_PROFILE.")
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", autocompletion=complete_run)]
-Bundle = Annotated[Path, typer.Option(metavar="DIR", help="Folder of model.onnx and model.json.")]
+Bundle = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of model.onnx and model.json. Default: the bundle that ships."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

@@ -25,7 +25,7 @@ class Format(StrEnum):
     jsonl = "jsonl"
 
 
-class Outcome(StrEnum):
+class Status(StrEnum):
     scored = "scored"
     failed = "failed"
 
@@ -39,35 +39,38 @@ def results(
         Path | None, typer.Option(metavar="FILE", help="File to write. Default: standard output.")
     ] = None,
     status: Annotated[
-        Outcome | None, typer.Option(help="Only images that were scored, or that failed.")
+        Status | None, typer.Option(help="Only images that were scored, or only those that failed.")
     ] = None,
     label: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Which label the score, and the filters below, are about. Default: the primary.",
+            help="Label that the score and the filters below are for. Default: the primary one.",
         ),
     ] = None,
     positive: Annotated[
         bool | None,
         typer.Option(
-            "--positive/--negative", help="Only images at or above the label's threshold, or below."
+            "--positive/--negative",
+            help="Only images at or above the label's threshold, or below it.",
         ),
     ] = None,
-    min_score: Annotated[float | None, typer.Option(metavar="X", help="Only scores from here on.")] = None,
-    max_score: Annotated[float | None, typer.Option(metavar="X", help="Only scores up to here.")] = None,
+    min_score: Annotated[float | None, typer.Option(metavar="X", help="Only scores of at least X.")] = None,
+    max_score: Annotated[float | None, typer.Option(metavar="X", help="Only scores of at most X.")] = None,
     stack: StackName = NAME,
 ) -> None:
     """Write a run's predictions, as CSV or JSON Lines.
 
-    Columns are key, status (SCORED or FAILED), score (0 to 1), label, error,
-    and score_<label> for each if there are several. The label is `abnormal`
-    from the model's threshold on, else `normal`; of another label X, `X` or
-    `no X`. Rows come as they are read: sort them if the order matters. `cxr
-    evaluate` takes the CSV. A run at work gives what it has by now.
+    The columns are key, status (SCORED or FAILED), score (0 to 1), label,
+    error, and score_<label> for each label if there are several. The label is
+    `abnormal` if the score reaches the model's threshold, else `normal` (for
+    another label X: `X` or `no X`). The rows are not sorted. `cxr evaluate`
+    reads the CSV. While a run is at work, it has the rows of the images that
+    are done.
 
-    Ends with 0, also if no image is left; with 1 if the file cannot be written,
-    which is then whole or as it was; with 2 for wrong input.
+    Ends with 0, also if there are no rows, with 1 if the file cannot be
+    written, and with 2 for wrong input. If it fails, an existing file stays as
+    it was.
     """
     with errors_reported():
         for option, value in (("--min-score", min_score), ("--max-score", max_score)):
@@ -83,7 +86,7 @@ def results(
                 min_score=min_score,
                 max_score=max_score,
             )
-            # On a terminal the rows themselves show how far it is, and none may command it: JSON never does.
+            # On a terminal the rows show the progress. Control characters are escaped there, as in JSON.
             shown = found if format is Format.jsonl else map(readable, found)
             write = write_csv if format is Format.csv else write_json_lines
             number = write(file, shown if file.isatty() else counting(found))
@@ -93,7 +96,7 @@ def results(
 
 @contextmanager
 def opened(out: Path | None) -> Iterator[TextIO]:
-    """The file, there in the end whole or not at all; or standard output. Raises OSError."""
+    """The file, which is written whole or not at all, or standard output. Raises OSError."""
     if out is None:
         output = typer.get_text_stream("stdout", encoding="utf-8")
         yield output
@@ -104,12 +107,12 @@ def opened(out: Path | None) -> Iterator[TextIO]:
 
 
 def readable(row: Row) -> Row:
-    """The row as a terminal may have it; a file gets the key, and the label's name, as they are."""
+    """The row with control characters escaped, for a terminal. A file gets keys and labels as they are."""
     return {plain(name): plain(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def counting(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows, counted on the terminal as they pass."""
+    """The same rows, with their number on the terminal."""
     with progress("Reading") as bar:
         task = bar.add_task("", total=None, note="")
         for row in rows:

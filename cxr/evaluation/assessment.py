@@ -1,40 +1,33 @@
-"""One evaluation from end to end: whose scores, on which images, at which threshold, how good."""
+"""How good a cohort's scores are at one threshold, and on which images that was measured."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from classifier.model import Model
 
+from cxr import RESEARCH_ONLY
 from cxr.errors import InputError
-from cxr.evaluation.cohort import Cohort, Result, TrainingSet
+from cxr.evaluation.cohort import Cohort, TrainingSet
 from cxr.evaluation.measures import (
     RESAMPLES,
     AtPrevalence,
-    Evaluation,
     LabelledScores,
+    Performance,
     at_prevalence,
-    evaluate,
+    measure,
     threshold_at_sensitivity,
 )
+from cxr.evaluation.results import Threshold
 
-MAXIMUM_GROUPS = 20  # in one column
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Scores from this value on are called positive."""
-
-    value: float
-    source: str  # where it is from, as a person reads it
+MAX_GROUPS = 20  # in one column
 
 
 @dataclass(frozen=True)
 class TrainingOverlap:
-    """How many of the evaluated images and patients the bundle was trained on."""
+    """How many of the evaluated images and patients the model was trained on."""
 
     images: int
     patients: int | None  # None if the labels name no patients
@@ -55,67 +48,80 @@ class TrainingOverlap:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `cxr evaluate` tells."""
+class Assessment:
+    """What `cxr evaluate` prints, and writes as evaluation.json."""
 
     label: str
-    model: str | None  # of the bundle; None if no bundle is known for these scores
-    probability: bool
-    training_overlap: TrainingOverlap | None  # None if that cannot be known
+    model: str | None  # name:version; None if it is not known which model made the scores
+    probability: bool  # whether the scores are meant as probabilities
+    training_overlap: TrainingOverlap | None  # None if it cannot be known
     failed: int
     without_label: int
     labels_without_image: int
+    repeated_labels: int
     threshold: Threshold
     intervals: str
-    overall: Evaluation
-    groups: dict[str, dict[str, Evaluation]]  # column -> value -> its images
+    overall: Performance
+    groups: dict[str, dict[str, Performance]]  # column -> value -> its images
     at_prevalence: AtPrevalence | None
 
+    @property
+    def left_out(self) -> str:
+        """In words, what is not part of the figures."""
+        counts = {
+            "FAILED images": self.failed,
+            "images without a label": self.without_label,
+            "labels without an image": self.labels_without_image,
+            "labels given again": self.repeated_labels,
+        }
+        return ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
 
-def report(
+    def to_json(self, **sources: str) -> str:
+        """As JSON. `sources` names what it was made from."""
+        return json.dumps({"note": RESEARCH_ONLY, **sources, **asdict(self)}, indent=2)
+
+
+def assess(
     cohort: Cohort,
-    label: str,
+    threshold: Threshold,
     *,
-    model: Model | None,
-    training_set: TrainingSet | None,
-    threshold: float | None = None,
-    sensitivity: float | None = None,
+    model: Model | None = None,
+    training_set: TrainingSet | None = None,
     prevalence: float | None = None,
-    columns: Sequence[str] = (),
-) -> Report:
-    """Evaluate a cohort, as a whole and by the columns that its references have groups of.
+) -> Assessment:
+    """Measure a cohort, as a whole and by the columns that it is grouped by.
 
-    The threshold is the one given, or the highest that reaches a sensitivity, or the one by which the results
-    were decided, or the model's. Raises InputError.
+    `model` is the one that made the scores and `training_set` its own, both None if not known. With
+    `prevalence`, the assessment has predictive values for it too. Raises InputError.
     """
     data = labelled_scores(cohort)
     probability = model is not None and model.card.get("score", "probability") == "probability"
-    chosen = choose_threshold(cohort, data, label, model, threshold, sensitivity)
-    overall = evaluate(data, chosen.value, probability=probability)
-    groups: dict[str, dict[str, Evaluation]] = {}
-    for number, column in enumerate(columns):
+    overall = measure(data, threshold.value, probability=probability)
+    groups: dict[str, dict[str, Performance]] = {}
+    for number, column in enumerate(cohort.columns):
         values = np.array([reference.groups[number] for _, reference in cohort.images])
-        if len(distinct := np.unique(values)) > MAXIMUM_GROUPS:
+        if len(distinct := np.unique(values)) > MAX_GROUPS:
             raise InputError(
-                f"--group {column}: {len(distinct)} different values; expected at most {MAXIMUM_GROUPS}"
+                f"column {column} has {len(distinct)} different values; expected at most {MAX_GROUPS} groups"
             )
         groups[column] = {
-            str(value): evaluate(data[values == value], chosen.value, probability=probability)
+            str(value): measure(data[values == value], threshold.value, probability=probability)
             for value in distinct
         }
     sampled = "images" if data.patients is None else "patients"
-    return Report(
-        label=label,
+    return Assessment(
+        label=cohort.label,
         model=model.name if model else None,
         probability=probability,
         training_overlap=_training_overlap(cohort, data, training_set),
         failed=cohort.failed,
         without_label=cohort.without_label,
         labels_without_image=cohort.labels_without_image,
-        threshold=chosen,
+        repeated_labels=cohort.repeated_labels,
+        threshold=threshold,
         intervals=(
             f"95%, by {sampled}: {RESAMPLES:,} bootstrap samples; for proportions Wilson's"
-            f"{', widened as images of one patient are alike' if sampled == 'patients' else ''}"
+            f"{', widened because images of one patient are alike' if sampled == 'patients' else ''}"
         ),
         overall=overall,
         groups=groups,
@@ -123,64 +129,23 @@ def report(
     )
 
 
+def threshold_at(cohort: Cohort, sensitivity: float) -> Threshold:
+    """The highest threshold with this sensitivity (over 0, at most 1). Raises InputError."""
+    return Threshold(
+        threshold_at_sensitivity(labelled_scores(cohort), sensitivity),
+        f"the highest with a sensitivity of at least {sensitivity:g}, chosen on these same images: expect a "
+        "lower sensitivity on others",
+    )
+
+
 def labelled_scores(cohort: Cohort) -> LabelledScores:
     """The cohort as arrays."""
     patients = [reference.patient for _, reference in cohort.images if reference.patient is not None]
     return LabelledScores(
-        scores=np.array([result.score for result, _ in cohort.images], dtype=np.float64),
+        scores=np.array([float(found.scores[cohort.label]) for found, _ in cohort.images], dtype=np.float64),
         positive=np.array([reference.positive for _, reference in cohort.images], dtype=bool),
         patients=np.unique(patients, return_inverse=True)[1] if patients else None,
     )
-
-
-def choose_threshold(
-    cohort: Cohort,
-    data: LabelledScores,
-    label: str,
-    model: Model | None,
-    threshold: float | None,
-    sensitivity: float | None,
-) -> Threshold:
-    """The threshold, and why this one. Raises InputError."""
-    if threshold is not None:
-        return Threshold(threshold, "as given")
-    if sensitivity is not None:
-        if not data.positive.any():
-            raise InputError("--at-sensitivity: no image is positive; expected at least one")
-        return Threshold(
-            threshold_at_sensitivity(data, sensitivity),
-            f"the highest with sensitivity {sensitivity:g} or more, chosen on these same images: "
-            "expect less on others",
-        )
-    of_model = float(model.thresholds[label]) if model and label in model.thresholds else None
-    decided = [result for result, _ in cohort.images if result.positive is not None]
-    if not decided:
-        if model is None or of_model is None:
-            raise InputError(f"the results do not say which images are {label}; expected --threshold")
-        return Threshold(of_model, f"of {model.name}")
-    highest_negative, lowest_positive = _decisions(decided)
-    if model and of_model is not None and highest_negative < of_model <= lowest_positive:
-        return Threshold(of_model, f"of {model.name}, and the results were decided by it")
-    doubt = (
-        f" ({model.name} has {of_model:g}: did it score them? --bundle tells)" if model and of_model else ""
-    )
-    if math.isinf(lowest_positive):
-        above = highest_negative + 1e-6  # scores have six decimals
-        return Threshold(above, f"above every score: the results call no image positive{doubt}")
-    return Threshold(lowest_positive, f"the lowest score that the results call positive{doubt}")
-
-
-def _decisions(decided: Sequence[Result]) -> tuple[float, float]:
-    """The highest score called negative and the lowest called positive, infinite if there is none."""
-    negative = [result.score for result in decided if result.score is not None and not result.positive]
-    positive = [result.score for result in decided if result.score is not None and result.positive]
-    limits = max(negative, default=-math.inf), min(positive, default=math.inf)
-    if limits[0] >= limits[1]:
-        raise InputError(
-            f"the results call a score of {limits[0]:g} negative and one of {limits[1]:g} positive; "
-            "expected one threshold, or --threshold"
-        )
-    return limits
 
 
 def _training_overlap(
@@ -188,6 +153,6 @@ def _training_overlap(
 ) -> TrainingOverlap | None:
     if training_set is None:
         return None
-    images, patients = training_set.among(cohort)
+    images, patients = training_set.overlap(cohort)
     of_patients = data.patient_count
     return TrainingOverlap(images, None if of_patients is None else patients, len(data), of_patients)

@@ -1,9 +1,9 @@
 """How good scores are against reference labels: measures, each with its 95% interval. No I/O.
 
-Images of one patient are alike, so patients are what is sampled where they are known, else images.
-Proportions have Wilson's interval with the design effect of several images a patient: a bootstrap's is too
-short near 0 and 1, and of no length at all at 0 and 1. The calibration slope has a cluster-robust interval,
-and everything else a percentile bootstrap's.
+Images of one patient are alike, so patients are sampled if they are known, else images. Proportions have
+Wilson's interval with the design effect of several images a patient: a bootstrap interval is too short near
+0 and 1, and has no length at 0 and 1. The calibration slope has a cluster-robust interval, and every other
+measure a percentile bootstrap interval.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
+
+from cxr.errors import InputError
+from cxr.words import counted
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -38,9 +41,11 @@ MEASURES = {
     "brier": "Brier score",
     "calibration_slope": "calibration slope",
 }
+COUNTS = ("tp", "fp", "tn", "fn")
 ONE_CLASS = "only one class"
+NONE = "\N{EN DASH}"  # instead of a value
 RESAMPLES = 1000
-DEFINED_SHARE = 0.9  # of the resamples in which a measure must be defined to have an interval
+DEFINED_SHARE = 0.9  # a measure has an interval if it is defined in this share of the resamples
 Z_95 = 1.959964  # standard normal quantile
 
 
@@ -50,7 +55,7 @@ class LabelledScores:
 
     scores: Floats  # 0..1
     positive: Booleans  # by the reference labels
-    patients: Integers | None = None  # whose image it is, as any number; None if not known
+    patients: Integers | None = None  # one number for all images of a patient; None if not known
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -76,7 +81,7 @@ class LabelledScores:
 
     @property
     def clusters(self) -> Integers:
-        """[images], numbers from 0 on: the patient of each image, or the image itself if not known."""
+        """[images], numbers from 0: the patient of each image, or the image if patients are not known."""
         if self.patients is None:
             return np.arange(len(self))
         return np.unique(self.patients, return_inverse=True)[1]
@@ -84,16 +89,23 @@ class LabelledScores:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measure on these images. Without a value, `undefined` says why; the interval can be missing too."""
+    """A measure on these images. Without a value, `undefined` says why. The interval can be missing too."""
 
     value: float | None
     ci95: Interval | None = None
     undefined: str = ""
 
+    def texts(self, decimals: int, between: str = " to ") -> tuple[str, str]:
+        """The value and its interval in words, or why there is none."""
+        if self.value is None:
+            return NONE, f"not defined: {self.undefined}"
+        interval = between.join(f"{limit:,.{decimals}f}" for limit in self.ci95 or ())
+        return f"{self.value:,.{decimals}f}", interval or "no interval"
+
 
 @dataclass(frozen=True)
-class Evaluation:
-    """All measures at one threshold, and how many images they are on."""
+class Performance:
+    """All measures at one threshold, and the number of images that they are on."""
 
     images: int
     patients: int | None  # None if not known
@@ -102,10 +114,24 @@ class Evaluation:
     threshold: float
     measures: dict[str, Estimate]  # keys as in MEASURES
 
+    @property
+    def sample(self) -> str:
+        """The images and their patients in words."""
+        patients = "" if self.patients is None else f" of {counted(self.patients, 'patient')}"
+        return counted(self.images, "image") + patients
+
+    @property
+    def texts(self) -> list[tuple[str, str, str]]:
+        """Every measure in words: its name, value and interval."""
+        return [
+            (MEASURES[name], *estimate.texts(0 if name in COUNTS else 3))
+            for name, estimate in self.measures.items()
+        ]
+
 
 @dataclass(frozen=True)
 class AtPrevalence:
-    """What sensitivity and specificity come to where another share of images is positive."""
+    """Predictive values and counts if another share of images is positive."""
 
     prevalence: float
     ppv: Estimate
@@ -115,7 +141,7 @@ class AtPrevalence:
 
 @dataclass(frozen=True)
 class ScoreBin:
-    """Images of about the same score: how many, and which share of them is positive."""
+    """Images of about the same score: how many, and what share of them is positive."""
 
     images: int
     mean_score: float
@@ -123,17 +149,17 @@ class ScoreBin:
     ci95: Interval
 
 
-def evaluate(data: LabelledScores, threshold: float, *, probability: bool) -> Evaluation:
-    """Every measure of at least one image; a score at or above the threshold is called positive.
+def measure(data: LabelledScores, threshold: float, *, probability: bool) -> Performance:
+    """Every measure of at least one image. A score at or above the threshold is called positive.
 
-    Brier score and calibration slope only if the scores are probabilities.
+    Brier score and calibration slope are included only if the scores are probabilities.
     """
     data = data[np.argsort(-data.scores, kind="stable")]  # for _ranking; and scikit-learn sorts faster
     called = data.scores >= threshold
     correct = called == data.positive
-    everything = np.ones(len(data), dtype=bool)
+    all_images = np.ones(len(data), dtype=bool)
     proportions = {
-        "accuracy": (everything, ""),
+        "accuracy": (all_images, ""),
         "sensitivity": (data.positive, "no positive image"),
         "specificity": (~data.positive, "no negative image"),
         "ppv": (called, "no image called positive"),
@@ -147,7 +173,7 @@ def evaluate(data: LabelledScores, threshold: float, *, probability: bool) -> Ev
         measures["calibration_slope"] = _calibration_slope(data)
     else:
         del measures["brier"]
-    return Evaluation(
+    return Performance(
         images=len(data),
         patients=data.patient_count,
         positives=int(data.positive.sum()),
@@ -158,19 +184,24 @@ def evaluate(data: LabelledScores, threshold: float, *, probability: bool) -> Ev
 
 
 def threshold_at_sensitivity(data: LabelledScores, sensitivity: float) -> float:
-    """The highest threshold that reaches a sensitivity (over 0, at most 1); needs a positive image."""
+    """The highest threshold that reaches a sensitivity (over 0, at most 1).
+
+    Raises InputError if no image is positive.
+    """
+    if not data.positive.any():
+        raise InputError("no image is positive; expected at least one")
     ranked = np.sort(data.scores[data.positive])[::-1]
     reached = np.arange(1, len(ranked) + 1) / len(ranked)
     return float(ranked[np.argmax(reached >= sensitivity)])
 
 
-def at_prevalence(evaluation: Evaluation, prevalence: float) -> AtPrevalence:
-    """Predictive values and counts by Bayes' rule, where a share `prevalence` (between 0 and 1) is positive.
+def at_prevalence(performance: Performance, prevalence: float) -> AtPrevalence:
+    """Predictive values and counts by Bayes' rule if a share `prevalence` (between 0 and 1) is positive.
 
-    Supposes that sensitivity and specificity stay what they are. PPV and NPV have the interval from both at
-    their lower limits to both at their upper limits, which is on the wide side of 95%.
+    It assumes that sensitivity and specificity stay the same. The interval of PPV and NPV reaches from both
+    at their lower limits to both at their upper limits, which is somewhat wider than 95%.
     """
-    sensitivity, specificity = (evaluation.measures[name] for name in ("sensitivity", "specificity"))
+    sensitivity, specificity = (performance.measures[name] for name in ("sensitivity", "specificity"))
     positives, negatives = 1000 * prevalence, 1000 * (1 - prevalence)
 
     def ppv(sensitivity: float, specificity: float) -> float:
@@ -195,7 +226,7 @@ def at_prevalence(evaluation: Evaluation, prevalence: float) -> AtPrevalence:
 
 
 def reliability(data: LabelledScores, bins: int = 10) -> list[ScoreBin]:
-    """Bins of about equally many images by score; images of the same score are never parted."""
+    """Bins of about equally many images by score. Images of the same score are in one bin."""
     edges = np.unique(np.quantile(data.scores, np.linspace(0, 1, bins + 1)[1:-1]))
     bin_of = np.searchsorted(edges, data.scores, side="right")
     members = (np.flatnonzero(bin_of == number) for number in np.unique(bin_of))
@@ -211,11 +242,11 @@ def reliability(data: LabelledScores, bins: int = 10) -> list[ScoreBin]:
 
 
 def proportion_interval(success: Booleans, clusters: Integers) -> Interval:
-    """95% interval of the share of images that are a success; both arrays are [images].
+    """95% interval of the share of images that are a success. Both arrays are [images].
 
-    Wilson (1927), JASA 22:209, with the number of images divided by the design effect as by Rao and Scott
-    (1992), Biometrics 48:577: plain Wilson where each cluster is one image. Without variation there is no
-    design effect to be had, and the number of clusters is taken.
+    Wilson (1927), JASA 22:209, with the number of images divided by the design effect of Rao and Scott
+    (1992), Biometrics 48:577. If each cluster is one image, it is the plain Wilson interval. Without
+    variation the design effect cannot be estimated, and the number of clusters is used.
     """
     images, share = len(success), float(success.mean())
     cluster = np.unique(clusters, return_inverse=True)[1]
@@ -243,20 +274,20 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _derived(function: Callable[..., float], *rates: Estimate) -> Estimate:
-    """A function of rates that grows with all of them, or falls with all of them."""
+    """A function of rates that increases with each of them, or decreases with each of them."""
     for rate in rates:
         if rate.value is None:
             return rate
     value = function(*(rate.value for rate in rates))
     if math.isnan(value):
-        return Estimate(None, undefined="no image called so")
+        return Estimate(None, undefined="no image is called that")
     limits = [rate.ci95 for rate in rates if rate.ci95]
     low, high = sorted(function(*limit) for limit in zip(*limits, strict=True))
     return Estimate(value, (low, high))
 
 
 def _bootstrapped(data: LabelledScores, called: Booleans) -> dict[str, Estimate]:
-    """Measures that are no proportions, of data in order of score, highest first."""
+    """The measures that are not proportions. The data are in order of score, highest first."""
     cells = {
         "tp": called & data.positive,
         "fp": called & ~data.positive,
@@ -271,7 +302,7 @@ def _bootstrapped(data: LabelledScores, called: Booleans) -> dict[str, Estimate]
         "brier": brier_score_loss(data.positive, data.scores),
         **{name: int(cell.sum()) for name, cell in cells.items()},
     }
-    undefined = {"f1": "no image positive or called so"}
+    undefined = {"f1": "no image is positive or called positive"}
     clusters = data.clusters
     summed = (*cells.values(), (data.scores - data.positive) ** 2)
     of_clusters = np.stack([np.bincount(clusters, of_images) for of_images in summed])  # [5, clusters]
@@ -296,16 +327,16 @@ def _bootstrapped(data: LabelledScores, called: Booleans) -> dict[str, Estimate]
 
 
 def _ranking(data: LabelledScores, clusters: Integers) -> Callable[[Integers], dict[str, float]]:
-    """A function from a resample, as of _resamples, to its AUC and average precision; NaN of one class.
+    """A function from a resample of _resamples to its AUC and average precision, NaN if it has one class.
 
-    Of data in order of score, highest first, so that no resample is sorted. Both are sums over the positive
-    images: of the negative ones they outrank, a tie for half (Mann and Whitney 1947, Ann. Math. Stat. 18:50),
-    and of the precision from their score on. roc_auc_score and average_precision_score give the same with
-    each image's times as sample_weight.
+    The data are in order of score, highest first, so no resample has to be sorted. Both measures are sums
+    over the positive images. AUC sums the negative images that each outranks, a tie counting half (Mann and
+    Whitney 1947, Ann. Math. Stat. 18:50). Average precision sums the precision at each one's score.
+    roc_auc_score and average_precision_score give the same if sample_weight is how often an image is drawn.
     """
     of_positives, of_negatives = clusters[data.positive], clusters[~data.positive]
     falling, falling_negatives = -data.scores[data.positive], -data.scores[~data.positive]
-    # How many score as high as each positive image or higher, or only higher: [positives] each.
+    # [positives] each: how many images score at least as high as the positive image, or higher.
     positives_to = np.searchsorted(falling, falling, side="right")
     negatives_to = np.searchsorted(falling_negatives, falling, side="right")
     negatives_before = np.searchsorted(falling_negatives, falling, side="left")
@@ -319,8 +350,8 @@ def _ranking(data: LabelledScores, clusters: Integers) -> Callable[[Integers], d
             return {"auc": math.nan, "average_precision": math.nan}
         tp_to, fp_to = tp[positives_to], fp[negatives_to]
         outranked_twice = 2 * negatives - fp_to - fp[negatives_before]
-        precision = tp_to / np.maximum(tp_to + fp_to, 1)  # where none is drawn, the weight is 0
-        # No @ of long vectors: BLAS has threads for it, which wait for a core that others use.
+        precision = tp_to / np.maximum(tp_to + fp_to, 1)  # if none is drawn, the weight is 0
+        # Not @: BLAS computes it in threads, which are slow on a machine with other work.
         return {
             "auc": int((weights * outranked_twice).sum()) / (2 * positives * negatives),
             "average_precision": float((weights * precision).sum()) / positives,
@@ -330,14 +361,14 @@ def _ranking(data: LabelledScores, clusters: Integers) -> Callable[[Integers], d
 
 
 def _resamples(clusters: int) -> Iterator[Integers]:
-    """How often each cluster is in a sample of as many, drawn with replacement: [clusters] each."""
+    """How often each cluster is drawn in a sample of equal size with replacement: [clusters] each."""
     random = np.random.default_rng(0)
     for _ in range(RESAMPLES):
         yield np.bincount(random.integers(clusters, size=clusters), minlength=clusters)
 
 
 def _percentile_interval(values: list[float]) -> Interval | None:
-    """None where too few resamples define the measure, or all agree and so say nothing about its spread."""
+    """None if too few resamples define the measure, or if all have the same value, which is no interval."""
     defined = np.array(values)[~np.isnan(values)]
     if len(defined) < DEFINED_SHARE * len(values):
         return None
@@ -348,16 +379,16 @@ def _percentile_interval(values: list[float]) -> Interval | None:
 def _calibration_slope(data: LabelledScores) -> Estimate:
     """Slope of a logistic regression of the labels on the scores' logits (Cox 1958, Biometrika 45:562).
 
-    1 is well calibrated, under 1 too extreme. The interval is of the variance that allows for clusters (Liang
-    and Zeger 1986, Biometrika 73:13).
+    1 means well calibrated, less than 1 too extreme. The interval uses the cluster-robust variance (Liang and
+    Zeger 1986, Biometrika 73:13).
     """
-    scores = data.scores.clip(5e-7, 1 - 5e-7)  # they have six decimals: what rounds to 0 or 1
+    scores = data.scores.clip(5e-7, 1 - 5e-7)  # a score of six decimals is 0 or 1 only by rounding
     logits = np.log(scores / (1 - scores))
     if not data.two_classes:
         return Estimate(None, undefined=ONE_CLASS)
     of_positives, of_negatives = logits[data.positive], logits[~data.positive]
     if of_positives.min() >= of_negatives.max() or of_positives.max() <= of_negatives.min():
-        return Estimate(None, undefined="a score parts the classes")
+        return Estimate(None, undefined="a score separates the classes")
     regression = LogisticRegression(C=np.inf, solver="newton-cholesky")
     regression.fit(logits[:, np.newaxis], data.positive)
     slope = float(regression.coef_[0, 0])

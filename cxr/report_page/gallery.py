@@ -1,4 +1,4 @@
-"""The report's pictures: which images are shown, what the model saw of them, and what it went by."""
+"""The pictures of a report: which images are shown, what the model saw, and what the score is based on."""
 
 from __future__ import annotations
 
@@ -11,30 +11,56 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from botocore.exceptions import ClientError
 from classifier.images import ImageError, Preprocessing, decode
 from classifier.model import Model
 from PIL import Image, ImageOps
 
-from cxr.explanation import LESS, MORE, STRONGEST
-from cxr.report_page.rows import MILLION, Rows
+from cxr.evaluation.results import Results
+from cxr.explanation import map_layer
+from cxr.stack import Stack, client
 
+MILLION = 1_000_000  # scores have six decimals, and are whole numbers in the page
+FAILED = -1  # in place of a score
 GALLERY_SIZE = 12  # images in each part of the gallery
 THUMBNAIL, MAP = 320, 64  # sides in pixels; the browser enlarges a map smoothly
 FETCHES = 8  # images at once
+_GONE = {"NoSuchKey", "404"}  # error codes of S3
 
 Fetch = Callable[[str], bytes | None]
 
 
+def fetch_from(stack: Stack) -> Fetch:
+    """A function that gives an image's bytes by its key, or None if it is not in the bucket any more."""
+    s3 = client("s3")
+
+    def fetch(key: str) -> bytes | None:
+        try:
+            return bytes(s3.get_object(Bucket=stack.images_bucket, Key=key)["Body"].read())
+        except ClientError as error:
+            if error.response["Error"]["Code"] in _GONE:
+                return None
+            raise
+
+    return fetch
+
+
 def gallery(
-    rows: Rows,
+    results: Results,
+    scores: npt.NDArray[np.int32],
     threshold: float | None,
     reference: npt.NDArray[np.int8] | None,
     model: Model | None,
     fetch: Fetch | None,
 ) -> dict[str, Any]:
-    """Parts of a dozen images each, by row, and a picture of each image: thumbnail and map as data URLs."""
-    scored = np.flatnonzero(rows.scores >= 0)
-    scores = rows.scores[scored]
+    """Parts of a dozen images each, by row, and a picture of each image: thumbnail and map as data URLs.
+
+    `scores` and `reference` have a value for each prediction: millionths or FAILED, and 1, 0 or -1 for not
+    known.
+    """
+    label = results.label
+    scored = np.flatnonzero(scores != FAILED)
+    scores = scores[scored]
     called = scores >= math.inf if threshold is None else scores >= np.ceil(threshold * MILLION - 1e-6)
     parts = []
 
@@ -48,30 +74,31 @@ def gallery(
         truth = reference[scored]
         part(
             "False positives",
-            f"called {rows.label}, reference says not; the highest scores first",
+            f"called {label}, but not {label} by reference; highest scores first",
             every[called & (truth == 0)],
             -scores,
         )
         part(
             "False negatives",
-            f"not called {rows.label}, reference says {rows.label}; the lowest scores first",
+            f"not called {label}, but {label} by reference; lowest scores first",
             every[~called & (truth == 1)],
             scores,
         )
-    part("Highest scores", f"most {rows.label} by the model", every, -scores)
+    part("Highest scores", f"most likely {label} by the model", every, -scores)
     if threshold is not None:
         part(
             "Nearest to the threshold",
-            f"where {threshold:g} decides, and the model is least sure",
+            f"closest to {threshold:g}, where the model is least certain",
             every,
             np.abs(scores - threshold * MILLION),
         )
-    part("Lowest scores", f"least {rows.label} by the model", every, scores)
+    part("Lowest scores", f"least likely {label} by the model", every, scores)
     pictures: dict[int, dict[str, str]] = {}
     if fetch:
         shown = sorted({row for one in parts for row in one["rows"]})
         with ThreadPoolExecutor(FETCHES) as pool:
-            found = pool.map(lambda row: picture(fetch(rows.keys[row]), rows.label, model), shown)
+            keys = (results.predictions[row].key for row in shown)
+            found = pool.map(lambda key: picture(fetch(key), label, model), keys)
             pictures = dict(zip(shown, found, strict=True))
     return {
         "parts": parts,
@@ -82,7 +109,7 @@ def gallery(
 
 
 def picture(data: bytes | None, label: str, model: Model | None) -> dict[str, str]:
-    """An image as the page shows it: what the model sees of it and where the score comes from, or why not."""
+    """What the page shows of an image: what the model sees and what the score is based on, or why nothing."""
     if data is None:
         return {"missing": "not in the bucket"}
     geometry = Preprocessing.from_json(model.card["preprocessing"]) if model else None
@@ -93,27 +120,18 @@ def picture(data: bytes | None, label: str, model: Model | None) -> dict[str, st
     shown = {"image": _data_url(thumbnail(image, geometry), "JPEG", quality=82)}
     if model and model.card.get("cam") and label in model.thresholds:
         pixels, _ = model.prepare(data)
-        shown["map"] = _data_url(map_layer(model.explain(pixels)[label]), "PNG", optimize=True)
+        shown["map"] = _data_url(map_layer(model.explain(pixels)[label], MAP), "PNG", optimize=True)
     return shown
 
 
 def thumbnail(image: Image.Image, geometry: Preprocessing | None) -> Image.Image:
-    """The square that a model with this geometry sees; without one, the whole image on black."""
+    """The square that a model with this geometry sees, or without a geometry the whole image on black."""
     if geometry is None:
         return ImageOps.pad(image, (THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     half = min(image.size) * geometry.crop / geometry.resize / 2
     x, y = image.width / 2, image.height / 2
     box = (x - half, y - half, x + half, y + half)
     return image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, box, reducing_gap=2)
-
-
-def map_layer(cam: npt.NDArray[np.float32]) -> Image.Image:
-    """A class activation map [rows, columns] to lay over the image, in the colours of `cxr explain`."""
-    strength = np.asarray(Image.fromarray(cam).resize((MAP, MAP), Image.Resampling.BICUBIC))
-    opacity = STRONGEST * np.abs(strength) / max(float(np.abs(strength).max()), 1e-9)
-    colour = np.where(strength[..., np.newaxis] > 0, MORE, LESS)
-    layer = np.concatenate([colour, 255 * opacity[..., np.newaxis]], axis=-1)
-    return Image.fromarray(layer.round().astype(np.uint8), "RGBA")
 
 
 def _data_url(image: Image.Image, file_format: str, **options: Any) -> str:

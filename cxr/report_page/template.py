@@ -1,4 +1,4 @@
-"""The report's page without a run: one HTML file made of page/ and of libraries from node_modules."""
+"""The page without a run: one HTML file, put together from page/ and from libraries in node_modules."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Template:
                 licences.append(f"{name} {version}\n\n{licence.read_text(encoding='utf-8').strip()}")
             except (FileNotFoundError, StopIteration):
                 raise InputError(
-                    f"{folder}: expected the npm package {name}; `make install` brings it"
+                    f"{folder}: expected the npm package {name}; `make install` installs it"
                 ) from None
         scripts.append((PAGE / "page.js").read_text(encoding="utf-8"))
         scripts = [_inline(script) for script in scripts]
@@ -54,7 +54,7 @@ class Template:
                 [
                     "default-src 'none'",
                     f"script-src {' '.join(f'{chr(39)}sha256-{digest}{chr(39)}' for digest in hashes)}",
-                    "style-src 'unsafe-inline'",  # Plot puts a style into each chart
+                    "style-src 'unsafe-inline'",  # Observable Plot puts a style into each chart
                     "img-src data:",
                     "base-uri 'none'",
                     "form-action 'none'",
@@ -79,7 +79,7 @@ class Template:
 
 
 def _inline(script: str) -> str:
-    """A script whose strings cannot end the element that it stands in."""
+    """The script, changed so that no string in it ends its script element."""
     return re.sub(r"<(/script|!--)", r"<\\\1", script.replace("\r\n", "\n"), flags=re.IGNORECASE)
 
 

@@ -1,4 +1,4 @@
-// Puts a run's document in place. All text of it goes in as text nodes: a key or a label may hold anything.
+// Shows the document of a run. All its text is inserted as text nodes: a key or a label may hold anything.
 "use strict";
 (async () => {
   const report = await unpack(document.getElementById("data"));
@@ -6,16 +6,16 @@
   const byId = (id) => document.getElementById(id);
   const MILLION = 1e6;
   const count = new Intl.NumberFormat("en-US").format;
-  const scores = Int32Array.from(rows.scores); // millionths; -1 where there is none
+  const scores = Int32Array.from(rows.scores); // millionths; -1 if there is none
   const FAILED = -1;
 
-  // What a slider moves: the number of images at or above a threshold, in sorted scores.
+  // What depends on the threshold: the number of images at or above it, from sorted scores.
 
   let threshold = report.threshold ?? 0.5;
   const atLeast = (value) => Math.ceil(value * MILLION - 1e-6); // the least score, in millionths, that reaches it
   const sorted = (keep) => scores.filter((score, i) => score !== FAILED && keep(i)).sort();
   const all = sorted(() => true);
-  const truth = rows.reference && Int8Array.from(rows.reference); // 1, 0; -1 where there is no label
+  const truth = rows.reference && Int8Array.from(rows.reference); // 1, 0; -1 if there is no label
   const positives = truth && sorted((i) => truth[i] === 1);
   const negatives = truth && sorted((i) => truth[i] === 0);
 
@@ -55,7 +55,7 @@
   document.querySelector("nav").append(...[...document.querySelectorAll("section")].map((section) =>
     el("a", { href: `#${section.id}` }, section.dataset.title)));
 
-  // Charts: drawn for the width there is, in colours that follow the page's
+  // Charts, drawn for the available width in the colours of the page
 
   const UNIT = { domain: [0, 1], ticks: 5, tickFormat: (value) => String(+value.toFixed(1)) };
   const DASHED = { stroke: "var(--neutral)", strokeDasharray: "2 4" };
@@ -68,7 +68,7 @@
       const svg = Plot.plot({ width, marginTop: TOP, marginLeft: 48, marginRight: 16, marginBottom: BOTTOM, ...options(width) });
       svg.setAttribute("role", "img");
       svg.setAttribute("aria-label", name);
-      for (const group of svg.querySelectorAll("g[aria-label]")) group.removeAttribute("aria-label"); // of no role
+      for (const group of svg.querySelectorAll("g[aria-label]")) group.removeAttribute("aria-label"); // a label needs a role
       parent.replaceChildren(svg);
       box.move = marker?.(svg, (axis, value) => svg.scale(axis).apply(value));
       box.move?.();
@@ -133,8 +133,8 @@
 
   const slider = byId("threshold"), number = byId("threshold-number");
   byId("threshold-source").textContent = report.threshold === null
-    ? "Which threshold the run went by is not known: no image is called positive, and its bundle is not at hand."
-    : `The run's threshold is ${shown(report.threshold)}, ${report.threshold_source}.`;
+    ? "The run's threshold is not known: the run does not record it, and its scores do not tell."
+    : `The run's threshold is ${shown(report.threshold)}: ${report.threshold_source}.`;
 
   function atThreshold() {
     const parts = [el("h3", {}, `At threshold ${shown(threshold)}`)];
@@ -151,14 +151,14 @@
             el("tr", {}, el("th", { scope: "row" }, `reference ${negative}`), cell("wrong", "fp", found.fp, negatives.length), cell("right", "tn", found.tn, negatives.length)))),
         el("dl", { class: "rates" }, ...[["Sensitivity", "sensitivity"], ["Specificity", "specificity"], ["PPV", "ppv"], ["NPV", "npv"], ["Accuracy", "accuracy"]]
           .map(([name, key]) => el("div", {}, el("dt", {}, name), el("dd", { id: `rate-${key}` }, share(found[key]))))),
-        el("p", { class: "muted" }, `PPV and NPV hold where ${share(evaluation.prevalence)} of images are ${label}, as here.`));
+        el("p", { class: "muted" }, `PPV and NPV are for a prevalence of ${share(evaluation.prevalence)}, as in these images.`));
     } else {
       const called = reaching(all, atLeast(threshold));
       parts.push(
         el("dl", { class: "rates" },
           ...[[`Called ${label}`, called, "cell-called"], [`Called ${negative}`, all.length - called, "cell-not-called"]].map(([name, n, id]) =>
             el("div", {}, el("dt", {}, name), el("dd", { id }, count(n)), el("dd", { class: "muted" }, all.length ? `${(100 * n / all.length).toFixed(1)}%` : "–")))),
-        el("p", { class: "muted" }, "Move the threshold to see how many images another one would call. How many of them rightly, only reference labels tell."));
+        el("p", { class: "muted" }, "Move the threshold to see how many images would be called. Only reference labels can show how many of them correctly."));
     }
     byId("at-threshold").replaceChildren(...parts);
   }
@@ -192,8 +192,8 @@
 
   const place = byId("evaluation-body");
   if (!evaluation) {
-    place.append(el("p", { class: "empty" }, "No reference labels were given. ", el("code", {}, "cxr report RUN --labels FILE"),
-      " adds ROC, precision-recall, calibration, the confusion matrix, groups and the worst mistakes."));
+    place.append(el("p", { class: "empty" }, "This report was made without reference labels. With them it shows ROC, "
+      + "precision-recall, calibration, the confusion matrix, groups and the worst mistakes."));
   } else {
     const figure = (title, note) => {
       const box = el("div", {});
@@ -202,16 +202,16 @@
     const empty = (title, why) => el("div", { class: "chart" }, el("h3", {}, title), el("p", { class: "empty" }, why));
     const square = (width) => Math.min(width, 400);
     const estimate = Object.fromEntries(evaluation.measures.map(([name, value, interval]) => [name, `${value} (${interval})`]));
-    const [roc, rocFigure] = figure("ROC", `AUC ${estimate.AUC}. ● the threshold; dotted, chance.`);
-    const [pr, prFigure] = figure("Precision and recall", `Average precision ${estimate["average precision"]}. ● the threshold; dotted, chance.`);
-    const [calibration, calibrationFigure] = figure("Calibration", `Slope ${estimate["calibration slope"]}; 1 is well calibrated. Bars: 95% interval; dotted, perfect.`);
+    const [roc, rocFigure] = figure("ROC", `AUC ${estimate.AUC}. ●: the threshold. Dotted: chance.`);
+    const [pr, prFigure] = figure("Precision and recall", `Average precision ${estimate["average precision"]}. ●: the threshold. Dotted: chance.`);
+    const [calibration, calibrationFigure] = figure("Calibration", `Slope ${estimate["calibration slope"]}; 1 means well calibrated. Bars: 95% interval. Dotted: perfect.`);
     const one = "Not defined: the labels have only one class.";
     place.append(
       el("p", {}, `${evaluation.on}.`, evaluation.left_out ? ` Left out: ${evaluation.left_out}.` : ""),
       el("div", { class: "charts" },
         evaluation.roc ? rocFigure : empty("ROC", one),
         evaluation.precision_recall ? prFigure : empty("Precision and recall", one),
-        evaluation.reliability ? calibrationFigure : empty("Calibration", "Not defined: these scores are not known to be probabilities.")));
+        evaluation.reliability ? calibrationFigure : empty("Calibration", "Not defined: it is not known that these scores are probabilities.")));
     const curve = (x, y, marks) => (width) => ({
       height: square(width), x: { ...UNIT, label: x }, y: { ...UNIT, label: y, grid: true }, marks });
     if (evaluation.roc) {
@@ -247,8 +247,7 @@
       el("div", { class: "columns even" }, half(evaluation.measures.slice(0, middle)), half(evaluation.measures.slice(middle))),
       el("p", { class: "muted" }, `Intervals: ${evaluation.intervals}.`));
     if (!evaluation.groups.length) {
-      place.append(el("h3", {}, "Groups"), el("p", { class: "empty" }, "None were asked for. ",
-        el("code", {}, "--group view --group sex"), " looks at each of them by itself."));
+      place.append(el("h3", {}, "Groups"), el("p", { class: "empty" }, "This report was made without groups, for example by view or sex."));
     }
     for (const { column, values } of evaluation.groups) {
       const drawn = values.filter((value) => value.auc);
@@ -256,8 +255,8 @@
       const withPatients = values.some((value) => value.patients);
       const names = ["AUC", "sensitivity", "specificity"];
       place.append(el("h3", {}, `By ${column}`), el("div", { class: "columns group" },
-        drawn.length ? el("figure", { class: "chart" }, box, el("figcaption", {}, "AUC and its 95% interval; dotted, chance."))
-          : el("p", { class: "empty" }, "AUC is not defined: in each group the labels have only one class."),
+        drawn.length ? el("figure", { class: "chart" }, box, el("figcaption", {}, "AUC and its 95% interval. Dotted: chance."))
+          : el("p", { class: "empty" }, "AUC is not defined: within each group, the labels have only one class."),
         scrollable(`Measures by ${column}`, el("table", { class: "groups" }, el("caption", { class: "unseen" }, `Measures by ${column}`),
           head([column], ["images", 1], ...(withPatients ? [["patients", 1]] : []), [label, 1], ...names.map((name) => [name, 1])),
           el("tbody", {}, ...values.map((value) => el("tr", {}, el("th", { scope: "row" }, value.value),
@@ -287,8 +286,8 @@
         el("td", { class: "number" }, count(images)),
         el("td", {}, el("span", { class: "meter", share: images / found[0].images }), el("small", { class: "muted" }, `${(100 * images / of).toFixed(images / of < 0.01 ? 2 : 1)}%`)))))));
   }
-  codes(byId("failures-body"), report.failures, scores.length, "None failed.");
-  codes(byId("warnings-body"), report.warnings, all.length, "Nothing odd was seen.");
+  codes(byId("failures-body"), report.failures, scores.length, "No image failed.");
+  codes(byId("warnings-body"), report.warnings, all.length, "No image has a warning.");
 
   // Gallery
 
@@ -338,16 +337,16 @@
 
   const galleryBody = byId("gallery-body");
   if (!report.gallery.pictures) {
-    galleryBody.append(el("p", { class: "muted" }, "Made without pictures (--no-images)."));
+    galleryBody.append(el("p", { class: "muted" }, "This report was made without pictures."));
   } else if (report.gallery.maps) {
     galleryBody.append(
       el("div", { class: "gallery-tools" }, fader(),
         el("span", { class: "key-row" },
-          el("span", {}, el("span", { class: "swatch", tone: "#e66101" }), `speaks for ${label}`),
-          el("span", {}, el("span", { class: "swatch", tone: "#5e3c99" }), "speaks against it"))),
-      el("p", { class: "muted" }, "A map shows what the network went by, strongest place of each image alike. It is not evidence of where a finding is."));
+          el("span", {}, el("span", { class: "swatch", tone: "#e66101" }), `adds to the score of ${label}`),
+          el("span", {}, el("span", { class: "swatch", tone: "#5e3c99" }), "subtracts from it"))),
+      el("p", { class: "muted" }, "A map shows what the score is based on. In each image the strongest place has the same opacity. A map is not evidence of where a finding is."));
   } else {
-    galleryBody.append(el("p", { class: "muted" }, "Without maps: the model has none, or its bundle was not at hand."));
+    galleryBody.append(el("p", { class: "muted" }, "There are no maps: the model has none, or the report was made without its bundle."));
   }
   if (!all.length) galleryBody.append(el("p", { class: "empty" }, "No image has a score yet."));
   for (const part of all.length ? report.gallery.parts : []) {
@@ -357,7 +356,7 @@
         : el("p", { class: "empty" }, "None."));
   }
 
-  // Predictions: the page sorts and filters columns of numbers, and DataTables shows a page of what is left
+  // Predictions: this script sorts and filters columns of numbers, and DataTables shows one page of rows
 
   const size = scores.length;
   const warnings = Int32Array.from(rows.warning), errors = Int32Array.from(rows.error);
@@ -371,12 +370,12 @@
   ];
   const orders = new Map();
 
-  // Rows in the order of a column: its numbers and the row's in one float, which sorts without a function.
+  // Rows in the order of a column. A value and its row number are one float: this sorts without a function.
   function order(column, direction) {
     const name = `${column} ${direction}`;
     if (!orders.has(name)) {
-      const values = columns[column].values ?? Int32Array.from({ length: size }, (_, i) => i); // keys come in order
-      const last = 2 ** 26; // after every score: where there is none
+      const values = columns[column].values ?? Int32Array.from({ length: size }, (_, i) => i); // keys are sorted
+      const last = 2 ** 26; // after every score, for rows without one
       const packed = Float64Array.from(values, (value, i) =>
         ((value === FAILED ? last : direction === "asc" ? value : last - 1 - value)) * 2 ** 26 + i);
       packed.sort();
@@ -434,7 +433,7 @@
   ];
   const at = columns.findIndex((column) => column.title === "Score");
   const table = new DataTable("#table", {
-    serverSide: true, // here the server is the page
+    serverSide: true, // the script is the server
     ajax: (request, answer) => {
       const { column, dir } = request.order[0] ?? { column: 0, dir: "asc" };
       const left = found(column, dir);
@@ -455,7 +454,7 @@
     layout: { topStart: null, topEnd: null, bottomStart: ["info", "pageLength"], bottomEnd: "paging" },
     language: { aria: { paginate: { first: "First page", previous: "Previous page", next: "Next page", last: "Last page", number: "Page " } },
       info: "_START_ to _END_ of _TOTAL_ images", infoEmpty: "No image", infoFiltered: "(of _MAX_ in all)",
-      zeroRecords: "No image is like that. Clear the search and the filters to see all.", emptyTable: "This run has no outcome yet.", lengthMenu: "_MENU_ a page" },
+      zeroRecords: "No image matches. Clear the search and the filters to see all.", emptyTable: "This run has no predictions yet.", lengthMenu: "_MENU_ a page" },
   });
   filters.addEventListener("input", () => table.draw());
   filters.addEventListener("reset", () => setTimeout(() => table.draw()));
@@ -465,7 +464,7 @@
 
   const facts = (pairs) => el("dl", { class: "facts" }, ...pairs.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
   const closed = (title, ...inside) => el("details", {}, el("summary", {}, title), ...inside);
-  const { run, model, settings } = report.about;
+  const { run, model, settings, settings_of } = report.about;
   const left = el("div", {}, el("h3", {}, "Run"), facts(run), el("h3", {}, "Cost")), right = el("div", {}, el("h3", {}, "Model"));
   const { cost } = report;
   if (cost) {
@@ -473,36 +472,34 @@
       scrollable("Cost", el("table", {}, head(["Item"], ["Quantity", 1], ["Unit"], ["Dollars", 1]),
         el("tbody", {}, ...cost.lines.map((line) => el("tr", {}, el("th", { scope: "row" }, line.item), el("td", { class: "number" }, line.quantity), el("td", {}, line.unit), el("td", { class: "number" }, line.dollars)))),
         el("tfoot", {}, el("tr", {}, el("th", { scope: "row" }, "Total"), el("td", {}), el("td", {}), el("td", { class: "number" }, cost.total))))),
-      el("p", {}, `${cost.per_1000} for 1,000 images. As planned it takes ${cost.seconds}, bound by: ${cost.bottleneck}. While nothing runs, the stack costs ${cost.idle} a month.`),
+      el("p", {}, `${cost.per_1000} for 1,000 images. The estimated time is ${cost.seconds}; the bottleneck is: ${cost.bottleneck}. While nothing runs, the stack costs ${cost.idle} a month.`),
       el("p", { class: "muted" }, cost.note));
   } else {
-    left.append(el("p", { class: "empty" }, "Not reckoned: the stack's settings were not to be had, or no service time of this model is known. ",
-      el("code", {}, "cxr plan --images-per-second"), " takes your own."));
+    left.append(el("p", { class: "empty" }, "Not known: the run and the stack do not record the stack's settings, or this model's speed was not measured."));
   }
   if (model) {
     right.append(facts(model.facts));
     if (model.worth.length) {
-      right.append(el("h3", {}, "What it was measured to be worth"),
-        scrollable("What the model was measured to be worth", el("table", {}, head(["Images of"], ["images", 1], ["patients", 1], ["AUC", 1], ["95% interval", 1]),
+      right.append(el("h3", {}, "Measured quality"),
+        scrollable("Measured quality of the model", el("table", {}, head(["Images of"], ["images", 1], ["patients", 1], ["AUC", 1], ["95% interval", 1]),
           el("tbody", {}, ...model.worth.map(([name, ...values]) => el("tr", {}, el("th", { scope: "row" }, name), ...values.map((value) => el("td", { class: "number" }, value))))))),
         el("p", { class: "muted" }, model.worth_note));
     }
     if (model.limitations.length) right.append(closed(`Limitations (${model.limitations.length})`, el("ul", { class: "plain" }, ...model.limitations.map((line) => el("li", {}, line)))));
     if (model.training.length) right.append(closed("How it was trained", facts(model.training)));
   } else {
-    right.append(el("p", { class: "empty" }, "The bundle that scored this run was not at hand, and with it its card: what it is for, how it was trained, its limitations and licence. ",
-      el("code", {}, "--bundle DIR"), " gives it."));
+    right.append(el("p", { class: "empty" }, "This report was made without the bundle that scored the run. The bundle has the model card: intended use, training, limitations and licence."));
   }
   byId("about-body").append(left, right);
   if (settings) {
-    byId("about").append(el("h3", {}, "Settings of the stack when this was written"), facts(settings));
+    byId("about").append(el("h3", {}, `Settings of the stack ${settings_of}`), facts(settings));
     byId("about").lastChild.classList.add("wide");
   }
 
   drawCharts();
   const limitations = document.querySelector("main details");
   let open;
-  addEventListener("beforeprint", () => { // on paper a chart has its column's width, and nothing can be opened
+  addEventListener("beforeprint", () => { // on paper a chart is as wide as its column, and nothing can be opened
     for (const box of charts) box.draw(box.paper);
     open = limitations?.open;
     limitations?.setAttribute("open", "");
@@ -545,7 +542,7 @@
     const text = atob(element.textContent);
     const bytes = new Uint8Array(text.length);
     for (let i = 0; i < text.length; i += 1) bytes[i] = text.charCodeAt(i);
-    element.remove(); // megabytes that nothing needs any more
+    element.remove(); // megabytes that are not needed any more
     return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
   }
 })().catch((error) => {

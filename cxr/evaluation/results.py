@@ -1,0 +1,166 @@
+"""Results to evaluate: the predictions of a run or of a CSV file, for one label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runs.predictions import Prediction
+from runs.run import Run
+from runs.table import RunTable
+
+from cxr.errors import InputError
+from cxr.evaluation.csv_table import CsvTable
+from cxr.evaluation.labels import ABNORMAL, NOT_GIVEN
+from cxr.results import labels_of
+
+if TYPE_CHECKING:
+    from classifier.model import Model
+
+INFINITY, MILLIONTH = Decimal("Infinity"), Decimal("0.000001")  # scores have six decimals
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Scores at or above this value are called positive."""
+
+    value: float
+    source: str  # in words
+
+
+@dataclass(frozen=True)
+class Results:
+    """Predictions with the score of one label, and what is known of how they were made."""
+
+    label: str
+    predictions: Sequence[Prediction]
+    decided: bool  # whether it is known which of them were called positive
+    labels: Sequence[str] = ()  # that the run has scores of, the primary one first
+    threshold: Decimal | None = None  # that the run records
+    model_sha256: str = ""  # of the model that made them; empty if not known
+
+    @classmethod
+    def of_run(cls, run: Run, predictions: Iterable[Prediction], label: str) -> Results:
+        """The run's predictions in the order of their keys. Raises InputError if one has no score of `label`.
+
+        A run of an older version records no labels. Then its predictions tell which there are.
+        """
+        labels = list(run.thresholds)
+        found = []
+        for prediction in predictions:
+            if prediction.error:
+                found.append(prediction)
+                continue
+            labels = labels or sorted(prediction.scores)
+            if label not in prediction.scores:
+                raise InputError(f"there are no scores of {label}; expected {' or '.join(prediction.scores)}")
+            positive = (label,) if label in prediction.positive else ()
+            scores = {label: prediction.scores[label]}  # all other labels' scores would fill the memory
+            found.append(Prediction(prediction.key, scores, positive, prediction.warnings))
+        found.sort(key=lambda prediction: prediction.key)
+        return cls(label, found, True, labels, run.thresholds.get(label), run.model_sha256)
+
+    def agree_with(self, threshold: Decimal) -> bool:
+        """Whether every decision is the one that this threshold gives. True if no decisions are known."""
+        highest_negative, lowest_positive = self._limits()
+        return highest_negative < threshold <= lowest_positive
+
+    def may_come_from(self, model: Model) -> bool:
+        """Whether the model made these results, which a run tells, or may have made them."""
+        if self.model_sha256:
+            return self.model_sha256 == model.sha256
+        threshold = model.thresholds.get(self.label)
+        return threshold is not None and self.agree_with(threshold)
+
+    def decided_by(self, model: Model | None = None) -> Threshold:
+        """The threshold between the results that were called positive and the others.
+
+        It is the one that the run records, else that of `model`, which made the results as far as is known,
+        else one that separates them. Raises InputError if the results do not tell.
+        """
+        if self.threshold is not None:
+            return Threshold(float(self.threshold), "recorded by the run")
+        of_model = model.thresholds.get(self.label) if model else None
+        if model and of_model is not None and self.agree_with(of_model):
+            agreement = "; the results agree with it" if self.decided else ""
+            return Threshold(float(of_model), f"the threshold of {model.name}{agreement}")
+        highest_negative, lowest_positive = self._limits()
+        if (highest_negative, lowest_positive) == (-INFINITY, INFINITY):
+            raise InputError(f"the results do not say which images are {self.label}")
+        if highest_negative >= lowest_positive:
+            raise InputError(
+                f"the results call a score of {highest_negative:g} negative and one of {lowest_positive:g} "
+                "positive; expected one threshold"
+            )
+        doubt = f" ({model.name} has {of_model:g}: it may not have made them)" if model and of_model else ""
+        if lowest_positive == INFINITY:
+            above = float(highest_negative + MILLIONTH)
+            return Threshold(above, f"above every score: the results call no image positive{doubt}")
+        return Threshold(float(lowest_positive), f"the lowest score that the results call positive{doubt}")
+
+    def _limits(self) -> tuple[Decimal, Decimal]:
+        """The highest score called negative and the lowest called positive, infinite where there is none."""
+        scored = [one for one in self.predictions if self.decided and not one.error]
+        return (
+            max((one.scores[self.label] for one in scored if not one.positive), default=-INFINITY),
+            min((one.scores[self.label] for one in scored if one.positive), default=INFINITY),
+        )
+
+
+def read_run(table: RunTable, run: Run, label: str | None = None) -> Results:
+    """The run's results for `label`, by default the primary one. Raises InputError, and what boto3 raises."""
+    about = next(iter(labels_of(table, run, label)), label or ABNORMAL)
+    return Results.of_run(run, table.predictions(run.run_id), about)
+
+
+def read_results(path: Path, label: str | None = None, primary: str = ABNORMAL) -> Results:
+    """The results for `label` from a CSV file, by default those for the primary label.
+
+    The columns are key and score, and if need be status, label, error and score_<label>, as `write_csv` of
+    cxr.results writes them. Without a column label, `primary` names the label that `score` is of.
+
+    Raises InputError.
+    """
+    table = CsvTable(path)
+    table.require("key", "score")
+    decisions = (row["label"] for _, row in table if row.get("label"))
+    decided_label = next(map(_label_of, decisions), None)
+    label = label or decided_label or primary
+    column = f"score_{label}" if f"score_{label}" in table.columns else "score"
+    if column == "score" and decided_label not in (None, label):
+        raise InputError(f"{path}: expected a column score_{label}; its scores are of {decided_label}")
+    predictions: dict[str, Prediction] = {}
+    decided = decided_label == label
+    for line, row in table:
+        key, decision = row["key"], row.get("label", "")
+        if key in predictions:
+            raise InputError(f"{path}, line {line}: column key repeats an image; expected each image once")
+        if decision and _label_of(decision) != decided_label:
+            raise InputError(
+                f"{path}, line {line}: column label is of {_label_of(decision)}, but above of {decided_label}"
+            )
+        if row["status"] == "FAILED" if "status" in table.columns else not row[column]:
+            predictions[key] = Prediction(key, error=row.get("error") or NOT_GIVEN)
+            continue
+        score = _score(row[column], f"{path}, line {line}: column {column}")
+        predictions[key] = Prediction(key, {label: score}, (label,) if decision == label else ())
+        decided = decided and decision != ""
+    return Results(label, list(predictions.values()), decided)
+
+
+def _label_of(decision: str) -> str:
+    """The label that a decision is about, as runs.predictions.Prediction.label words it."""
+    return ABNORMAL if decision == "normal" else decision.removeprefix("no ")
+
+
+def _score(text: str, where: str) -> Decimal:
+    try:
+        score = Decimal(text)
+        if 0 <= score <= 1:
+            return score
+    except InvalidOperation:  # no number, or NaN
+        pass
+    raise InputError(f"{where} is {text!r}; expected a score from 0 to 1")
