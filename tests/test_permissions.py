@@ -39,6 +39,7 @@ from permissions import (
     Unmapped,
     asked,
     refused,
+    refused_by_default,
     watched,
 )
 from runs.completion import EVENT_SOURCE, EVENT_TYPE
