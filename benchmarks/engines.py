@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
-from classifier.images import decode
+from classifier.decode import decode
 from classifier.model import Model
 
 

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import torch
-from classifier.images import Preprocessing, decode
+from classifier.decode import decode
+from classifier.preprocessing import Preprocessing
 from torch import Tensor, nn
 from torchvision.models import DenseNet, densenet121
 

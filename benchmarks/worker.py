@@ -19,7 +19,8 @@ from statistics import median
 from typing import Any
 
 import boto3
-from classifier import handler, images, model
+from classifier import handler, model
+from classifier.preprocessing import Preprocessing
 from runs.jobs import Job, encode
 from runs.table import RunTable
 
@@ -27,7 +28,7 @@ IMAGES_PER_JOB = 32
 STEPS: list[tuple[Any, str, str]] = [  # owner and name of a function, and the step that it is
     (handler.Classifier, "_fetch", "fetch"),
     (model, "decode", "decode"),
-    (images.Preprocessing, "__call__", "resize"),
+    (Preprocessing, "__call__", "resize"),
     (model.Model, "score", "infer"),
     (RunTable, "write", "write"),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from classifier.images import MAX_BYTES, ImageError
+from classifier.bounds import MAX_BYTES, ImageError
 from classifier.model import BundleError, Model
 from runs.predictions import Prediction
 

@@ -6,8 +6,8 @@ from decimal import Decimal
 
 import numpy as np
 import numpy.typing as npt
-from classifier.images import Pixels
 from classifier.model import BundleError, Model
+from classifier.preprocessing import Pixels
 from PIL import Image, ImageDraw, ImageFont
 
 from cxr import RESEARCH_ONLY

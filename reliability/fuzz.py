@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 import psutil
-from classifier import images
-from classifier.images import ImageError
+from classifier import decode as decoding
+from classifier.bounds import ImageError
 from classifier.model import Model
 from PIL import Image
 from runs.codes import ErrorCode
@@ -90,11 +90,11 @@ def places(error: BaseException | None) -> str:
 
 def agrees_with_pillow(data: bytes) -> bool:
     """Whether kornia-rs decoded the file and Pillow does, too. Raises AssertionError if pixels differ."""
-    fast = images._decode_plain_png(data) if data.startswith(png.SIGNATURE) else None
+    fast = decoding._decode_plain_png(data) if data.startswith(png.SIGNATURE) else None
     if fast is None:
         return False
     try:
-        slow = images._open(data)
+        slow = decoding._open(data)
         slow.load()
     except (OSError, SyntaxError, ValueError, zlib.error):
         return False

@@ -27,7 +27,7 @@ MEMORY_MB = 300  # over what the classifier holds before; a function has 1,769
 SCORE = """
 import json, logging, resource, sys, time
 from pathlib import Path
-from classifier.images import ImageError
+from classifier.bounds import ImageError
 from classifier.model import Model
 
 def peak_mb():
@@ -155,7 +155,8 @@ def test_two_threads_keep_each_other_quiet(corpus: list[Kind], tmp_path: Path) -
 import logging, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from classifier.images import ImageError, decode
+from classifier.bounds import ImageError
+from classifier.decode import decode
 logging.basicConfig()
 sys.setswitchinterval(1e-5)
 

@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import pytest
 from classifier.checks import warnings
-from classifier.images import Pixels, Preprocessing, decode
+from classifier.decode import decode
+from classifier.preprocessing import Pixels, Preprocessing
 from support import XRAYS, image_bytes
 
 DATA = XRAYS.parents[1]

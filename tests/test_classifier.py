@@ -14,8 +14,9 @@ import botocore.client
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 from botocore.response import StreamingBody
+from classifier.decode import decode
 from classifier.handler import Classifier, NotDone
-from classifier.images import Pixels, Preprocessing, decode
+from classifier.preprocessing import Pixels, Preprocessing
 from PIL import Image
 from runs import layout
 from runs.jobs import JobError

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from classifier.images import ImageError, decode
+from classifier.bounds import ImageError
+from classifier.decode import decode
 from classifier.model import Model
 from PIL import Image
 from pydicom import Dataset, dcmread, dcmwrite

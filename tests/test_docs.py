@@ -10,7 +10,7 @@ import pytest
 from classifier.model import Model
 from support import ROOT
 
-from cxr.commands.model import SHIPPED
+from cxr.bundles import SHIPPED
 from tools.markdown import filled
 from tools.tables import TABLES
 

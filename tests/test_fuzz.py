@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from classifier import images
-from classifier.images import ImageError
+from classifier import decode as decoding
+from classifier.bounds import ImageError
 from PIL import Image
 
 from reliability import fuzz as fuzzing
@@ -158,13 +158,13 @@ def invents_a_code() -> Target:
 
 def decodes_otherwise() -> Target:
     """A fast way that is wrong by one grey value in some files."""
-    fast = images._decode_plain_png
+    fast = decoding._decode_plain_png
 
     def off(data: bytes) -> Image.Image | None:
         image = fast(data)
         return image.point(lambda value: value ^ 1) if image and len(data) % 2 else image
 
-    images._decode_plain_png = off
+    decoding._decode_plain_png = off
     return fuzzing.score()
 
 

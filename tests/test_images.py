@@ -10,8 +10,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from classifier import images
-from classifier.images import ImageError, Pixels, Preprocessing, decode
+from classifier import decode as decoding
+from classifier.bounds import ImageError
+from classifier.decode import decode
+from classifier.preprocessing import Pixels, Preprocessing
 from classifier.resampling import resize
 from PIL import Image
 from support import image_bytes, png
@@ -116,7 +118,7 @@ class TestModes:
 
 @contextmanager
 def pillow_alone() -> Iterator[None]:
-    with mock.patch.object(images, "_decode_plain_png", return_value=None):
+    with mock.patch.object(decoding, "_decode_plain_png", return_value=None):
         yield
 
 
@@ -141,7 +143,7 @@ class TestPlainPng:
 
     def test_real_x_rays_take_it(self, xrays: list[Path]) -> None:
         for path in xrays:
-            fast = images._decode_plain_png(path.read_bytes())
+            fast = decoding._decode_plain_png(path.read_bytes())
             assert fast is not None
             assert fast.tobytes() == Image.open(path).tobytes()
 
@@ -169,7 +171,7 @@ class TestPlainPng:
     )
     def test_of_any_kind_the_pixels_are_pillows(self, data: bytes, plain: bool) -> None:
         ours = verdict(data)
-        assert (images._decode_plain_png(data) is not None) == plain
+        assert (decoding._decode_plain_png(data) is not None) == plain
         with pillow_alone():
             assert ours == verdict(data)
 

@@ -15,8 +15,9 @@ import boto3
 import numpy as np
 import pytest
 import typer
-from classifier.images import Preprocessing, decode
+from classifier.decode import decode
 from classifier.model import Model
+from classifier.preprocessing import Preprocessing
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from runs import layout
 from runs.attributes import pack

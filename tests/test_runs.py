@@ -28,7 +28,7 @@ from cxr.commands import runs as run_commands
 from cxr.commands.local import print_predictions
 from cxr.commands.results import Format
 from cxr.errors import InputError
-from cxr.evaluation.cohort import read_results
+from cxr.evaluation.results import read_results
 from cxr.results import Row, results, row, write_csv, write_json_lines
 from cxr.runs import RunStatus, list_runs, run_status, run_table
 from cxr.stack import Stack
@@ -203,10 +203,9 @@ def test_a_csv(labels: list[str], text: str, tmp_path: Path) -> None:
     assert write_csv(file, rows([SCORED, FAILED], labels)) == 2
     assert file.getvalue() == text
     (tmp_path / "results.csv").write_text(text)
-    assert [result.score for result in read_results(tmp_path / "results.csv")[1]] == [
-        float(SCORED.scores[labels[0]]),
-        None,
-    ]
+    read = read_results(tmp_path / "results.csv")
+    assert read.label == labels[0]
+    assert [one.scores.get(labels[0]) for one in read.predictions] == [SCORED.scores[labels[0]], None]
 
 
 @pytest.mark.parametrize("key", ["a\rb.png", "a\nb.png", 'a"b.png', "a,b.png", "a;b.png", "a\tb.png"])

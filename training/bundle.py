@@ -9,8 +9,8 @@ from typing import Any
 
 import onnx
 import torch
-from classifier.images import Preprocessing
 from classifier.model import Model
+from classifier.preprocessing import Preprocessing
 from torch import nn
 
 from cxr.evaluation.cohort import fingerprint, patient_fingerprint

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from classifier.images import ImageError, Pixels, Preprocessing, decode
+from classifier.bounds import ImageError
+from classifier.decode import decode
+from classifier.preprocessing import Pixels, Preprocessing
 
 from cxr.errors import InputError
 from cxr.evaluation.cohort import ABNORMAL, FINDINGS_COLUMNS, IMAGE_COLUMNS, NO_FINDING, PATIENT_COLUMNS

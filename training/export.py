@@ -30,7 +30,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from classifier.images import ImageError, Pixels, Preprocessing, decode
+from classifier.bounds import ImageError
+from classifier.decode import decode
+from classifier.preprocessing import Pixels, Preprocessing
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from cxr.errors import InputError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from classifier.images import Pixels, Preprocessing
+from classifier.preprocessing import Pixels, Preprocessing
 from torch import nn
 
 from cxr.files import whole_file

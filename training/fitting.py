@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from classifier.images import Preprocessing
+from classifier.preprocessing import Preprocessing
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import nn
 

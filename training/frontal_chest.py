@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from classifier import checks
-from classifier.images import Pixels, Preprocessing
 from classifier.model import Model
+from classifier.preprocessing import Pixels, Preprocessing
 from PIL import Image
 
 from training.data import read_labels, read_pixels

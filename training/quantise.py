@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from classifier.images import Pixels
+from classifier.preprocessing import Pixels
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from classifier.images import Preprocessing
+from classifier.preprocessing import Preprocessing
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset

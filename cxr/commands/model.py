@@ -70,7 +70,7 @@ def explain(
     average pooling have one.
     """
     with errors_reported():
-        from classifier.images import ImageError
+        from classifier.bounds import ImageError
 
         from cxr import bundles, explanation
 

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from botocore.exceptions import ClientError
-from classifier.images import ImageError, Preprocessing, decode
+from classifier.bounds import ImageError
+from classifier.decode import decode
 from classifier.model import Model
+from classifier.preprocessing import Preprocessing
 from PIL import Image, ImageOps
 
 from cxr.evaluation.results import Results

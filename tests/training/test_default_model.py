@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from classifier.images import Preprocessing
 from classifier.model import Model
+from classifier.preprocessing import Preprocessing
 
 from cxr.phantoms import draw_phantom
 from training import card, data, networks, quantise, splits

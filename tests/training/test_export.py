@@ -14,8 +14,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from classifier.images import Preprocessing
 from classifier.model import Model
+from classifier.preprocessing import Preprocessing
 from classifier.resampling import resize
 from PIL import Image
 from scipy.stats import spearmanr  # type: ignore[import-untyped]

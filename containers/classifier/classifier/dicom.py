@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 from runs.codes import ErrorCode
 
-from classifier.images import BoundedFile, ImageError, check_size
+from classifier.bounds import BoundedFile, ImageError, check_size
 
 # What pydicom and Pillow decode. Not deflated files: a small one may inflate to any size. Not JPEG Lossless
 # and JPEG-LS: their open decoder (GDCM) ends the whole process on damaged files.

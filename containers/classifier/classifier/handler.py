@@ -26,7 +26,7 @@ from runs.run import Run, State
 from runs.table import RunGone, RunTable
 from urllib3.exceptions import HTTPError
 
-from classifier.images import MAX_BYTES, ImageError
+from classifier.bounds import MAX_BYTES, ImageError
 from classifier.model import Model
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 from runs.codes import WarningCode
 
 from classifier.checks import warnings
-from classifier.images import Pixels, Preprocessing, decode
+from classifier.decode import decode
+from classifier.preprocessing import Pixels, Preprocessing
 
 _SIX_DECIMALS = Decimal("0.000001")
 
