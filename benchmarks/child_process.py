@@ -1,4 +1,4 @@
-"""Runs a benchmark in a process of its own, so that imports and memory of others do not count."""
+"""Runs a benchmark in a new process, so that imports and memory of other benchmarks do not count."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def time_scores(engine: Engine, files: Sequence[bytes]) -> dict[str, Any]:
 
 
 class EngineProcess:
-    """An engine in a process of its own. It works only while it answers a request."""
+    """An engine in a child process. It works only while it answers a request."""
 
     def __init__(self, candidate: Candidate, threads: int, images: Sequence[Path]) -> None:
         module = ["-m", "benchmarks.engines"]

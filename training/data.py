@@ -19,7 +19,7 @@ from cxr.evaluation.cohort import ABNORMAL, FINDINGS_COLUMNS, IMAGE_COLUMNS, NO_
 VIEW_COLUMNS = ("view", "View Position")
 DETECTOR_COLUMNS = ("pixel_spacing_mm", "OriginalImagePixelSpacing[x")  # differs between NIH's detectors
 AGE_COLUMNS = ("age", "Patient Age")
-ALL_IMAGES = "all images"  # the collection of every image where none is asked for
+ALL_IMAGES = "all images"  # the collection of every image if none is given
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -100,9 +100,9 @@ def test_the_graph_in_float_scores_as_torch_does(int8_card) -> None:  # type: ig
     with torch.inference_mode():
         scores, cam = (part.numpy() for part in oracle(torch.from_numpy(pixels)))
     model = Model(FLOAT)
-    ours = [float(score["abnormal"]) for score in model.score(list(pixels))]
-    np.testing.assert_allclose(ours, scores[:, 0], rtol=0, atol=1e-5)
-    assert np.std(ours) > 0.001
+    bundle_scores = [float(score["abnormal"]) for score in model.score(list(pixels))]
+    np.testing.assert_allclose(bundle_scores, scores[:, 0], rtol=0, atol=1e-5)
+    assert np.std(bundle_scores) > 0.001
     maps = np.stack([model.explain(one)["abnormal"] for one in pixels])
     np.testing.assert_allclose(maps, cam[:, 0], rtol=0, atol=1e-4)
     logits = np.log(scores[:, 0] / (1 - scores[:, 0]))

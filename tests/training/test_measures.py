@@ -16,7 +16,7 @@ PROBABILITIES = 1 / (1 + np.exp(-SCORES))
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "scores"),
+    ("measure", "reference", "scores"),
     [
         (measures.auc, roc_auc_score, SCORES),
         (measures.average_precision, average_precision_score, SCORES),
@@ -24,9 +24,9 @@ PROBABILITIES = 1 / (1 + np.exp(-SCORES))
         (measures.log_loss, log_loss, PROBABILITIES),
     ],
 )
-def test_measures_equal_scikit_learn_in_every_draw(ours, theirs, scores) -> None:  # type: ignore[no-untyped-def]
-    expected = [theirs(LABELS, scores, sample_weight=weights) for weights in WEIGHTS]
-    np.testing.assert_allclose(ours(LABELS, scores, WEIGHTS), expected, rtol=1e-9)
+def test_measures_equal_scikit_learn_in_every_draw(measure, reference, scores) -> None:  # type: ignore[no-untyped-def]
+    expected = [reference(LABELS, scores, sample_weight=weights) for weights in WEIGHTS]
+    np.testing.assert_allclose(measure(LABELS, scores, WEIGHTS), expected, rtol=1e-9)
 
 
 def test_the_calibration_slope_equals_a_logistic_regression() -> None:
