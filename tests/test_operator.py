@@ -33,7 +33,7 @@ from cxr.stack import client
 from cxr.upload import files_in, upload
 
 LABELS = ROOT.parent / "shared" / "data" / "nih-cxr" / "labels.csv"
-IMAGES = 113_178  # of ChestX-ray14 that a run of all of them scores
+LARGE = {"few": 20_000, "many": 113_178}  # images of a run; many is all that ChestX-ray14 has to score
 MEMORY_MB = 150
 
 
@@ -267,8 +267,9 @@ def test_lag_is_said_where_cloudwatch_has_it(
 
 
 @pytest.fixture(scope="module")
-def all_of_nih(stack: Stack) -> str:
-    """A run with a prediction for each of 113,178 images but one."""
+def large(stack: Stack, request: pytest.FixtureRequest) -> str:
+    """A run with a prediction for each of its LARGE images but one."""
+    images = LARGE["many" if request.config.getoption("--many-examples") else "few"]
     dynamodb = client("dynamodb", parameter_validation=False)  # which takes as long as all the rest
     fields = {
         "status": "SCORED",
@@ -284,25 +285,26 @@ def all_of_nih(stack: Stack) -> str:
 
     def put(numbers: range) -> None:
         images = (f"{PREFIX}images_{number % 12:03}/images/{number:08}_000.png" for number in numbers)
-        items = (pack(layout.prediction_key("all", key)) | packed for key in images)
+        items = (pack(layout.prediction_key("large", key)) | packed for key in images)
         requests: Any = [{"PutRequest": {"Item": item}} for item in items]
         dynamodb.batch_write_item(RequestItems={stack.table: requests})
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(put, (range(n, min(n + 25, IMAGES - 1)) for n in range(0, IMAGES - 1, 25))))
-    run = {"expected": IMAGES, "model": fields["model"], "model_sha256": "a" * 64}
+        list(pool.map(put, (range(n, min(n + 25, images - 1)) for n in range(0, images - 1, 25))))
+    run = {"expected": images, "model": fields["model"], "model_sha256": "a" * 64}
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
-    begin_run("all", stack.table, **run, created_at=created_at)
+    begin_run("large", stack.table, **run, created_at=created_at)
     dynamodb.put_item(
         TableName=stack.table,
-        Item=pack(layout.counter_key("all", 3)) | pack({"uid": "any", "SCORED": IMAGES - 1}),
+        Item=pack(layout.counter_key("large", 3)) | pack({"uid": "any", "SCORED": images - 1}),
     )
-    return "all"
+    return "large"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the most memory of a process from /proc")
+@pytest.mark.examples(**LARGE)
 @pytest.mark.parametrize("command", [["results"], ["status", "--json"]])
-def test_a_run_of_all_of_nih_is_read_in_little_memory(all_of_nih: str, command: list[str]) -> None:
+def test_a_large_run_is_read_in_little_memory(large: str, examples: int, command: list[str]) -> None:
     code = """
 import atexit, pathlib, sys
 atexit.register(lambda: sys.stderr.write(pathlib.Path("/proc/self/status").read_text()))
@@ -311,18 +313,18 @@ app()
 """
     name, *options = command
     done = subprocess.run(
-        [sys.executable, "-c", code, name, all_of_nih, *options], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, name, large, *options], capture_output=True, text=True, check=True
     )
     most = next(line for line in done.stderr.splitlines() if line.startswith("VmHWM:"))
     assert int(most.split()[1]) < MEMORY_MB * 1024
     if name == "status":
         assert json.loads(done.stdout)["remaining"] == 1
     else:
-        assert len(done.stdout.splitlines()) == IMAGES  # one is missing, and there is a heading
+        assert len(done.stdout.splitlines()) == examples  # one is missing, and there is a heading
 
 
 def test_status_makes_few_requests_whatever_the_run(
-    stack: Stack, all_of_nih: str, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, large: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3 = boto3.client("s3")
     for number in range(30):
@@ -336,7 +338,7 @@ def test_status_makes_few_requests_whatever_the_run(
             self.events.register("before-send", lambda request, **_: made.append(request.url))
 
     monkeypatch.setattr(boto3, "Session", Counted)
-    found = cxr_json("status", all_of_nih)
+    found = cxr_json("status", large)
     assert (found["remaining"], found["failure_bucket"]["more"]) == (1, True)
     assert 3 <= len(made) <= 20
     monkeypatch.undo()
@@ -480,23 +482,22 @@ def test_ctrl_c_before_the_job_creator_answers_promises_nothing(
     assert "Run never may have been started; if so, it continues: `cxr status never`" in done.stderr
 
 
-def test_ctrl_c_leaves_no_half_results(all_of_nih: str, tmp_path: Path) -> None:
-    out = tmp_path / "results.csv"
-    command = subprocess.Popen(
-        [str(Path(sys.executable).with_name("cxr")), "results", all_of_nih, "--out", str(out)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    parts = ".results.csv.*.part"
-    wait_for(lambda: any(part.stat().st_size for part in tmp_path.glob(parts)), "rows written")
-    command.send_signal(signal.SIGINT)
-    _, said = command.communicate(timeout=20)
-    assert (command.returncode, said) == (130, "")
+def test_ctrl_c_leaves_no_half_results(small: str, tmp_path: Path) -> None:
+    code = """
+import csv, os, signal
+from cxr.commands.app import app
+write = csv.DictWriter.writerow
+csv.DictWriter.writerow = lambda self, row: (write(self, row), os.kill(os.getpid(), signal.SIGINT))
+app()
+"""
+    command = [sys.executable, "-c", code, "results", small, "--out", str(tmp_path / "results.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_closes_the_pipe_is_no_error(all_of_nih: str) -> None:
-    line = f"{Path(sys.executable).with_name('cxr')} results {all_of_nih} | head -1"
+def test_a_reader_that_closes_the_pipe_is_no_error(large: str) -> None:
+    line = f"{Path(sys.executable).with_name('cxr')} results {large} | head -1"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("key,status,score,label,error\n", "")
 

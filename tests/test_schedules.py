@@ -10,8 +10,6 @@ from reliability.faults import KINDS, kinds
 from reliability.schedules import CLASSIFIER, Schedule, Step, Trouble, schedules
 from reliability.simulator import World
 
-SCHEDULES = 500
-
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
@@ -36,11 +34,12 @@ def schedule(*steps: Step, retries: int = 1) -> Schedule:
     )
 
 
-def test_random_schedules_lose_and_double_nothing(world: World) -> None:
+@pytest.mark.examples(few=60, many=500)
+def test_random_schedules_lose_and_double_nothing(world: World, examples: int) -> None:
     """A failure prints the schedule it shrank to: paste it into the list below."""
 
     @settings(
-        max_examples=SCHEDULES,
+        max_examples=examples,
         derandomize=True,
         database=None,
         deadline=None,
@@ -54,7 +53,7 @@ def test_random_schedules_lose_and_double_nothing(world: World) -> None:
 
     before, met_before = world.totals.schedules, world.totals.faults.copy()
     check()
-    assert world.totals.schedules - before >= SCHEDULES
+    assert world.totals.schedules - before >= examples
     assert set(world.totals.faults - met_before) == set(KINDS)
 
 
