@@ -1,1 +1,1 @@
-"""What proves that no image is lost and none counted twice: random faults, faults on the wire, bad images."""
+"""Tests that no image is lost or counted twice: random faults, faults on the wire, fuzzing, bad images."""

@@ -1,4 +1,4 @@
-"""`python -m reliability`: the soak."""
+"""`python -m reliability` runs the soak: see soak.py."""
 
 import sys
 

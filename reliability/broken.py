@@ -1,7 +1,7 @@
-"""Handlers that are broken on purpose, by name: what proves delivery has to catch every one of them.
+"""Handlers that are broken on purpose: the tests of delivery must catch every one of them.
 
-Each entry of BROKEN is a context manager that patches a handler in this process. Nothing but the handlers
-is imported, and that only when one is broken, so this file also works copied beside a classifier.
+BROKEN maps a name to a context manager that breaks a handler in this process. This file imports only the
+handlers, and each of them only when it breaks it. So a copy of this file works inside the classifier's image.
 """
 
 from collections import Counter
@@ -14,8 +14,8 @@ Actions = list[dict[str, Any]]
 
 
 @contextmanager
-def _empty_answer_on_error() -> Iterator[None]:
-    """The classifier answers "all done" where it should name the records that are not."""
+def _report_nothing() -> Iterator[None]:
+    """The classifier answers that all jobs are done after some have failed."""
     from classifier.handler import Classifier
 
     stream = Classifier._stream
@@ -29,8 +29,8 @@ def _empty_answer_on_error() -> Iterator[None]:
 
 
 @contextmanager
-def _acknowledges_on_deadline() -> Iterator[None]:
-    """A job that the time ran out for counts as done."""
+def _drop_jobs_at_the_deadline() -> Iterator[None]:
+    """A job that the classifier had no time for counts as done."""
     from classifier.handler import Classifier, NotDone
 
     write = Classifier._write
@@ -44,19 +44,19 @@ def _acknowledges_on_deadline() -> Iterator[None]:
 
 
 @contextmanager
-def _drops_one_write() -> Iterator[None]:
+def _count_without_writing() -> Iterator[None]:
     """One image of every job is counted, but its prediction is not written."""
 
     def broken(actions: Actions) -> Actions:
         puts, others = _split(actions)
         return puts[:-1] + others
 
-    with _transaction(broken):
+    with _changed_transactions(broken):
         yield
 
 
 @contextmanager
-def _forgets_one_image() -> Iterator[None]:
+def _skip_an_image() -> Iterator[None]:
     """One image of every job is neither written nor counted."""
     from runs.table import RunTable
 
@@ -70,32 +70,30 @@ def _forgets_one_image() -> Iterator[None]:
 
 
 @contextmanager
-def _counts_twice() -> Iterator[None]:
-    """Counts are added outside the transaction, for every delivery of a job."""
+def _count_every_delivery() -> Iterator[None]:
+    """The counts are changed outside the transaction, for every delivery of a job."""
     from runs import table
 
     write = table.RunTable.write
 
     def broken(self: Any, run_id: str, uid: str, done: Collection[Any], *others: Any) -> None:
         write(self, run_id, uid, done, *others)
-        counted = [a["Update"] for a in whole("", run_id, uid, done, {}, {}) if "Update" in a]
+        counted = [a["Update"] for a in original("", run_id, uid, done, {}, {}) if "Update" in a]
         for update in counted:
             self._dynamodb.update_item(**{**update, "TableName": self._name})
 
-    def adding_nothing(actions: Actions) -> Actions:
-        return _counting(actions, lambda _: 0)
-
-    whole = table.write_actions
-    with _transaction(adding_nothing), patch.object(table.RunTable, "write", broken):
+    original = table.write_actions
+    without_counts = _changed_transactions(lambda actions: _with_other_counts(actions, lambda _: 0))
+    with without_counts, patch.object(table.RunTable, "write", broken):
         yield
 
 
 @contextmanager
-def _overwrites_scored() -> Iterator[None]:
-    """An image that is SCORED is put again when its job comes again; it is not counted again."""
+def _overwrite_scored() -> Iterator[None]:
+    """A second delivery writes a SCORED prediction again, but does not count it again."""
     from runs import table as runs_table
 
-    whole = runs_table.write_actions
+    original = runs_table.write_actions
 
     def broken(
         table: str,
@@ -106,26 +104,26 @@ def _overwrites_scored() -> Iterator[None]:
         stamp: Mapping[str, str],
     ) -> Actions:
         again = [p for p in done if not p.error and stored.get(p.key) == "SCORED"]
-        puts, _ = _split(whole(table, run_id, uid, again, {}, stamp))
+        puts, _ = _split(original(table, run_id, uid, again, {}, stamp))
         for action in puts:
             del action["Put"]["ConditionExpression"]
-        return puts + whole(table, run_id, uid, done, stored, stamp)
+        return puts + original(table, run_id, uid, done, stored, stamp)
 
     with patch.object(runs_table, "write_actions", broken):
         yield
 
 
 @contextmanager
-def _forgets_a_mended_failure() -> Iterator[None]:
+def _keep_failed_counts() -> Iterator[None]:
     """An image that goes from FAILED to SCORED stays in both counts."""
 
-    with _transaction(lambda actions: _counting(actions, lambda number: max(0, number))):
+    with _changed_transactions(lambda actions: _with_other_counts(actions, lambda number: max(0, number))):
         yield
 
 
 @contextmanager
-def _takes_silence_for_success() -> Iterator[None]:
-    """A write whose connection broke counts as made."""
+def _ignore_connection_errors() -> Iterator[None]:
+    """A write that ended with a connection error counts as done."""
     from botocore.exceptions import BotoCoreError
     from runs.table import RunTable
 
@@ -142,8 +140,8 @@ def _takes_silence_for_success() -> Iterator[None]:
 
 
 @contextmanager
-def _announces_again() -> Iterator[None]:
-    """Whoever finds the run COMPLETE says so, not only the one that made it so."""
+def _announce_again() -> Iterator[None]:
+    """Every caller that finds the run COMPLETE sends the event, not only the one that completed it."""
     from runs.predictions import total
     from runs.table import RunTable
 
@@ -160,8 +158,8 @@ def _announces_again() -> Iterator[None]:
 
 
 @contextmanager
-def _completes_early() -> Iterator[None]:
-    """A run is taken for complete when one image of it is missing still."""
+def _complete_early() -> Iterator[None]:
+    """A run is completed while one image has no prediction."""
     from runs import table
     from runs.predictions import outcomes
 
@@ -170,23 +168,23 @@ def _completes_early() -> Iterator[None]:
 
 
 @contextmanager
-def _files_by_delivery() -> Iterator[None]:
-    """A prediction's partition is not its key's: when its job comes again, there are two of it."""
+def _change_the_partition() -> Iterator[None]:
+    """A second delivery writes a second prediction, because the partition differs each time."""
     from runs import layout
 
-    times: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
 
     def broken(run_id: str, key: str) -> Any:
-        times[key] += 1
-        return {"pk": layout.partitions(run_id)[times[key] % layout.PARTITIONS], "sk": key}
+        calls[key] += 1
+        return {"pk": layout.partitions(run_id)[calls[key] % layout.PARTITIONS], "sk": key}
 
     with patch.object(layout, "prediction_key", broken):
         yield
 
 
 @contextmanager
-def _takes_forbidden_for_missing() -> Iterator[None]:
-    """An image that S3 refuses to give, for now, counts as missing for ever."""
+def _call_forbidden_images_missing() -> Iterator[None]:
+    """An image in the bucket becomes IMAGE_MISSING when S3 answers 403."""
     from classifier.handler import Classifier
 
     with patch.object(Classifier, "_exists", lambda *_: False):
@@ -194,8 +192,8 @@ def _takes_forbidden_for_missing() -> Iterator[None]:
 
 
 @contextmanager
-def _forgets_refused_jobs() -> Iterator[None]:
-    """The job creator takes a PutRecords that was refused in part for a whole one."""
+def _ignore_refused_records() -> Iterator[None]:
+    """The job creator does not send the jobs again that PutRecords refused."""
     from job_creator import handler
 
     def broken(kinesis: Any, stream: str, records: list[Any]) -> int:
@@ -207,8 +205,8 @@ def _forgets_refused_jobs() -> Iterator[None]:
 
 
 @contextmanager
-def _deletes_what_waits() -> Iterator[None]:
-    """`cxr retry` deletes a failure object as soon as it has sent what is in it."""
+def _delete_failure_objects_early() -> Iterator[None]:
+    """`cxr retry` deletes a failure object as soon as its jobs are sent."""
     from cxr import retry
 
     retry_object = retry._retry_object
@@ -224,42 +222,43 @@ def _deletes_what_waits() -> Iterator[None]:
 
 
 @contextmanager
-def _transaction(change: Callable[[Actions], Actions]) -> Iterator[None]:
-    """Every transaction of the classifier goes through `change`."""
+def _changed_transactions(change: Callable[[Actions], Actions]) -> Iterator[None]:
+    """Pass every transaction that writes predictions through `change`."""
     from runs import table
 
-    whole = table.write_actions
-    with patch.object(table, "write_actions", lambda *args: change(whole(*args))):
+    original = table.write_actions
+    with patch.object(table, "write_actions", lambda *args: change(original(*args))):
         yield
 
 
-def _counting(actions: Actions, otherwise: Callable[[int], int]) -> Actions:
-    """The transaction, with other numbers to add to the counter."""
+def _with_other_counts(actions: Actions, change: Callable[[int], int]) -> Actions:
+    """The transaction, with every number that it adds to the counter changed."""
     for action in actions:
         values = action.get("Update", {}).get("ExpressionAttributeValues", {})
         for name, value in values.items():
-            values[name] = {"N": str(otherwise(int(value["N"])))} if "N" in value else value
+            values[name] = {"N": str(change(int(value["N"])))} if "N" in value else value
     return actions
 
 
 def _split(actions: Actions) -> tuple[Actions, Actions]:
+    """The puts of a transaction, and its other actions."""
     puts = [action for action in actions if "Put" in action]
     return puts, [action for action in actions if "Put" not in action]
 
 
 BROKEN: dict[str, Callable[[], AbstractContextManager[None]]] = {
-    "empty answer on error": _empty_answer_on_error,
-    "acknowledges on deadline": _acknowledges_on_deadline,
-    "drops one write": _drops_one_write,
-    "forgets one image": _forgets_one_image,
-    "counts twice": _counts_twice,
-    "overwrites SCORED": _overwrites_scored,
-    "forgets a mended failure": _forgets_a_mended_failure,
-    "takes silence for success": _takes_silence_for_success,
-    "announces again": _announces_again,
-    "completes early": _completes_early,
-    "files by delivery": _files_by_delivery,
-    "takes forbidden for missing": _takes_forbidden_for_missing,
-    "forgets refused jobs": _forgets_refused_jobs,
-    "deletes what waits": _deletes_what_waits,
+    "reports no failed job": _report_nothing,
+    "drops jobs at the deadline": _drop_jobs_at_the_deadline,
+    "counts an image without writing it": _count_without_writing,
+    "skips an image": _skip_an_image,
+    "counts every delivery": _count_every_delivery,
+    "overwrites SCORED predictions": _overwrite_scored,
+    "keeps the FAILED count of a SCORED image": _keep_failed_counts,
+    "ignores connection errors of writes": _ignore_connection_errors,
+    "announces a COMPLETE run again": _announce_again,
+    "completes a run one image early": _complete_early,
+    "changes the partition at every delivery": _change_the_partition,
+    "calls a forbidden image missing": _call_forbidden_images_missing,
+    "ignores records that Kinesis refuses": _ignore_refused_records,
+    "deletes failure objects too early": _delete_failure_objects_early,
 }

@@ -1,6 +1,6 @@
-"""What must hold of a schedule, whatever goes wrong in it: no image lost or doubled, counts and events right.
+"""What must hold in every schedule: no image is lost or doubled, and counts and events are right.
 
-A Checker sees each write as it is committed, and looks at what there is when everybody has done his part.
+A Checker sees each write when AWS executes it. At the end it compares what is in AWS with what must be there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from runs import layout
 from runs.jobs import Job, decode
 from runs.predictions import SCORED
 
-from reliability import fake_aws as account
+from reliability import fake_aws
 from reliability.faults import Killed, Request
 from reliability.schedules import ERRORS, Schedule, image_number, run_id, run_number
 
@@ -29,209 +29,225 @@ class Violation(AssertionError):
 
 @dataclass
 class Totals:
-    """What schedules have come to."""
+    """Totals of all schedules so far."""
 
     schedules: int = 0
-    images: int = 0  # expected by a run at the end of a schedule
-    lost: int = 0  # of these, those without a prediction
-    doubled: int = 0  # SCORED predictions that were written over
-    faults: Counter[str] = field(default_factory=Counter)  # requests that met one, by kind
+    images: int = 0  # that the runs expected at the end of their schedules
+    lost: int = 0  # of these, images without a prediction
+    doubled: int = 0  # SCORED predictions that were written again
+    faults: Counter[str] = field(default_factory=Counter)  # requests that met a fault, by its kind
 
 
 @dataclass
-class Call:
-    """A function at work: what is watched of one invocation."""
+class Invocation:
+    """An invocation of a function that is running."""
 
-    stopped: set[str]  # runs that were CANCELLED or gone at some time while it was at work
-    pending: int = 0  # completions that are to be announced yet
-    unheard: int = 0  # events that were sent and whose answer was lost
-    ended_between: bool = False  # killed, or could not undo the completion, before it was announced
+    stopped_runs: set[str]  # runs that were CANCELLED or gone at some time during the invocation
+    unannounced: int = 0  # completions without an event so far; negative if there were more events
+    lost_answers: int = 0  # events that were sent and whose answer was lost
+    interrupted: bool = False  # it was killed, or could not undo a completion that it did not announce
 
 
 class Checker:
-    """Watches one schedule. What is wrong gathers, until `check` raises it."""
+    """Watches one schedule and collects violations, until `check` raises them."""
 
     def __init__(self, schedule: Schedule, totals: Totals) -> None:
         self._schedule = schedule
         self._totals = totals
         self._violations: list[str] = []
         self.started: set[int] = set()  # runs
-        self.swapped: set[str] = set()  # keys of images that were taken out or put in
-        # Runs that somebody was told to start again, or cancelled, with how often that was.
-        self.unfinished: Counter[int] = Counter()
-        self._settled: dict[int, int] = {}  # run -> how often that was when it was last started whole
-        self._calls: list[Call] = []  # functions at work, each within the one before
-        self._scored: set[tuple[str, str]] = set()  # where a SCORED prediction was ever committed
-        self._completed: set[str] = set()  # completions, by who made them
+        self.swapped: set[str] = set()  # keys of images that were removed or put there
+        self.interruptions: Counter[int] = Counter()  # run -> how often its start failed or it was stopped
+        self._uninterrupted: dict[int, int] = {}  # run -> its interruptions when it was last started whole
+        self._invocations: list[Invocation] = []  # running, each nested in the one before
+        self._scored: set[tuple[str, str]] = set()  # (pk, sk) of every SCORED prediction ever written
+        self._completions: set[str] = set()  # the `completed_by` of each completion
 
     def check(self) -> None:
-        """Raises Violation."""
+        """Raise Violation if anything was wrong so far."""
         if self._violations:
             raise Violation("; ".join(self._violations))
 
-    # --- what somebody was told
+    # What the functions answered
 
-    def created(self, run: int, images: int, unfinished: int) -> None:
-        """The job creator answered with so many images; `unfinished` is the run's when it was invoked."""
+    def run_started(self, run: int, images: int, interruptions: int) -> None:
+        """The job creator answered with this number of images.
+
+        `interruptions` is the number of interruptions of the run when the job creator was invoked.
+        """
         expected = len(self._schedule.expected(run))
         if images != expected:
-            self._violations.append(f"{images} images for {expected}")
-        if self.unfinished[run] == unfinished:
-            self._settled[run] = unfinished
+            self._violations.append(f"the job creator answered {images} images instead of {expected}")
+        if self.interruptions[run] == interruptions:
+            self._uninterrupted[run] = interruptions
 
-    def settled(self, run: int) -> bool:
-        """Whether nobody has to start the run again."""
-        return self._settled.get(run) == self.unfinished[run]
+    def needs_restart(self, run: int) -> bool:
+        """Whether the operator has to start the run again."""
+        return self._uninterrupted.get(run) != self.interruptions[run]
 
-    def acknowledged(self, run: str, keys: Iterable[str]) -> None:
-        """The classifier said that these images of a run are done."""
-        if missing := account.missing(run, keys):
+    def job_acknowledged(self, run: str, keys: Iterable[str]) -> None:
+        """The classifier did not report this job, so Lambda does not deliver it again."""
+        if missing := fake_aws.missing_keys(run, keys):
             self._violations.append(f"{len(missing)} images were acknowledged and have no prediction")
 
-    def answered(self, keys: list[str], predictions: list[dict[str, Any]]) -> None:
-        """The classifier answered direct jobs for these images."""
-        if [found["Key"] for found in predictions] != keys:
-            self._violations.append("a direct job was answered for other images")
-        for found in predictions:
-            if found["Key"] not in self.swapped and found.get("Error") != ERRORS[image_number(found["Key"])]:
-                self._violations.append("a direct job has an image with another outcome than is its own")
+    def direct_jobs_answered(self, keys: list[str], predictions: list[dict[str, Any]]) -> None:
+        """The classifier answered direct jobs for these keys."""
+        if [prediction["Key"] for prediction in predictions] != keys:
+            self._violations.append("direct jobs were answered with other keys")
+        if any(self._is_wrong(found["Key"], found.get("Error")) for found in predictions):
+            self._violations.append("a direct job was answered with a wrong outcome")
 
     @contextmanager
-    def call(self) -> Iterator[Call]:
-        """A function is at work."""
-        at_work = ("LISTING", "SCORING", "COMPLETE")
+    def invocation(self) -> Iterator[Invocation]:
+        """Watch one invocation of a function, in a `with` block."""
+        working = ("LISTING", "SCORING", "COMPLETE")
         runs = map(run_id, range(len(self._schedule.sources)))
-        call = Call({run for run in runs if account.run(run).get("state") not in at_work})
-        self._calls.append(call)
+        invocation = Invocation({run for run in runs if fake_aws.run_item(run).get("state") not in working})
+        self._invocations.append(invocation)
         try:
-            yield call
+            yield invocation
         except Killed:
-            call.ended_between = True
+            invocation.interrupted = True
             raise
         finally:
-            self._calls.pop()
-            if call.pending > 0 and not call.ended_between:
-                self._violations.append("a run was completed and nobody was told")
-            if call.pending < -call.unheard:
-                self._violations.append("a run's completion was told twice")
+            self._invocations.pop()
+            if invocation.unannounced > 0 and not invocation.interrupted:
+                self._violations.append("a run was completed and no event was sent")
+            if invocation.unannounced < -invocation.lost_answers:
+                self._violations.append("a run's completion was announced twice")
 
-    # --- requests
+    # Requests
 
-    def spoilt(self, request: Request, kind: str) -> None:
+    def fault_injected(self, request: Request, kind: str) -> None:
         """A request meets this kind of fault."""
-        if self._calls:
-            call = self._calls[-1]
-            call.unheard += kind == "lost answer" and request.operation == "PutEvents"
-            call.ended_between |= _reopens(request.operation, request.body)
+        if self._invocations:
+            invocation = self._invocations[-1]
+            invocation.lost_answers += kind == "lost answer" and request.operation == "PutEvents"
+            invocation.interrupted |= _undoes_completion(request.operation, request.body)
 
-    def carry_out(self, request: Request, body: Any) -> AWSResponse:
-        """Carries out a request with this body, and notes what is committed by it."""
+    def execute(self, request: Request, body: Any) -> AWSResponse:
+        """Execute a request with this body, and check what it does."""
         if request.operation == "DeleteObject":
             self._check_deletion(request)
-        answer = request.carry_out(body)
+        answer = request.execute(body)
         if answer.status_code == 200:
-            self._note(request.operation, body)
+            self._observe(request.operation, body)
         return answer
 
     def _check_deletion(self, request: Request) -> None:
-        """A failure object may go only when every image in it has a prediction, or its run is going."""
-        body = account.failure_objects().get(unquote(urlsplit(request.url).path).lstrip("/"))
+        """A failure object may be deleted if every image in it has a prediction, or its run is gone."""
+        body = fake_aws.failure_objects().get(unquote(urlsplit(request.url).path).lstrip("/"))
         if body is None:
-            return  # deleted once already, and the answer was lost
-        jobs = [job for job in jobs_of(body) if there(job) and account.run(job.run_id)["state"] != "DELETING"]
-        if any(account.missing(job.run_id, job.keys) for job in jobs):
-            self._violations.append("a failure object was deleted with images that have no prediction")
+            return  # it was deleted before, and the answer was lost
+        for job in filter(run_exists, jobs_of(body)):
+            deleting = fake_aws.run_item(job.run_id)["state"] == "DELETING"
+            if not deleting and fake_aws.missing_keys(job.run_id, job.keys):
+                self._violations.append("a failure object was deleted with images that have no prediction")
 
-    def _note(self, operation: str, body: Any) -> None:
+    def _observe(self, operation: str, body: Any) -> None:
+        """Check a request that AWS has executed."""
         if operation == "TransactWriteItems":
-            for put in (action["Put"]["Item"] for action in body["TransactItems"] if "Put" in action):
-                if "status" not in put:
-                    continue  # a run begins
-                place = (put["pk"]["S"], put["sk"]["S"])
-                if place in self._scored:
-                    self._totals.doubled += 1
-                    self._violations.append("a SCORED prediction was written over")
-                if put["status"]["S"] == SCORED:
-                    self._scored.add(place)
+            for action in body["TransactItems"]:
+                self._observe_put(action.get("Put", {}).get("Item", {}))
         elif operation == "PutEvents":
-            self._calls[-1].pending -= 1
-            told = json.loads(body["Entries"][0]["Detail"])
-            images = len(self._schedule.expected(run_number(told["RunId"])))
-            if told["Scored"] + told["Failed"] != images:
-                self._violations.append(f"{images} images were announced as {told}")
+            self._invocations[-1].unannounced -= 1
+            detail = json.loads(body["Entries"][0]["Detail"])
+            images = len(self._schedule.expected(run_number(detail["RunId"])))
+            if detail["Scored"] + detail["Failed"] != images:
+                self._violations.append(f"a run of {images} images was announced as {detail}")
         elif operation == "UpdateItem" and body["Key"]["pk"]["S"] == layout.RUNS:
-            update = body["UpdateExpression"]
+            run, update = body["Key"]["sk"]["S"], body["UpdateExpression"]
             if update.startswith("SET #state = :complete"):
                 by = body["ExpressionAttributeValues"][":by"]["S"]
-                self._calls[-1].pending += by not in self._completed  # the SDK may send one twice
-                self._completed.add(by)
-                run = body["Key"]["sk"]["S"]
-                if account.missing(run, self._schedule.expected(run_number(run))):
+                self._invocations[-1].unannounced += by not in self._completions  # the SDK may send it twice
+                self._completions.add(by)
+                if fake_aws.missing_keys(run, self._schedule.expected(run_number(run))):
                     self._violations.append(f"{run} was completed with images that have no prediction")
             elif update.startswith(("SET #state = :cancelled", "SET #state = :deleting")):
-                self._stopped(body["Key"]["sk"]["S"])
-            elif _reopens(operation, body):
-                self._calls[-1].pending -= 1
+                self._run_stopped(run)
+            elif _undoes_completion(operation, body):
+                self._invocations[-1].unannounced -= 1
         elif operation == "DeleteItem" and body["Key"]["pk"]["S"] == layout.RUNS:
             run = body["Key"]["sk"]["S"]
-            self._stopped(run)
-            self._scored = {place for place in self._scored if place[0] not in layout.partitions(run)}
+            self._run_stopped(run)
+            self._scored = {key for key in self._scored if key[0] not in layout.partitions(run)}
 
-    def _stopped(self, run: str) -> None:
-        """The run's jobs may be dropped, and it has to be started again to go on."""
-        self.unfinished[run_number(run)] += 1
-        for call in self._calls:
-            call.stopped.add(run)
+    def _observe_put(self, item: dict[str, dict[str, str]]) -> None:
+        """Check an item that a transaction has put, if it is a prediction."""
+        if "status" not in item:
+            return
+        key = (item["pk"]["S"], item["sk"]["S"])
+        if key in self._scored:
+            self._totals.doubled += 1
+            self._violations.append("a SCORED prediction was written again")
+        if item["status"]["S"] == SCORED:
+            self._scored.add(key)
 
-    # --- the end
+    def _run_stopped(self, run: str) -> None:
+        """The run was cancelled or deleted: its jobs may be dropped until it is started again."""
+        self.interruptions[run_number(run)] += 1
+        for invocation in self._invocations:
+            invocation.stopped_runs.add(run)
+
+    # The end
 
     def check_delivered(self) -> None:
-        """Nothing is left on the stream: each image has a prediction or waits. Raises Violation."""
-        waiting = [job for body in account.failure_objects().values() for job in jobs_of(body) if there(job)]
-        for run in filter(self.settled, self.started):
-            held = {key for job in waiting if job.run_id == run_id(run) for key in job.keys}
-            if set(account.missing(run_id(run), self._schedule.expected(run))) - held:
-                self._violations.append(f"{run_id(run)}: images have no prediction and wait nowhere")
+        """Check that each image has a prediction or is in a failure object. Raises Violation.
+
+        Call it when the stream is delivered.
+        """
+        jobs = [job for body in fake_aws.failure_objects().values() for job in jobs_of(body)]
+        for run in self.started:
+            if self.needs_restart(run):
+                continue
+            name = run_id(run)
+            failed = {key for job in jobs if job.run_id == name and run_exists(job) for key in job.keys}
+            if set(fake_aws.missing_keys(name, self._schedule.expected(run))) - failed:
+                self._violations.append(
+                    f"{name} has images without a prediction that are in no failure object"
+                )
         self.check()
 
     def check_finished(self) -> None:
-        """Everybody has done what he was told to: all is there, once. Raises Violation."""
+        """Check that each run is COMPLETE and has every prediction once. Raises Violation.
+
+        Call it when the operator has finished all runs.
+        """
         for run in self.started:
             name, expected = run_id(run), self._schedule.expected(run)
-            state = account.run(name).get("state")
+            state = fake_aws.run_item(name).get("state")
             if state != "COMPLETE":
                 self._violations.append(f"{name} is {state}")
-            stored = account.stored(name)
-            if sorted(row["sk"] for row in stored) != sorted(expected):
-                self._violations.append(f"{name} has not the images that it expects")
-            if any(
-                row.get("error") != ERRORS[image_number(row["sk"])]
-                for row in stored
-                if row["sk"] not in self.swapped
-            ):
-                self._violations.append(f"{name} has an image with another outcome than is its own")
+            predictions = fake_aws.prediction_items(name)
+            if sorted(item["sk"] for item in predictions) != sorted(expected):
+                self._violations.append(f"{name} has predictions for other images than it expects")
+            if any(self._is_wrong(item["sk"], item.get("error")) for item in predictions):
+                self._violations.append(f"{name} has an image with a wrong outcome")
+            stored, recounted = fake_aws.stored_counts(name), fake_aws.recount(name)
+            if stored != recounted:
+                self._violations.append(f"{name} counts {stored}, and its predictions are {recounted}")
             self._totals.images += len(expected)
-            self._totals.lost += len(account.missing(name, expected))
-        for name in map(run_id, self.started):
-            counted, recounted = account.counted(name), account.recounted(name)
-            if counted != recounted:
-                self._violations.append(f"{name} counts {counted} for {recounted}")
-        if account.failure_objects():
+            self._totals.lost += len(fake_aws.missing_keys(name, expected))
+        if fake_aws.failure_objects():
             self._violations.append("failure objects are left")
         self.check()
 
+    def _is_wrong(self, key: str, error: str | None) -> bool:
+        """Whether an image has another outcome than it must have. Swapped images are not checked."""
+        return key not in self.swapped and error != ERRORS[image_number(key)]
+
 
 def jobs_of(document: bytes) -> list[Job]:
-    """The jobs of a failure object."""
+    """The jobs in a failure object."""
     return list(map(decode, json.loads(json.loads(document)["payload"])["Records"]))
 
 
-def there(job: Job) -> bool:
-    """Whether the job's run is: no other that has its name since."""
-    return bool(account.run(job.run_id).get("uid") == job.run_uid)
+def run_exists(job: Job) -> bool:
+    """Whether the job's run still exists. Another run may have its name now."""
+    return bool(fake_aws.run_item(job.run_id).get("uid") == job.run_uid)
 
 
-def _reopens(operation: str, body: Any) -> bool:
-    """Whether a request undoes a completion."""
-    undoes = "SET #state = :scoring REMOVE completed_at"
-    return operation == "UpdateItem" and str(body["UpdateExpression"]).startswith(undoes)
+def _undoes_completion(operation: str, body: Any) -> bool:
+    """Whether a request takes a run from COMPLETE back to SCORING."""
+    undo = "SET #state = :scoring REMOVE completed_at"
+    return operation == "UpdateItem" and str(body["UpdateExpression"]).startswith(undo)

@@ -1,6 +1,6 @@
-"""The AWS account that random schedules have: made in moto, emptied, and looked into past its API.
+"""The AWS account of the random schedules: moto's, emptied and read without its API.
 
-A look is no request, so it meets no fault and counts as none.
+A read here is no AWS request, so it meets no fault.
 """
 
 from collections.abc import Collection, Iterable
@@ -21,7 +21,7 @@ BUCKET, FAILURES, STREAM, TABLE = "images", "failures", "jobs", "predictions"
 
 
 def create() -> None:
-    """The buckets, the stream and the table, all empty."""
+    """Create the buckets, the stream and the table."""
     for bucket in (BUCKET, FAILURES):
         boto3.client("s3").create_bucket(Bucket=bucket)
     boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=2)
@@ -29,7 +29,7 @@ def create() -> None:
 
 
 def empty() -> None:
-    """Nothing is left but the bucket of images as it is."""
+    """Delete everything but the images."""
     dynamodb_backends[ACCOUNT][REGION].tables[TABLE].items.clear()
     for shard in shards():
         shard.records.clear()
@@ -37,44 +37,44 @@ def empty() -> None:
 
 
 def shards() -> Collection[Any]:
-    """Each has `shard_id` and `records`, by sequence number."""
+    """The shards of the stream. Each has `shard_id` and `records`, a dict by sequence number."""
     found: Collection[Any] = kinesis_backends[ACCOUNT][REGION].streams[STREAM].shards.values()
     return found
 
 
 def failure_objects() -> dict[str, bytes]:
-    """key -> body."""
+    """The objects in the failure bucket: key -> body."""
     return {name: entry.value for name, entry in s3_backends[ACCOUNT]["aws"].buckets[FAILURES].keys.items()}
 
 
-def run(run_id: str) -> dict[str, Any]:
-    """The run's item; {} if it is not there."""
-    return next((row for row in _rows(layout.RUNS) if row["sk"] == run_id), {})
+def run_item(run_id: str) -> dict[str, Any]:
+    """The item of a run; {} if there is none."""
+    return next((item for item in _items(layout.RUNS) if item["sk"] == run_id), {})
 
 
-def stored(run_id: str) -> list[dict[str, Any]]:
-    """The items of the run's predictions, of all its partitions."""
-    return _rows(*layout.partitions(run_id))
+def prediction_items(run_id: str) -> list[dict[str, Any]]:
+    """The items of all predictions of a run."""
+    return _items(*layout.partitions(run_id))
 
 
-def missing(run_id: str, images: Iterable[str]) -> list[str]:
-    """The S3 keys that have no prediction."""
-    there = {row["sk"] for row in stored(run_id)}
-    return [key for key in images if key not in there]
+def missing_keys(run_id: str, keys: Iterable[str]) -> list[str]:
+    """Those of the S3 keys that have no prediction in this run."""
+    predicted = {item["sk"] for item in prediction_items(run_id)}
+    return [key for key in keys if key not in predicted]
 
 
-def counted(run_id: str) -> Counts:
-    """The run's counts, by its counters."""
-    return total(_rows(layout.counters_partition(run_id)))
+def stored_counts(run_id: str) -> Counts:
+    """The counts of a run, as its counters say."""
+    return total(_items(layout.counters_partition(run_id)))
 
 
-def recounted(run_id: str) -> Counts:
-    """The run's counts, by its predictions."""
-    return counts_of(map(Prediction.from_fields, stored(run_id)))
+def recount(run_id: str) -> Counts:
+    """The counts of a run, computed from its predictions."""
+    return counts_of(map(Prediction.from_fields, prediction_items(run_id)))
 
 
-def _rows(*partitions: str) -> list[dict[str, Any]]:
-    """The items of some partitions, as plain values."""
+def _items(*partitions: str) -> list[dict[str, Any]]:
+    """The items in these partitions of the table, as plain values."""
     found: Any = dynamodb_backends[ACCOUNT][REGION].tables[TABLE].items
     return [
         unpack(item.to_json()["Attributes"])

@@ -1,8 +1,8 @@
-"""Faults of AWS on the way to moto: botocore's last event before the wire answers, breaks off, or kills.
+"""Faults that AWS can have, injected between boto3 and moto.
 
-botocore signs a request and emits `before-send`; moto answers that event. `aws` stands between the two, so a
-fault meets the real clients with their real retries, and a fault after moto has answered is one where the
-write was made and nobody knows.
+botocore signs a request and then emits the event `before-send`, which moto answers. `intercept_aws` stands
+between the two, so a fault meets the real clients with their real retries. A fault that is injected after
+moto has answered is a request that AWS executed although the client gets no answer.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from urllib3.exceptions import ReadTimeoutError as BodyTimeoutError
 
 
 class Killed(BaseException):
-    """The function's process ended at once. No handler catches it, as none runs after a kill."""
+    """The function's process ended at once. It is no Exception, because no handler runs after a kill."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One attempt of an AWS call, as botocore is about to send it: the SDK's own retries come as more."""
+    """One attempt of an AWS call, as botocore is about to send it. Each retry of the SDK is a new request."""
 
     operation: str
     url: str
-    body: Any  # of the JSON protocols; None for S3
-    carry_out: Callable[[Any], AWSResponse]  # with this body, which may be less than was sent
+    body: Any  # decoded JSON; None for S3
+    execute: Callable[[Any], AWSResponse]  # sends a body to moto; it may hold less than `body`
 
     def forward(self) -> AWSResponse:
-        """What moto answers to it."""
-        return self.carry_out(self.body)
+        """Execute the request as it is. Returns moto's answer."""
+        return self.execute(self.body)
 
     def answer(self, status: int, document: bytes) -> AWSResponse:
         """An answer that moto did not give."""
         return AWSResponse(self.url, status, HTTPHeaders(), MockRawResponse(document))
 
     def error(self, status: int, code: str, **fields: Any) -> AWSResponse:
-        """An error as S3's XML or the other services' JSON have it."""
+        """An error answer: XML for S3, JSON for the other services."""
         if self.body is None:
             return self.answer(status, f"<Error><Code>{code}</Code></Error>".encode())
         return self.answer(status, json.dumps({"__type": code, "message": "injected", **fields}).encode())
 
 
 class _StalledBody(BytesIO):
-    """A body that stops halfway, and no more of which comes before the client's timeout."""
+    """A body that does not arrive before the client's timeout."""
 
     def readinto(self, buffer: Any) -> int:
         raise BodyTimeoutError(None, "", "injected")  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ class _StalledBody(BytesIO):
         raise BodyTimeoutError(None, "", "injected")  # type: ignore[arg-type]
 
 
-def _throttled(request: Request) -> AWSResponse:
+def _throttle(request: Request) -> AWSResponse:
     if request.body is None:
         return request.error(503, "SlowDown")
     if request.operation == "PutEvents":
@@ -70,53 +70,53 @@ def _throttled(request: Request) -> AWSResponse:
     return request.error(400, "ProvisionedThroughputExceededException")
 
 
-def _server_error(request: Request) -> AWSResponse:
+def _fail(request: Request) -> AWSResponse:
     return request.error(500, "InternalError" if request.body is None else "InternalServerError")
 
 
-def _forbidden(request: Request) -> AWSResponse:
-    """403. S3 also gives it, for a missing key, to a role that may not list the bucket."""
+def _forbid(request: Request) -> AWSResponse:
+    """403. S3 also answers it for a missing key, if the role may not list the bucket."""
     return request.error(403 if request.body is None else 400, "AccessDenied")
 
 
-def _no_connection(request: Request) -> AWSResponse:
+def _refuse_connection(request: Request) -> AWSResponse:
     raise ConnectTimeoutError(endpoint_url=request.url)
 
 
-def _lost_answer(request: Request) -> AWSResponse:
+def _lose_answer(request: Request) -> AWSResponse:
     request.forward()
     raise ReadTimeoutError(endpoint_url=request.url)
 
 
-def _killed_before(request: Request) -> AWSResponse:
+def _kill_before(request: Request) -> AWSResponse:
     raise Killed
 
 
-def _killed_after(request: Request) -> AWSResponse:
+def _kill_after(request: Request) -> AWSResponse:
     request.forward()
     raise Killed
 
 
-def _every_second_refused(request: Request) -> AWSResponse:
-    """Kinesis API, PutRecords: each record succeeds or fails by itself. The first fails always."""
+def _refuse_every_second_record(request: Request) -> AWSResponse:
+    """Kinesis API, PutRecords: each record succeeds or fails on its own. Here the first one always fails."""
     records = request.body["Records"]
     refused = {"ErrorCode": "ProvisionedThroughputExceededException", "ErrorMessage": "injected"}
     answers = [refused] * len(records)
     if records[1::2]:
-        taken = json.loads(request.carry_out({**request.body, "Records": records[1::2]}).content)
+        taken = json.loads(request.execute({**request.body, "Records": records[1::2]}).content)
         answers[1::2] = taken["Records"]
     failed = len(records[::2])
     return request.answer(200, json.dumps({"FailedRecordCount": failed, "Records": answers}).encode())
 
 
-def _event_refused(request: Request) -> AWSResponse:
-    """EventBridge API, PutEvents: a refused entry is in an answer of 200."""
+def _refuse_event(request: Request) -> AWSResponse:
+    """EventBridge API, PutEvents: the answer to a refused entry has status 200."""
     refused = {"ErrorCode": "InternalFailure", "ErrorMessage": "injected"}
     return request.answer(200, json.dumps({"FailedEntryCount": 1, "Entries": [refused]}).encode())
 
 
-def _every_second_unprocessed(request: Request) -> AWSResponse:
-    """DynamoDB API, BatchGetItem: what it did not get to is in `UnprocessedKeys`."""
+def _skip_every_second_key(request: Request) -> AWSResponse:
+    """DynamoDB API, BatchGetItem: keys that were not read are in `UnprocessedKeys`."""
     answer = json.loads(request.forward().content)
     ((table, asked),) = request.body["RequestItems"].items()
     left = asked["Keys"][::2]
@@ -126,15 +126,15 @@ def _every_second_unprocessed(request: Request) -> AWSResponse:
     return request.answer(200, json.dumps(answer).encode())
 
 
-def _conflict(request: Request) -> AWSResponse:
-    """DynamoDB API, TransactWriteItems: another transaction was at the counter."""
+def _report_conflict(request: Request) -> AWSResponse:
+    """DynamoDB API, TransactWriteItems: another transaction was changing the counter."""
     reasons = [{"Code": "None"} for _ in request.body["TransactItems"]]
     reasons[-1] = {"Code": "TransactionConflict", "Message": "injected"}
     return request.error(400, "TransactionCanceledException", CancellationReasons=reasons)
 
 
-def _cut_off(request: Request) -> AWSResponse:
-    """The connection ends after half of the object, as an answer of another length than it says."""
+def _cut_body(request: Request) -> AWSResponse:
+    """The connection ends after half of the object: the body is shorter than its Content-Length."""
     answer = request.forward()
     if answer.status_code == 200:
         body = answer.raw.read()
@@ -143,54 +143,54 @@ def _cut_off(request: Request) -> AWSResponse:
     return answer
 
 
-def _stalled(request: Request) -> AWSResponse:
+def _stall_body(request: Request) -> AWSResponse:
     answer = request.forward()
     if answer.status_code == 200:
         answer.raw = _StalledBody()
     return answer
 
 
-# What these calls have of success by halves.
-IN_PART = {
-    "PutRecords": _every_second_refused,
-    "PutEvents": _event_refused,
-    "BatchGetItem": _every_second_unprocessed,
-    "TransactWriteItems": _conflict,
-    "GetObject": _cut_off,
+# How each of these calls can succeed in part.
+PARTIAL_ANSWERS = {
+    "PutRecords": _refuse_every_second_record,
+    "PutEvents": _refuse_event,
+    "BatchGetItem": _skip_every_second_key,
+    "TransactWriteItems": _report_conflict,
+    "GetObject": _cut_body,
 }
 
 
-def _in_part(request: Request) -> AWSResponse:
-    return IN_PART[request.operation](request)
+def _do_in_part(request: Request) -> AWSResponse:
+    return PARTIAL_ANSWERS[request.operation](request)
 
 
-KINDS: dict[str, Callable[[Request], AWSResponse]] = {
-    "throttled": _throttled,
-    "server error": _server_error,
-    "forbidden": _forbidden,
-    "no connection": _no_connection,
-    "in part": _in_part,
-    "stalled": _stalled,
-    "lost answer": _lost_answer,
-    "killed before": _killed_before,
-    "killed after": _killed_after,
+FAULT_KINDS: dict[str, Callable[[Request], AWSResponse]] = {
+    "throttled": _throttle,
+    "server error": _fail,
+    "forbidden": _forbid,
+    "no connection": _refuse_connection,
+    "in part": _do_in_part,
+    "stalled": _stall_body,
+    "lost answer": _lose_answer,
+    "killed before": _kill_before,
+    "killed after": _kill_after,
 }
 
 
-def kinds(operation: str) -> list[str]:
-    """The kinds of fault that a call can meet."""
-    only = {"in part": operation in IN_PART, "stalled": operation == "GetObject"}
-    return [kind for kind in KINDS if only.get(kind, True)]
+def fault_kinds(operation: str) -> list[str]:
+    """The kinds of fault that a call of this operation can meet."""
+    possible = {"in part": operation in PARTIAL_ANSWERS, "stalled": operation == "GetObject"}
+    return [kind for kind in FAULT_KINDS if possible.get(kind, True)]
 
 
 @contextmanager
-def aws(meet: Callable[[Request], AWSResponse]) -> Iterator[None]:
-    """Have `meet` answer every request to moto; time does not pass where somebody sleeps.
+def intercept_aws(respond: Callable[[Request], AWSResponse]) -> Iterator[None]:
+    """Let `respond` answer every request to moto, and let `time.sleep` return at once.
 
-    The SDK's quota of retries, which spans calls, is lifted: otherwise what one schedule used up would change
-    the next.
+    The SDK's retry quota is switched off. It lasts from call to call, so the retries of one schedule would
+    change the next one.
     """
-    answer = BotocoreStubber.__call__
+    moto_answer = BotocoreStubber.__call__
 
     def before_send(self: BotocoreStubber, event_name: str, request: Any, **_: Any) -> AWSResponse | None:
         if not self.enabled:
@@ -198,14 +198,16 @@ def aws(meet: Callable[[Request], AWSResponse]) -> Iterator[None]:
         operation = event_name.rpartition(".")[2]
         is_json = b"json" in (request.headers.get("Content-Type") or b"")
 
-        def carry_out(body: Any) -> AWSResponse:
+        def execute(body: Any) -> AWSResponse:
             if is_json:
                 request.body = json.dumps(body).encode()
-            found = answer(self, event_name, request)
-            assert found, f"moto does not play {operation}"  # noqa: S101
-            return found
+            answer = moto_answer(self, event_name, request)
+            assert answer, f"moto does not answer {operation}"  # noqa: S101
+            return answer
 
-        return meet(Request(operation, request.url, json.loads(request.body) if is_json else None, carry_out))
+        return respond(
+            Request(operation, request.url, json.loads(request.body) if is_json else None, execute)
+        )
 
     with (
         patch.object(BotocoreStubber, "__call__", before_send),

@@ -1,23 +1,25 @@
-"""A schedule of faults is data: what is done, in which order, and what goes wrong at which AWS request.
+"""A schedule of faults, as data: which steps happen, in which order, and which AWS requests fail.
 
-`schedules` draws it whole before `reliability.world` carries it out, so what Hypothesis shrinks and prints is
-a value that a test takes again. What AWS does at the same time happens here in the middle of one another: a
-step may have others within it, at any of its AWS requests.
+`schedules` draws a whole schedule before `reliability.simulator` runs it. So Hypothesis shrinks and prints a
+value that you can paste into a test. Steps that overlap on AWS are nested here: before any AWS request of a
+step, other steps can happen.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from reliability.faults import kinds
+from reliability.faults import fault_kinds
 
 PREFIX = "cxr-nih/"
-DEPTH = 3  # of steps within one another
+DEPTH = 3  # levels of nested steps
 
 
 def _png(seed: int, mode: str = "L", side: int = 64) -> bytes:
@@ -27,7 +29,7 @@ def _png(seed: int, mode: str = "L", side: int = 64) -> bytes:
     return file.getvalue()
 
 
-# None is not there, until somebody puts it there.
+# None is a missing image.
 IMAGES: tuple[bytes | None, ...] = (
     _png(0),
     _png(1, "RGB"),
@@ -38,111 +40,140 @@ IMAGES: tuple[bytes | None, ...] = (
     _png(6),
     b"This is no image.",
 )
-PUT_LATER = _png(9)
-# What each comes to, while nobody takes it out or puts it in.
+LATE_IMAGE = _png(9)  # what the step "swap image" puts in the place of a missing image
+# The error code of each image, if no step swaps it. None: it is SCORED.
 ERRORS = (None, None, "IMAGE_CORRUPT", "IMAGE_MISSING", None, "IMAGE_EMPTY", None, "NOT_AN_IMAGE")
 
 
-def key(number: int, *, listed: bool = False) -> str:
-    """An image's key; each has another under the prefix that is listed."""
+def image_key(number: int, *, listed: bool = False) -> str:
+    """The key of an image. Each image has a second key under the prefix that runs list."""
     return f"{PREFIX}{'listed/' if listed else ''}{number}.png"
 
 
 def image_number(key: str) -> int:
+    """The image that has this key."""
     return int(key.rpartition("/")[2].removesuffix(".png"))
 
 
 def run_id(run: int) -> str:
+    """The RunId of a run of the schedule."""
     return f"run-{run}"
 
 
-def run_number(name: str) -> int:
-    return int(name.removeprefix("run-"))
+def run_number(run_id: str) -> int:
+    """The number of the run in the schedule."""
+    return int(run_id.removeprefix("run-"))
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Fault:
     """A fault that a step meets."""
 
-    operation: str  # of CALLS
-    at: int  # the first of the step's requests for it that is met, from 0; what the SDK tries again counts
-    kind: str  # of faults.KINDS
-    times: int = 1  # requests in a row; the SDK gives up after 5 to 8
+    operation: str  # one of OPERATIONS
+    first: int  # the first request for this operation that fails, from 0; retries of the SDK count, too
+    kind: str  # one of faults.FAULT_KINDS
+    times: int = 1  # how many requests fail in a row; the SDK makes 5 to 8 attempts
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that somebody does."""
+    """One action of the operator, of Lambda or of the job creator."""
 
-    do: str  # of STEPS
-    which: int = 0  # run, image, lane or invocation, by the step; taken modulo how many there are
-    troubles: tuple[Trouble, ...] = ()
-    looks: int | None = None  # at the remaining time, after which too little is left; None: there is enough
-    within: tuple[tuple[str, int, Step], ...] = ()  # before which request for which operation happens what
+    action: str  # one of ACTIONS
+    target: int = 0  # the run, image, lane or event that it acts on; taken modulo how many there are
+    faults: tuple[Fault, ...] = ()
+    time_checks: int | None = None  # checks of the remaining time that find enough; None: all of them
+    nested: tuple[tuple[str, int, Step], ...] = ()  # (operation, number of its request, step before it)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A world and what happens in it, before all faults end and everybody does what is left to do."""
+    """Settings and steps. When the steps are done, the faults end and the operator finishes the runs."""
 
-    images: int  # the first of IMAGES
+    images: int  # the first ones of IMAGES
     sources: tuple[tuple[str, int | None], ...]  # kind and JobCount of each run
     images_per_job: int
     batch_size: int
     retries: int
     bisect: bool
-    factor: int
-    record_age: int  # seconds, -1 without limit
-    watchful: bool  # whether the job creator looks after its run at every PutRecords, or not in this time
+    parallelization_factor: int
+    record_age: int  # seconds; -1: no limit
+    checks_run: bool  # whether the job creator checks its run before each PutRecords, or never
     steps: tuple[Step, ...]
 
     def keys(self, run: int) -> list[str]:
-        """A run's keys in the order in which its source has them, before JobCount."""
+        """The keys of a run in the order of its source, before JobCount."""
         numbers = range(self.images)
         if self.sources[run][0] == "Prefix":
-            return [key(n, listed=True) for n in range(len(IMAGES)) if IMAGES[n] is not None]
-        return [key(n) for n in (reversed(numbers) if run else numbers)]
+            return [image_key(n, listed=True) for n in range(len(IMAGES)) if IMAGES[n] is not None]
+        return [image_key(n) for n in (reversed(numbers) if run else numbers)]
 
     def expected(self, run: int) -> list[str]:
-        """The keys that end as a prediction each."""
+        """The keys that must end with a prediction."""
         return self.keys(run)[: self.sources[run][1]]
 
 
 READS = ("GetItem", "Query", "GetObject", "ListObjectsV2", "UpdateItem")
-# The AWS calls of each part, those more often that an image hangs on: a fault before them hides theirs.
+# The operations of each part. Those that decide about an image are drawn more often: a fault in an earlier
+# request keeps the part from calling them.
 CREATOR = (*READS, "TransactWriteItems", *["PutRecords"] * 4, "PutEvents")
 CLASSIFIER = (*READS, "BatchGetItem", *["TransactWriteItems"] * 4, "PutEvents")
 OPERATOR = (*READS, "BatchGetItem", "PutRecords", "DeleteObject")
-CALLS = {
-    "create": CREATOR,
+OPERATIONS = {
+    "start": CREATOR,
     "deliver": CLASSIFIER,
-    "drain": CLASSIFIER,
-    "again": CLASSIFIER,
-    "direct": CLASSIFIER,
+    "deliver all": CLASSIFIER,
+    "redeliver": CLASSIFIER,
+    "direct": ("GetObject", "ListObjectsV2"),
     "cancel": ("GetItem", "UpdateItem"),
     "retry": OPERATOR,
     "retry failed": OPERATOR,
     "delete": ("GetItem", "Query", "UpdateItem", "BatchWriteItem", "DeleteItem"),
-    "swap": (),
+    "swap image": (),
     "wait": (),
 }
-WITHIN = (
-    "create",
+NESTED_ACTIONS = (
+    "start",
     "deliver",
     "deliver",
-    "again",
+    "redeliver",
     "cancel",
     "retry",
     "retry failed",
-    "swap",
+    "swap image",
     "wait",
     "delete",
 )
-STEPS = (*WITHIN, "create", "deliver", "drain", "drain", "direct")
+ACTIONS = (*NESTED_ACTIONS, "start", "deliver", "deliver all", "deliver all", "direct")
+
+
+def run_random_schedules(
+    run: Callable[[Schedule], None], number: int, seed_text: str, *, shrink: bool = True
+) -> None:
+    """Call `run` with random schedules, the same ones for the same seed.
+
+    If `run` raises, this raises the error of the shortest schedule that was found to raise it, and Hypothesis
+    adds that schedule to the error as a note. Without `shrink`, it is the first such schedule.
+    """
+
+    @seed(seed_text)
+    @settings(
+        max_examples=number,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(schedules())
+    def check(schedule: Schedule) -> None:
+        run(schedule)
+
+    check()
 
 
 def schedules() -> st.SearchStrategy[Schedule]:
-    """Every schedule there is."""
+    """A strategy that draws schedules."""
     source = st.tuples(st.sampled_from(("Prefix", "IndexKey", "Keys")), st.sampled_from((None, None, 1, 3)))
     return st.builds(
         Schedule,
@@ -152,44 +183,43 @@ def schedules() -> st.SearchStrategy[Schedule]:
         batch_size=st.integers(1, 4),
         retries=st.integers(0, 2),
         bisect=st.booleans(),
-        factor=st.integers(1, 3),
+        parallelization_factor=st.integers(1, 3),
         record_age=st.sampled_from((-1, 60)),
-        watchful=st.booleans(),
-        steps=st.lists(_steps(DEPTH - 1, STEPS), min_size=1, max_size=7).map(
-            lambda steps: (Step("create"), *steps) if steps[0].do != "create" else tuple(steps)
+        checks_run=st.booleans(),
+        steps=st.lists(_steps(DEPTH - 1, ACTIONS), min_size=1, max_size=7).map(
+            lambda steps: (Step("start"), *steps) if steps[0].action != "start" else tuple(steps)
         ),
     )
 
 
-def _steps(depth: int, names: tuple[str, ...]) -> st.SearchStrategy[Step]:
-    return st.sampled_from(names).flatmap(lambda name: _step(name, depth))
+def _steps(depth: int, actions: tuple[str, ...]) -> st.SearchStrategy[Step]:
+    return st.sampled_from(actions).flatmap(lambda action: _step(action, depth))
 
 
-def _step(name: str, depth: int) -> st.SearchStrategy[Step]:
-    operations = CALLS[name]
-    inner: st.SearchStrategy[tuple[tuple[str, int, Step], ...]] = st.just(())
+def _step(action: str, depth: int) -> st.SearchStrategy[Step]:
+    operations = OPERATIONS[action]
+    nested: st.SearchStrategy[tuple[tuple[str, int, Step], ...]] = st.just(())
     if depth and operations:
-        within = st.tuples(st.sampled_from(operations), st.integers(0, 3), _steps(depth - 1, WITHIN))
-        inner = st.one_of(inner, inner, st.lists(within, max_size=2).map(tuple))
-    looks = st.one_of(st.none(), st.none(), st.none(), st.integers(0, 12))
+        one = st.tuples(st.sampled_from(operations), st.integers(0, 3), _steps(depth - 1, NESTED_ACTIONS))
+        nested = st.one_of(nested, nested, st.lists(one, max_size=2).map(tuple))
     return st.builds(
         Step,
-        do=st.just(name),
-        which=st.integers(0, 7),
-        troubles=_troubles(operations),
-        looks=looks,
-        within=inner,
+        action=st.just(action),
+        target=st.integers(0, 7),
+        faults=_faults(operations),
+        time_checks=st.one_of(st.none(), st.none(), st.none(), st.integers(0, 12)),
+        nested=nested,
     )
 
 
-def _troubles(operations: tuple[str, ...]) -> st.SearchStrategy[tuple[Trouble, ...]]:
+def _faults(operations: tuple[str, ...]) -> st.SearchStrategy[tuple[Fault, ...]]:
     if not operations:
         return st.just(())
-    meeting = [(operation, kind) for operation in operations for kind in kinds(operation)]
-    trouble = st.builds(
-        lambda meets, at, times: Trouble(meets[0], at, meets[1], times),
-        st.sampled_from(meeting),
+    possible = [(operation, kind) for operation in operations for kind in fault_kinds(operation)]
+    fault = st.builds(
+        lambda chosen, first, times: Fault(chosen[0], first, chosen[1], times),
+        st.sampled_from(possible),
         st.sampled_from((0, 0, 1, 2, 3)),
         st.sampled_from((1, 2, 6, 100)),
     )
-    return st.lists(trouble, max_size=3).map(tuple)
+    return st.lists(fault, max_size=3).map(tuple)

@@ -1,6 +1,6 @@
-"""The world of a schedule: the real job creator, classifier and operator over moto, by Lambda's rules.
+"""Runs schedules: the real job creator, classifier and `cxr` on moto, with Lambda's rules of delivery.
 
-All happens in one thread and by a clock of its own, so that a schedule always runs alike.
+Everything runs in one thread and with a clock of its own, so a schedule always runs the same way.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from runs.jobs import decode
 from cxr import operations, retry, runs, stack
 from cxr.errors import Failed, InputError
 from cxr.local_aws.stream_mapping import FunctionError, MappingSettings, StreamMapping, first_failure
-from reliability import fake_aws as account
-from reliability.checker import Checker, Totals, there
+from reliability import fake_aws
+from reliability.checker import Checker, Totals, run_exists
 from reliability.fake_aws import BUCKET, FAILURES, REGION, STREAM, TABLE
-from reliability.faults import KINDS, Killed, Request, aws
-from reliability.schedules import IMAGES, PREFIX, PUT_LATER, Schedule, Step, key, run_id
+from reliability.faults import FAULT_KINDS, Killed, Request, intercept_aws
+from reliability.schedules import IMAGES, LATE_IMAGE, PREFIX, Schedule, Step, image_key, run_id
 
 STACK = stack.Stack("ChestXray", BUCKET, PREFIX, "creator", STREAM, "classifier", "mapping", TABLE, FAILURES)
 ENVIRONMENT = {
@@ -50,20 +50,21 @@ ENVIRONMENT = {
     "KEY_PREFIX": PREFIX,
     "IMAGES_PER_JOB": "1",
 }
-OTHER_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_PROFILE", "MODEL_DIR")
-START = 1_800_000_000.0  # of the clock
+UNSET = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_PROFILE", "MODEL_DIR")
+START = 1_800_000_000.0  # what the clock shows at first, seconds since 1970
 ENOUGH_MS, TOO_LITTLE_MS = 100_000, 5_000
-ROUNDS = 4  # of `retry` that must bring everything: to send, to delete, and one more for each that failed
-CODES = ("IMAGE_CORRUPT", "IMAGE_EMPTY", "IMAGE_MISSING", "NOT_AN_IMAGE")
+# Rounds of `cxr retry` that must be enough: one sends, one deletes the objects, and each may fail once.
+RETRY_ROUNDS = 4
+ERROR_CODES = ("IMAGE_CORRUPT", "IMAGE_EMPTY", "IMAGE_MISSING", "NOT_AN_IMAGE")
 
 
-class _SameThread:
-    """A ThreadPoolExecutor that does its work at once."""
+class _InlineExecutor:
+    """A ThreadPoolExecutor that does its work at once, in the caller's thread."""
 
     def __init__(self, *_: object) -> None:
         pass
 
-    def __enter__(self) -> _SameThread:
+    def __enter__(self) -> _InlineExecutor:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,7 +74,7 @@ class _SameThread:
         future: Future[Any] = Future()
         try:
             future.set_result(work(*args))
-        except Exception as error:  # noqa: BLE001 - as an executor does; a kill goes through
+        except Exception as error:  # noqa: BLE001 - as an executor does; Killed is no Exception
             future.set_exception(error)
         return future
 
@@ -82,40 +83,41 @@ class _SameThread:
 
 
 @dataclass
-class _Doing:
-    """A step at work."""
+class _ActiveStep:
+    """A step that is running."""
 
     step: Step
-    sent: Counter[str] = field(default_factory=Counter)
-    looked: int = 0
+    requests: Counter[str] = field(default_factory=Counter)  # sent so far, by operation
+    time_checks: int = 0
 
     def remaining_ms(self) -> int:
-        self.looked += 1
-        return ENOUGH_MS if self.step.looks is None or self.looked <= self.step.looks else TOO_LITTLE_MS
+        self.time_checks += 1
+        enough = self.step.time_checks is None or self.time_checks <= self.step.time_checks
+        return ENOUGH_MS if enough else TOO_LITTLE_MS
 
 
-class World:
-    """moto, the functions and the operator; made once a process, and emptied for every schedule."""
+class Simulator:
+    """moto, both functions and the operator. One simulator runs any number of schedules."""
 
     def __init__(self) -> None:
         self.totals = Totals()
-        self._doing: list[_Doing] = []  # steps, each within the one before
+        self._active: list[_ActiveStep] = []  # each nested in the one before
         self._stack = ExitStack()
         enter = self._stack.enter_context
         enter(patch.dict(os.environ, ENVIRONMENT))
-        for name in OTHER_ENDPOINTS:
+        for name in UNSET:
             os.environ.pop(name, None)
         enter(mock_aws())
-        enter(aws(self._meet))
+        enter(intercept_aws(self._respond))
         for module in (classifier_handler, creator_handler, table):
-            enter(patch.object(module, "ThreadPoolExecutor", _SameThread))
+            enter(patch.object(module, "ThreadPoolExecutor", _InlineExecutor))
         client = functools.cache(stack.client)
         for commands in (operations, retry, runs):
             enter(patch.object(commands, "client", client))
-        enter(patch.object(layout, "PARTITIONS", 4))  # each is asked when a run is deleted or retried
-        enter(patch.object(jobs, "MAX_RECORDS", 2))  # so that a run has several PutRecords
-        account.create()
-        model = _remembering(classifier_handler.load_model())
+        enter(patch.object(layout, "PARTITIONS", 4))  # deletion and retry read each of them
+        enter(patch.object(jobs, "MAX_RECORDS", 2))  # so that a run needs several PutRecords
+        fake_aws.create()
+        model = _cache_scores(classifier_handler.load_model())
         run_fields = {"model": model.name, "model_sha256": model.sha256, "labels": [], "settings": {}}
         os.environ["RUN_FIELDS"] = json.dumps(run_fields)
         enter(patch.object(classifier_handler, "load_model", lambda: model))
@@ -126,32 +128,35 @@ class World:
         self._creator._events = lambda: events
         self._s3 = boto3.client("s3")
         for number, body in enumerate(IMAGES):
-            self._put(BUCKET, key(number), body)
-            self._put(BUCKET, key(number, listed=True), body)
+            self._put(BUCKET, image_key(number), body)
+            self._put(BUCKET, image_key(number, listed=True), body)
 
     def close(self) -> None:
-        """Give the process back its environment."""
+        """Restore the environment of the process."""
         self._stack.close()
 
-    # --- a schedule
+    # Schedules
 
     def run(self, schedule: Schedule) -> None:
-        """Carry out the schedule, then end all faults, let everybody finish, and look. Raises Violation."""
-        self._begin(schedule)
-        watch = 0 if schedule.watchful else 10**9
+        """Run the steps, finish all runs without faults, and check what is there. Raises Violation."""
+        self._reset(schedule)
+        check_seconds = 0 if schedule.checks_run else 10**9
         try:
-            with redirect_stdout(io.StringIO()), patch.object(creator_handler, "CHECK_SECONDS", watch):
+            with (
+                redirect_stdout(io.StringIO()),
+                patch.object(creator_handler, "CHECK_SECONDS", check_seconds),
+            ):
                 for step in schedule.steps:
-                    self._do(step)
+                    self._perform(step)
                     self._checker.check()
                 self._finish()
         finally:
             for number in self._swapped:
-                self._put(BUCKET, key(number), IMAGES[number])
+                self._put(BUCKET, image_key(number), IMAGES[number])
         self.totals.schedules += 1
 
-    def _begin(self, schedule: Schedule) -> None:
-        account.empty()
+    def _reset(self, schedule: Schedule) -> None:
+        fake_aws.empty()
         self._schedule = schedule
         self._checker = Checker(schedule, self.totals)
         self._creator._images_per_job = schedule.images_per_job
@@ -160,7 +165,7 @@ class World:
             "arn:function",
             "arn:stream",
             batch_size=schedule.batch_size,
-            parallelization_factor=schedule.factor,
+            parallelization_factor=schedule.parallelization_factor,
             maximum_retry_attempts=schedule.retries,
             maximum_record_age_in_seconds=schedule.record_age,
             bisect_batch_on_function_error=schedule.bisect,
@@ -175,55 +180,55 @@ class World:
             now=lambda: self._clock,
             sleep=self._sleep,
         )
-        self._taken: Counter[str] = Counter()  # shard -> its records that the mapping has
-        self._at_work: set[Any] = set()  # lanes
-        self._history: list[dict[str, Any]] = []  # events that the classifier was invoked with
-        self._swapped: set[int] = set()  # images
+        self._taken: Counter[str] = Counter()  # shard -> how many of its records the mapping has
+        self._busy: set[Any] = set()  # lanes
+        self._events: list[dict[str, Any]] = []  # that the mapping has invoked the classifier with
+        self._swapped: set[int] = set()  # images, by number
 
     def _finish(self) -> None:
-        """No more faults: the stream is delivered, everybody does what he was told to, and all is there."""
+        """Deliver all jobs and finish all runs, as an operator would. No step meets a fault any more."""
         checker = self._checker
-        self._do(Step("drain"))
+        self._perform(Step("deliver all"))
         checker.check_delivered()
         for run in checker.started:
-            if account.run(run_id(run)).get("state") == "DELETING":
-                self._do(Step("delete", run))
-            if not checker.settled(run):
-                self._do(Step("create", run))
-                self._do(Step("drain"))
-        for _ in range(ROUNDS):
-            if not account.failure_objects():
+            if fake_aws.run_item(run_id(run)).get("state") == "DELETING":
+                self._perform(Step("delete", run))
+            if checker.needs_restart(run):
+                self._perform(Step("start", run))
+                self._perform(Step("deliver all"))
+        for _ in range(RETRY_ROUNDS):
+            if not fake_aws.failure_objects():
                 break
             for run in checker.started:
-                self._do(Step("retry", run))
-                self._do(Step("drain"))
+                self._perform(Step("retry", run))
+                self._perform(Step("deliver all"))
         checker.check()
         checker.check_finished()
 
-    # --- what somebody does
+    # Steps
 
-    def _do(self, step: Step) -> None:
+    def _perform(self, step: Step) -> None:
         actions: dict[str, Callable[[Step], None]] = {
-            "create": self._create,
+            "start": self._start,
             "deliver": self._deliver,
-            "drain": self._drain,
-            "again": self._again,
+            "deliver all": self._deliver_all,
+            "redeliver": self._redeliver,
             "cancel": self._cancel,
             "retry": self._retry,
-            "retry failed": lambda step: self._retry(step, CODES),
-            "direct": self._direct,
-            "swap": self._swap,
+            "retry failed": lambda step: self._retry(step, ERROR_CODES),
+            "direct": self._invoke_directly,
+            "swap image": self._swap_image,
             "wait": lambda step: self._sleep(40),
             "delete": self._delete,
         }
-        self._doing.append(_Doing(step))
+        self._active.append(_ActiveStep(step))
         try:
-            actions[step.do](step)
+            actions[step.action](step)
         finally:
-            self._doing.pop()
+            self._active.pop()
 
-    def _create(self, step: Step) -> None:
-        """Invoke the job creator, anew or again."""
+    def _start(self, step: Step) -> None:
+        """Invoke the job creator: for a new run, or once more for the same run."""
         run = self._run(step)
         keys, (kind, count) = self._schedule.keys(run), self._schedule.sources[run]
         event: dict[str, Any] = {"RunId": run_id(run)} | ({"JobCount": count} if count else {})
@@ -231,14 +236,14 @@ class World:
             event["Prefix"] = f"{PREFIX}listed/"
         elif kind == "IndexKey":
             event["IndexKey"] = f"{PREFIX}{run}.csv"
-            self._put(BUCKET, event["IndexKey"], _index(keys))
+            self._put(BUCKET, event["IndexKey"], _csv_index(keys))
         else:
             event["Keys"] = [*keys, keys[0]]
         self._checker.started.add(run)
-        before = self._checker.unfinished[run]
+        interruptions = self._checker.interruptions[run]
         try:
-            with self._checker.call():
-                answer = self._creator(event, self._doing[-1].remaining_ms)
+            with self._checker.invocation():
+                answer = self._creator(event, self._active[-1].remaining_ms)
         except (
             Killed,
             ClientError,
@@ -247,35 +252,9 @@ class World:
             creator_handler.RunIdTaken,
             creator_handler.RunStopped,
         ):
-            self._checker.unfinished[run] += 1
+            self._checker.interruptions[run] += 1
         else:
-            self._checker.created(run, answer["ImageCount"], before)
-
-    def _deliver(self, step: Step) -> None:
-        """Lambda invokes the classifier with the next batch of a lane."""
-        self._take_records()
-        lanes = [lane for lane in self._mapping.busy_lanes() if lane not in self._at_work]
-        if not lanes:
-            return
-        lane = lanes[step.which % len(lanes)]
-        self._at_work.add(lane)
-        try:
-            lane.deliver_next()
-        finally:
-            self._at_work.discard(lane)
-
-    def _drain(self, step: Step) -> None:
-        """Lambda delivers all there is."""
-        self._take_records()
-        while any(lane not in self._at_work for lane in self._mapping.busy_lanes()):
-            self._deliver(step)
-
-    def _again(self, step: Step) -> None:
-        """Lambda delivers a batch once more, be it done or still at work, and nobody takes the answer."""
-        if self._history:
-            event = self._history[step.which % len(self._history)]
-            with suppress(FunctionError):
-                self._classify(event)
+            self._checker.run_started(run, answer["ImageCount"], interruptions)
 
     def _cancel(self, step: Step) -> None:
         with suppress(InputError, ClientError, BotoCoreError, Killed):
@@ -285,26 +264,26 @@ class World:
         with suppress(InputError, Failed, ClientError, BotoCoreError, Killed):
             retry.retry_run(STACK, run_id(self._run(step)), codes=codes)
 
-    def _direct(self, step: Step) -> None:
-        """Somebody invokes the classifier with direct jobs, which it answers and does not store."""
-        names = [key(number) for number in range(step.which % self._schedule.images + 1)]
+    def _invoke_directly(self, step: Step) -> None:
+        """Invoke the classifier with direct jobs: it answers them and stores nothing."""
+        names = [image_key(number) for number in range(step.target % self._schedule.images + 1)]
         event = {"Jobs": [{"RunId": run_id(self._run(step)), "Key": name} for name in names]}
-        with suppress(NotDone, ClientError, BotoCoreError, Killed), self._checker.call():
-            answer = self._classifier(event, self._doing[-1].remaining_ms)
-            self._checker.answered(names, answer["Predictions"])
+        with suppress(NotDone, Killed), self._checker.invocation():
+            answer = self._classifier(event, self._active[-1].remaining_ms)
+            self._checker.direct_jobs_answered(names, answer["Predictions"])
 
-    def _swap(self, step: Step) -> None:
-        """Somebody takes an image out of the bucket, or puts one in."""
-        number = step.which % len(IMAGES)
+    def _swap_image(self, step: Step) -> None:
+        """Remove an image from the bucket, or put the missing one there; the next time, undo that."""
+        number = step.target % len(IMAGES)
         self._swapped ^= {number}
-        self._checker.swapped.add(key(number))
+        self._checker.swapped.add(image_key(number))
         body = IMAGES[number]
         if number in self._swapped:
-            body = PUT_LATER if body is None else None
-        self._put(BUCKET, key(number), body)
+            body = LATE_IMAGE if body is None else None
+        self._put(BUCKET, image_key(number), body)
 
     def _delete(self, step: Step) -> None:
-        """Cancel the run and delete it, whoever is at work on it."""
+        """Cancel the run and delete it, while jobs of it may be running."""
         run = run_id(self._run(step))
         with suppress(InputError, ClientError, BotoCoreError, Killed):
             with suppress(InputError):
@@ -312,13 +291,37 @@ class World:
             operations.delete_run(STACK, run)
 
     def _run(self, step: Step) -> int:
-        return step.which % len(self._schedule.sources)
+        return step.target % len(self._schedule.sources)
 
-    # --- what AWS does
+    def _deliver(self, step: Step) -> None:
+        """Invoke the classifier with the next batch of a lane."""
+        self._take_records()
+        lanes = [lane for lane in self._mapping.busy_lanes() if lane not in self._busy]
+        if not lanes:
+            return
+        lane = lanes[step.target % len(lanes)]
+        self._busy.add(lane)
+        try:
+            lane.deliver_next()
+        finally:
+            self._busy.discard(lane)
+
+    def _deliver_all(self, step: Step) -> None:
+        """Deliver batches until none is left."""
+        self._take_records()
+        while any(lane not in self._busy for lane in self._mapping.busy_lanes()):
+            self._deliver(step)
+
+    def _redeliver(self, step: Step) -> None:
+        """Deliver a batch a second time, done or still running, and ignore the answer."""
+        if self._events:
+            event = self._events[step.target % len(self._events)]
+            with suppress(FunctionError):
+                self._classify(event)
 
     def _take_records(self) -> None:
-        """Bring the stream's new records to the mapping."""
-        for shard in account.shards():
+        """Give the new records of the stream to the mapping."""
+        for shard in fake_aws.shards():
             new = list(shard.records.values())[self._taken[shard.shard_id] :]
             self._taken[shard.shard_id] += len(new)
             self._mapping.add(
@@ -336,75 +339,75 @@ class World:
             )
 
     def _invoke(self, event: dict[str, Any], _request_id: str) -> object:
-        self._history.append(event)
-        answer, stopped = self._classify(event)
+        self._events.append(event)
+        answer, stopped_runs = self._classify(event)
         failed = first_failure(answer, event["Records"])
         for job in map(decode, event["Records"][:failed]):
-            if job.run_id not in stopped and there(job):
-                self._checker.acknowledged(job.run_id, job.keys)
+            if job.run_id not in stopped_runs and run_exists(job):
+                self._checker.job_acknowledged(job.run_id, job.keys)
         return answer
 
     def _classify(self, event: dict[str, Any]) -> tuple[object, set[str]]:
-        """The classifier's answer, and the runs whose jobs it may have dropped. Raises FunctionError."""
+        """The classifier's answer, and the runs whose jobs it may drop. Raises FunctionError."""
         try:
-            with self._checker.call() as call:
-                answer = self._classifier(event, self._doing[-1].remaining_ms)
+            with self._checker.invocation() as invocation:
+                answer = self._classifier(event, self._active[-1].remaining_ms)
         except Killed:
             raise FunctionError({"errorType": "Runtime.ExitError"}) from None
-        return json.loads(json.dumps(answer)), call.stopped
+        return json.loads(json.dumps(answer)), invocation.stopped_runs
 
     def _put(self, bucket: str, name: str, body: bytes | None) -> None:
-        """Put an object, or with None take it away: no request of the step at work, so it meets no fault."""
-        doing, self._doing = self._doing, []
+        """Put an object; None deletes it. This is no request of a step, so it meets no fault."""
+        active, self._active = self._active, []
         try:
             if body is None:
                 self._s3.delete_object(Bucket=bucket, Key=name)
             else:
                 self._s3.put_object(Bucket=bucket, Key=name, Body=body)
         finally:
-            self._doing = doing
+            self._active = active
 
     def _sleep(self, seconds: float) -> None:
         self._clock += seconds
 
-    def _meet(self, request: Request) -> AWSResponse:
-        """A request of a step: what happens meanwhile, then the trouble it meets or its answer."""
-        if not self._doing:
+    # Requests
+
+    def _respond(self, request: Request) -> AWSResponse:
+        """Run the steps that are nested before this request, then let it meet its fault or be answered."""
+        if not self._active:
             return request.forward()
-        if request.operation == "GetFunctionConfiguration":  # asked before a run is deleted: time has passed
-            return request.answer(200, b'{"Timeout": -60}')
-        doing = self._doing[-1]
-        number = doing.sent[request.operation]
-        doing.sent[request.operation] += 1
-        for operation, at, step in doing.step.within:
+        active = self._active[-1]
+        number = active.requests[request.operation]
+        active.requests[request.operation] += 1
+        for operation, at, step in active.step.nested:
             if (operation, at) == (request.operation, number):
-                self._do(step)
-        watched = replace(request, carry_out=functools.partial(self._checker.carry_out, request))
-        for trouble in doing.step.troubles:
-            if trouble.operation == request.operation and 0 <= number - trouble.at < trouble.times:
-                self.totals.faults[trouble.kind] += 1
-                self._checker.spoilt(request, trouble.kind)
-                return KINDS[trouble.kind](watched)
-        return watched.forward()
+                self._perform(step)
+        checked = replace(request, execute=functools.partial(self._checker.execute, request))
+        for fault in active.step.faults:
+            if fault.operation == request.operation and 0 <= number - fault.first < fault.times:
+                self.totals.faults[fault.kind] += 1
+                self._checker.fault_injected(request, fault.kind)
+                return FAULT_KINDS[fault.kind](checked)
+        return checked.forward()
 
 
-def _index(keys: Iterable[str]) -> bytes:
-    """A CSV that names each image twice."""
+def _csv_index(keys: Iterable[str]) -> bytes:
+    """A CSV index that lists each key twice."""
     file = io.StringIO()
     csv.writer(file).writerows([["Key"], *([key] for key in keys), *([key] for key in keys)])
     return file.getvalue().encode()
 
 
-def _remembering(model: Model) -> Model:
-    """The real model, which scores each of the few images once; they come thousands of times."""
-    score, known = model.score, {}
+def _cache_scores(model: Model) -> Model:
+    """Let the model score each image once. The schedules score the same few images thousands of times."""
+    score, scores = model.score, {}
 
-    def once(batch: Any) -> Any:
+    def cached(batch: Any) -> Any:
         (pixels,) = batch
-        if pixels.tobytes() not in known:
-            known[pixels.tobytes()] = score(batch)
-        return known[pixels.tobytes()]
+        if pixels.tobytes() not in scores:
+            scores[pixels.tobytes()] = score(batch)
+        return scores[pixels.tobytes()]
 
     model.prepare = functools.cache(model.prepare)  # type: ignore[method-assign]
-    model.score = once  # type: ignore[method-assign,assignment]
+    model.score = cached  # type: ignore[method-assign,assignment]
     return model

@@ -1,4 +1,4 @@
-"""The stack's table, for what plays AWS without deploying the stack."""
+"""The table of the stack, for tests that do not deploy it."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def create_table(dynamodb: "DynamoDBClient", name: str) -> None:
-    """Makes it with the keys that stacks/storage.py gives it."""
+    """Create the table with the keys that stacks/storage.py gives it."""
     dynamodb.create_table(
         TableName=name,
         BillingMode="PAY_PER_REQUEST",

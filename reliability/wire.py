@@ -1,12 +1,11 @@
-"""Faults on the wire: the deployed stack on local AWS, with a faulty network between boto3 and the endpoint.
+"""Test a run on local AWS with a faulty network and classifiers that are killed.
 
     python -m reliability.wire [--images 2000] [--seed 0] [--images-from DIR] [--write docs/reliability.md]
 
-`FaultyEndpoint` is what the classifier's processes, the job creator and `cxr retry` take for AWS. It passes
-requests on to MiniStack and spoils some of them; meanwhile `Killer` ends classifiers by SIGKILL. A run must
-come through: each expected image ends with exactly one prediction, or its job is in the failure bucket, from
-where `cxr retry` brings the rest. Faults are drawn by the seed, but the order of requests is not: a run with
-the same seed is alike, not the same. See docs/reliability.md.
+The classifier, the job creator and `cxr retry` reach MiniStack through a `FaultyEndpoint`, which injects
+faults. Meanwhile `Killer` kills classifiers with SIGKILL. Each expected image must end with exactly one
+prediction, or its job is in the failure bucket, from which `cxr retry` sends the rest. The seed determines
+the faults but not the order of the requests, so two runs with the same seed differ. See docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -47,31 +46,32 @@ from cxr.retry import retry_run
 from cxr.runs import run_status, run_table
 from cxr.stack import Stack, client
 from cxr.words import counted
-from reliability.endpoint import LOST, FaultyEndpoint
+from reliability.endpoint import LOST_ANSWER, FaultyEndpoint
 from tools.markdown import place, put_table
 
-# Few retries and little to bisect: some jobs end in the failure bucket. One batch of two jobs a shard at a
-# time: one that is done comes again with one that is not.
+# With one retry and batches of two jobs, some jobs end in the failure bucket, and some jobs that are done are
+# delivered again because the other job of their batch is not.
 SETTINGS = ("shards=3", "parallelizationFactor=1", "imagesPerJob=8", "batchSize=2", "retries=1")
-KILL_SECONDS = 6.0  # from one SIGKILL to the next, on average; at most twice that
-# Without a delivery, until all is delivered: MiniStack looks into the stream every second, if it has the CPU.
+KILL_SECONDS = 6.0  # mean time from one SIGKILL to the next; at most twice that
+# All jobs are delivered if no batch was delivered for this long. MiniStack reads the stream once a second, or
+# less often on a busy machine.
 QUIET_SECONDS, QUIET_SECONDS_COMPLETE = 6.0, 2.0
-FAULTY_RETRIES = 2  # calls of `cxr retry` while the faults go on
-ATTEMPTS = 20  # of a person to start a run or to retry it, while the network is bad
-DRAWINGS, SIZE = 64, 256  # phantoms where no images are given, and their pixels a side
-MOST_DISTINCT = 200  # files that are taken from a folder; every image of the run is a copy of one
+FAULTY_RETRIES = 2  # calls of `cxr retry` with faults
+ATTEMPTS = 20  # the most times that the operator starts or retries the run
+DRAWINGS, SIZE = 64, 256  # phantoms if no images are given, and their width and height in pixels
+MAX_FILES = 200  # that are read from a folder; the images of the run are copies of them
 
 Expected = Mapping[str, str | Mapping[str, Decimal]]  # key -> its scores, or its error code
 
 
 class Killer:
-    """Ends a running classifier by SIGKILL every now and then, in `with Killer(seed)`."""
+    """Kills a running classifier with SIGKILL now and then, in a block `with Killer(seed):`."""
 
     def __init__(self, seed: int) -> None:
         self.kills = 0
         self._random = random.Random(seed)  # noqa: S311 - a schedule, not a secret
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread = threading.Thread(target=self._kill, daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -83,11 +83,11 @@ class Killer:
         self._stopped.set()
         self._thread.join()
 
-    def _work(self) -> None:
+    def _kill(self) -> None:
         while not self._stopped.wait(self._random.uniform(0, 2 * KILL_SECONDS)):
             running = []
             for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):  # it has ended meanwhile
+                with suppress(psutil.Error):  # it has just ended
                     if "awslambdaric" in process.cmdline():
                         running.append(process)
             if running:
@@ -97,7 +97,7 @@ class Killer:
 
 
 class WireAws(LocalAws):
-    """Local AWS whose functions reach it by a `FaultyEndpoint`; the classifier is the folder `task_root`."""
+    """Local AWS whose functions reach it through a `FaultyEndpoint`. `task_root` holds the classifier."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class WireAws(LocalAws):
         self._exits = ExitStack()
 
     def __enter__(self) -> Self:
-        """Start it all. Raises LocalAwsError."""
+        """Start local AWS and the endpoint. Raises LocalAwsError."""
         super().__enter__()
         self.endpoint = FaultyEndpoint(
             self.environment["AWS_ENDPOINT_URL"].removeprefix("http://"), self.seed
@@ -115,18 +115,18 @@ class WireAws(LocalAws):
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Stop it all."""
+        """Stop both."""
         super().__exit__(*error)
         self._exits.close()
 
     def deploy(self, *context: str) -> dict[str, str]:
-        """Deploy, and lead the job creator to the faulty endpoint. Raises LocalAwsError."""
+        """Deploy the stack, and let the job creator use the faulty endpoint. Raises LocalAwsError."""
         outputs = super().deploy(*context)
         self.configure(outputs["JobCreatorName"], AWS_ENDPOINT_URL=self.endpoint.url)
         return outputs
 
     def configure(self, function: str, **variables: str) -> None:
-        """Give a function more environment variables, and with that new execution environments."""
+        """Add environment variables to a function. It starts new execution environments."""
         functions = self.client("lambda")
         found = functions.get_function_configuration(FunctionName=function)["Environment"]["Variables"]
         functions.update_function_configuration(
@@ -134,13 +134,13 @@ class WireAws(LocalAws):
         )
 
     def serve(self, stack: Stack, task_root: Path) -> None:
-        """Have another folder be the classifier."""
+        """Use another folder as the classifier."""
         self.task_root = task_root
         self.configure(stack.classifier, TASK_ROOT=str(task_root))
 
     @contextmanager
     def operator(self) -> Iterator[None]:
-        """Have what this process asks of AWS go by the faulty endpoint, too."""
+        """Let this process use the faulty endpoint, too, as an operator with a bad network."""
         os.environ["AWS_ENDPOINT_URL"] = self.endpoint.url
         try:
             yield
@@ -155,37 +155,37 @@ class WireAws(LocalAws):
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a run under faults came to."""
+class Result:
+    """The result of a run with faults."""
 
     images: int
     faults: Counter[str]
     kills: int
-    starts: int  # invocations of the job creator until one went through
-    waiting: int  # images in the failure bucket when all had been delivered
-    retries: int  # of `cxr retry`, until the run was complete
-    lost: int  # images without a prediction that are in no failure object, or have none at the end
-    doubled: int  # counts beyond the predictions, SCORED predictions put again, images with two predictions
-    # Predictions of another score or code, or of no image of the run; counts short of them; more Run Complete
-    # events than one and those whose answer was lost.
+    starts: int  # invocations of the job creator until one succeeded
+    waiting: int  # images without a prediction that were in the failure bucket after the first delivery
+    retries: int  # calls of `cxr retry` until the run was complete
+    lost: int  # images without a prediction that were in no failure object, or without one at the end
+    doubled: int  # counts above the predictions, SCORED predictions written again, second predictions
+    # Predictions with a wrong score or code, or of no image of the run; counts below the predictions; Run
+    # Complete events after the first one, unless the answer to one was lost.
     wrong: int
-    events: int  # Run Complete; none if a classifier was killed between completing the run and saying so
+    events: int  # Run Complete; 0 if a classifier was killed between completing the run and sending it
     state: str
     seconds: float
 
     @property
-    def sound(self) -> bool:
-        """Whether all was kept that is promised."""
+    def passed(self) -> bool:
+        """Whether the promise of docs/reliability.md was kept."""
         return self.state == "COMPLETE" and not (self.lost or self.doubled or self.wrong)
 
 
-def bodies(folder: Path | None) -> list[bytes]:
-    """The files of a folder, at most MOST_DISTINCT of them from all over it; without one, phantoms."""
+def read_images(folder: Path | None) -> list[bytes]:
+    """At most MAX_FILES PNG files, spread over the folder; without a folder, phantoms. Raises Failed."""
     if folder:
         files = sorted(path for path in folder.rglob("*.png") if path.is_file())
         if not files:
-            raise Failed(f"{folder}: no PNG file there; give --images-from a folder of X-rays")
-        return [path.read_bytes() for path in files[:: -(-len(files) // MOST_DISTINCT)]]
+            raise Failed(f"{folder}: no PNG files found; expected a folder of X-rays")
+        return [path.read_bytes() for path in files[:: -(-len(files) // MAX_FILES)]]
     drawn = []
     for number in range(DRAWINGS):
         file = io.BytesIO()
@@ -196,8 +196,10 @@ def bodies(folder: Path | None) -> list[bytes]:
 
 
 def put_images(stack: Stack, folder: str, images: Sequence[bytes], count: int) -> Expected:
-    """Put `count` images below prefix + folder, one in ten of them bad, and their index.csv; what they must
-    come to."""
+    """Put `count` images and their index.csv under the prefix + `folder`. One image in ten is bad.
+
+    Returns the prediction that each image must get.
+    """
     model = Model(PROJECT / "containers" / "classifier" / "model")
     scores = [model.score([model.prepare(image)[0]])[0] for image in images]
     bad: list[tuple[bytes | None, str]] = [
@@ -220,22 +222,22 @@ def put_images(stack: Stack, folder: str, images: Sequence[bytes], count: int) -
     return expected
 
 
-def score(
+def run_with_faults(
     aws: WireAws,
     stack: Stack,
     run: str,
     expected: Expected,
     tell: Callable[[str], object] = lambda _: None,
-) -> Found:
-    """Run what `put_images` put below the folder `run`, under faults, and see what becomes of it.
+) -> Result:
+    """Run the images that `put_images` has put into the folder `run`, with faults. Returns the result.
 
-    `cxr retry` follows: FAULTY_RETRIES times while the faults go on, then until the run is complete.
+    Until the run is complete, it calls `cxr retry`: FAULTY_RETRIES times with faults, then without.
     """
     endpoint, started = aws.endpoint, time.monotonic()
     table, before = run_table(stack), endpoint.faults.copy()
 
     def settle(doing: str) -> str:
-        """Wait until all is delivered; the run's state."""
+        """Wait until all jobs are delivered. Returns the state of the run."""
         quiet_since = time.monotonic()
         while True:
             status = run_status(table, run)
@@ -251,12 +253,12 @@ def score(
                 quiet_since = time.monotonic()
 
     def retry() -> str:
-        with aws.operator(), suppress(Failed, ClientError, BotoCoreError):  # a person would repeat it
+        with aws.operator(), suppress(Failed, ClientError, BotoCoreError):  # an operator would repeat it
             retry_run(stack, run)
         return settle("cxr retry")
 
-    with endpoint.spoiling(), Killer(aws.seed) as killer:
-        starts = start(aws, stack, run)
+    with endpoint.injecting(), Killer(aws.seed) as killer:
+        starts = start_until_accepted(aws, stack, run)
         state = settle("first delivery")
         found, waiting = _predicted(stack, run), _waiting(stack, run)
         lost = expected.keys() - found.keys() - waiting
@@ -266,34 +268,34 @@ def score(
     while state != "COMPLETE" and retries < ATTEMPTS and not lost:
         state, retries = retry(), retries + 1
 
-    waited, found = len(waiting - found.keys()), _predicted(stack, run)
-    kept = run_status(table, run).counts
+    waiting_images, found = len(waiting - found.keys()), _predicted(stack, run)
+    stored = run_status(table, run).counts
     recounted = counts_of(each for each, *_ in found.values())
     faults, events = endpoint.faults - before, endpoint.announced(run)
-    return Found(
+    return Result(
         images=len(expected),
         faults=faults,
         kills=killer.kills,
         starts=starts,
-        waiting=waited,
+        waiting=waiting_images,
         retries=retries,
         lost=len(lost | (expected.keys() - found.keys())),
-        doubled=(kept - recounted).total()
+        doubled=(stored - recounted).total()
         + sum(len(each) - 1 for each in found.values())
         + endpoint.rewritten(run),
-        wrong=(recounted - kept).total()
+        wrong=(recounted - stored).total()
         + sum(expected.get(key) != (each.error or each.scores) for key, (each, *_) in found.items())
-        + max(0, events - 1 - faults[f"AWSEvents: {LOST}"]),
+        + max(0, events - 1 - faults[f"AWSEvents: {LOST_ANSWER}"]),
         events=events,
         state=state,
         seconds=time.monotonic() - started,
     )
 
 
-def start(aws: WireAws, stack: Stack, run: str) -> int:
-    """Start the run, by the same event until it goes through; how many times.
+def start_until_accepted(aws: WireAws, stack: Stack, run: str) -> int:
+    """Start the run with the same event until that succeeds. Returns the number of attempts.
 
-    Raises Failed and BotoCoreError, as the last of ATTEMPTS does.
+    Raises what the last of ATTEMPTS raises: Failed or BotoCoreError.
     """
     for starts in range(1, ATTEMPTS):
         with aws.operator(), suppress(Failed, BotoCoreError):
@@ -305,7 +307,7 @@ def start(aws: WireAws, stack: Stack, run: str) -> int:
 
 
 def _predicted(stack: Stack, run: str) -> dict[str, list[Prediction]]:
-    """What there is of every image: key -> its predictions, of which there should be one."""
+    """The predictions in the table: key -> its predictions, of which there must be one."""
     found: dict[str, list[Prediction]] = {}
     for prediction in run_table(stack).predictions(run):
         found.setdefault(prediction.key, []).append(prediction)
@@ -313,7 +315,7 @@ def _predicted(stack: Stack, run: str) -> dict[str, list[Prediction]]:
 
 
 def _waiting(stack: Stack, run: str) -> set[str]:
-    """The run's images whose job is in the failure bucket."""
+    """The images of the run whose job is in the failure bucket."""
     s3 = client("s3")
     jobs = (
         job
@@ -323,45 +325,49 @@ def _waiting(stack: Stack, run: str) -> set[str]:
     return {key for job in jobs if job.run_id == run for key in job.keys}
 
 
-def totals(found: Found) -> list[tuple[str, str]]:
-    """What the run came to, as rows of a table."""
+def rows(result: Result) -> list[tuple[str, str]]:
+    """The result as rows of a table."""
     return [
-        *((fault, f"{number:,}") for fault, number in sorted(found.faults.items())),
-        ("faults injected", f"{found.faults.total():,}"),
-        ("classifiers killed", f"{found.kills:,}"),
-        ("invocations of the job creator until one went through", f"{found.starts:,}"),
-        ("images", f"{found.images:,}"),
-        ("in the failure bucket before `cxr retry`", f"{found.waiting:,}"),
-        ("calls of `cxr retry`", f"{found.retries:,}"),
-        ("state", found.state),
-        ("lost", f"{found.lost:,}"),
-        ("doubled", f"{found.doubled:,}"),
-        ("wrong", f"{found.wrong:,}"),
-        ("Run Complete events", f"{found.events:,}"),
-        ("seconds", f"{found.seconds:,.0f}"),
+        *((fault, f"{number:,}") for fault, number in sorted(result.faults.items())),
+        ("faults injected", f"{result.faults.total():,}"),
+        ("classifiers killed", f"{result.kills:,}"),
+        ("invocations of the job creator until one succeeded", f"{result.starts:,}"),
+        ("images", f"{result.images:,}"),
+        ("in the failure bucket before `cxr retry`", f"{result.waiting:,}"),
+        ("calls of `cxr retry`", f"{result.retries:,}"),
+        ("state", result.state),
+        ("lost", f"{result.lost:,}"),
+        ("doubled", f"{result.doubled:,}"),
+        ("wrong", f"{result.wrong:,}"),
+        ("Run Complete events", f"{result.events:,}"),
+        ("seconds", f"{result.seconds:,.0f}"),
     ]
 
 
 def main() -> int:
-    """Deploy, run and print; 1 if anything is lost, doubled or wrong."""
+    """Deploy, run and print the result. Returns 1 if an image was lost, doubled or wrong."""
     parser = argparse.ArgumentParser(prog="python -m reliability.wire", description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=2000, metavar="N", help="how many (2000)")
-    parser.add_argument("--seed", type=int, default=0, help="of faults and kills (0)")
-    parser.add_argument("--images-from", type=Path, metavar="DIR", help="X-rays in PNG; else drawings")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the totals into docs/reliability.md")
+    parser.add_argument(
+        "--images", type=int, default=2000, metavar="N", help="number of images (default: 2000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults and kills (default: 0)")
+    parser.add_argument(
+        "--images-from", type=Path, metavar="DIR", help="a folder of X-rays as PNG files (default: drawings)"
+    )
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the result to docs/reliability.md")
     arguments = parser.parse_args()
     if arguments.images < 1:
         parser.error(f"--images {arguments.images}: expected at least 1")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if arguments.write:
-            place(arguments.write, "wire")  # what cannot be written is said now
-        images = bodies(arguments.images_from)
+            place(arguments.write, "wire")  # fail now rather than after the run
+        images = read_images(arguments.images_from)
         with notes.status("deploying") as doing, WireAws(arguments.seed) as aws:
             stack = Stack.of(aws.deploy(*SETTINGS))
             doing.update("putting images")
             expected = put_images(stack, "wire", images, arguments.images)
-            found = score(aws, stack, "wire", expected, doing.update)
+            result = run_with_faults(aws, stack, "wire", expected, doing.update)
     except Failed as error:
         notes.print(f"Error: {error}", markup=False, soft_wrap=True)
         return 1
@@ -370,13 +376,13 @@ def main() -> int:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
-    for row in totals(found):
+    for row in rows(result):
         table.add_row(*row)
     console.print(table)
     if arguments.write:
-        command = f"python -m reliability.wire --images {found.images} --seed {arguments.seed}"
-        put_table(arguments.write, "wire", command, totals(found))
-    return 0 if found.sound else 1
+        command = f"python -m reliability.wire --images {result.images} --seed {arguments.seed}"
+        put_table(arguments.write, "wire", command, rows(result))
+    return 0 if result.passed else 1
 
 
 if __name__ == "__main__":

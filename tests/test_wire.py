@@ -1,4 +1,4 @@
-"""Short runs on local AWS with faults on the wire and killed classifiers: see reliability/wire.py."""
+"""Short runs on local AWS with a faulty network and killed classifiers: see reliability/wire.py."""
 
 import json
 import shutil
@@ -15,17 +15,25 @@ from support import ROOT
 from cxr.local_aws.loopback import LoopbackServer, Reply
 from cxr.stack import Stack
 from reliability.endpoint import Answer, FaultyEndpoint, Request
-from reliability.wire import SETTINGS, WireAws, bodies, put_images, score, start, totals
+from reliability.wire import (
+    SETTINGS,
+    WireAws,
+    put_images,
+    read_images,
+    rows,
+    run_with_faults,
+    start_until_accepted,
+)
 
 CLASSIFIER = ROOT / "containers" / "classifier"
 
 
 class TestFaultyEndpoint:
-    """Each fault reaches boto3 as what it is called, and the endpoint behind as it says."""
+    """boto3 sees each fault as its name says, and so does the endpoint behind."""
 
     @pytest.fixture
     def behind(self) -> Iterator[list[bytes]]:
-        """The bodies of the requests that get through to an endpoint that answers 64 bytes."""
+        """The bodies of the requests that reach the endpoint behind, which answers 64 bytes."""
         got: list[bytes] = []
 
         def respond(_path: str, _headers: object, body: bytes) -> Reply:
@@ -40,7 +48,7 @@ class TestFaultyEndpoint:
         server.close()
 
     def client(self, service: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-        monkeypatch.setattr(self.endpoint, "draw", lambda _: fault)
+        monkeypatch.setattr(self.endpoint, "draw_fault", lambda _: fault)
         return boto3.client(  # type: ignore[call-overload]
             service,
             endpoint_url=self.endpoint.url,
@@ -102,20 +110,20 @@ def stack(aws: WireAws) -> Stack:
 
 @pytest.fixture(scope="module")
 def images() -> list[bytes]:
-    return bodies(None)
+    return read_images(None)
 
 
 def test_nothing_is_lost_or_doubled(aws: WireAws, stack: Stack, images: list[bytes]) -> None:
     expected = put_images(stack, "wire", images, 300)
-    found = score(aws, stack, "wire", expected)
-    assert (found.state, found.lost, found.doubled, found.wrong) == ("COMPLETE", 0, 0, 0), totals(found)
-    assert found.faults.total() >= 60
-    assert found.kills >= 1
-    met = aws.endpoint.requests  # the job creator's and the classifier's
-    assert met["Kinesis PutRecords"]
-    assert met["S3 GetObject"]
-    assert met["DynamoDB TransactWriteItems"]
-    assert met["AWSEvents PutEvents"]
+    result = run_with_faults(aws, stack, "wire", expected)
+    assert (result.state, result.lost, result.doubled, result.wrong) == ("COMPLETE", 0, 0, 0), rows(result)
+    assert result.faults.total() >= 60
+    assert result.kills >= 1
+    requests = aws.endpoint.requests  # of both functions
+    assert requests["Kinesis PutRecords"]
+    assert requests["S3 GetObject"]
+    assert requests["DynamoDB TransactWriteItems"]
+    assert requests["AWSEvents PutEvents"]
 
 
 def test_an_invocation_whose_answer_is_lost_is_repeated(
@@ -133,7 +141,7 @@ def test_an_invocation_whose_answer_is_lost_is_repeated(
         return answer
 
     monkeypatch.setattr(aws.endpoint, "forward", forward_and_lose_the_first)
-    assert start(aws, stack, "repeated") == 2
+    assert start_until_accepted(aws, stack, "repeated") == 2
     assert len(invocations) == 2
     assert invocations[0] == invocations[1]
 
@@ -141,13 +149,13 @@ def test_an_invocation_whose_answer_is_lost_is_repeated(
 @pytest.mark.parametrize(
     ("name", "broken"),
     [
-        ("empty answer on error", "lost"),
-        ("drops one write", "lost"),
-        ("counts twice", "doubled"),
-        ("overwrites SCORED", "doubled"),
+        ("reports no failed job", "lost"),
+        ("counts an image without writing it", "lost"),
+        ("counts every delivery", "doubled"),
+        ("overwrites SCORED predictions", "doubled"),
     ],
 )
-def test_a_broken_classifier_is_found_out(
+def test_a_broken_classifier_is_caught(
     aws: WireAws, stack: Stack, images: list[bytes], tmp_path: Path, name: str, broken: str
 ) -> None:
     task_root = tmp_path / "classifier"
@@ -158,9 +166,9 @@ def test_a_broken_classifier_is_found_out(
             f"\nfrom classifier.broken import BROKEN\n\n_broken = BROKEN[{name!r}]()\n_broken.__enter__()\n"
         )
     aws.serve(stack, task_root)
-    for attempt in range(3):  # it shows where a job comes again, which in a short run may not happen
+    for attempt in range(3):  # only jobs that are delivered again show it, and a short run may have none
         run = f"{name.replace(' ', '-')}-{attempt}"
-        found = score(aws, stack, run, put_images(stack, run, images, 48))
-        if not found.sound:
+        result = run_with_faults(aws, stack, run, put_images(stack, run, images, 48))
+        if not result.passed:
             break
-    assert getattr(found, broken) > 0, totals(found)
+    assert getattr(result, broken) > 0, rows(result)
