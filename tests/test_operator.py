@@ -385,7 +385,7 @@ def test_status_makes_few_requests_whatever_the_run(
             2,
             "nowhere/a.csv: expected a file in a folder that",
         ),
-        (["results", "a", "--out", "tests"], 2, "tests: expected a file, and that is a folder"),
+        (["results", "a", "--out", "tests"], 2, "tests: expected a file, found a folder"),
         (
             ["retry", "a", "--failed", "A", "--all-failed"],
             2,
@@ -394,7 +394,7 @@ def test_status_makes_few_requests_whatever_the_run(
         (
             ["evaluate", "nowhere", "--labels", "a.csv"],
             2,
-            "nowhere is no file, and no run was found: there is no",
+            "nowhere is not a file, and no run was found: there is no",
         ),
     ],
 )
@@ -415,7 +415,9 @@ def test_keys_that_are_too_many_for_an_invocation_are_refused_with_the_way_out(
     stack: Stack, tmp_path: Path
 ) -> None:
     (tmp_path / "keys").write_text("".join(f"{PREFIX}{number:0100}.png\n" for number in range(60_000)))
-    assert "make a CSV of them under the heading Key" in error("run", "a", "--keys", str(tmp_path / "keys"))
+    assert "put a CSV of the keys, with the heading Key" in error(
+        "run", "a", "--keys", str(tmp_path / "keys")
+    )
 
 
 def test_labels_that_match_nothing_write_nothing(small: str, tmp_path: Path) -> None:
@@ -527,14 +529,14 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("ExpiredToken", "the AWS credentials have expired; renew them, such as by `aws sso login`"),
+        ("ExpiredToken", "the AWS credentials have expired; renew them, for example by `aws sso login`"),
         (
             "InvalidClientTokenId",
             "AWS does not know these credentials (InvalidClientTokenId); set AWS_PROFILE, ",
         ),
         (
             "AccessDenied",
-            "DescribeStacks is not allowed to these credentials (AccessDenied); have it allowed, or",
+            "these credentials may not call DescribeStacks (AccessDenied); have it allowed, or",
         ),
         ("Odd", "DescribeStacks failed with Odd; `cxr --debug` shows more"),
     ],
@@ -567,7 +569,7 @@ def test_a_bucket_in_another_region_is_named_with_its_region(
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "no answer from 127.0.0.1:9; see whether"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "no answer from 127.0.0.1:9; check the network"),
         ({"AWS_PROFILE": "nobody"}, "there is no AWS profile nobody; set AWS_PROFILE to one of"),
         ({"AWS_REGION": "", "AWS_DEFAULT_REGION": ""}, "no AWS region is set; set AWS_REGION"),
         (

@@ -204,7 +204,7 @@ def test_failed_images_are_sent_by_code_or_all() -> None:
     ("state", "codes", "message"),
     [
         ("CANCELLED", [], "run first is CANCELLED, .*start it again"),
-        ("COMPLETE", ["NO_SUCH_CODE"], "--failed NO_SUCH_CODE: expected one of IMAGE_MISSING, "),
+        ("COMPLETE", ["NO_SUCH_CODE"], "NO_SUCH_CODE is no error code; expected one of IMAGE_MISSING, "),
     ],
 )
 def test_what_cannot_be_retried(state: str, codes: list[str], message: str) -> None:

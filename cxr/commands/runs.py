@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -114,10 +115,10 @@ def run(
             started = start_run(
                 found, run, prefix=prefix, index=index, keys=listed, count=count, wait=not no_wait
             )
-        if not as_json and started.images is not None:
-            print_started(started.images, started.jobs or 0)
-        if watch:
-            with interrupt_message(run):
+        with interrupt_message(run) if watch else nullcontext():
+            if not as_json and started.images is not None:
+                print_started(started.images, started.jobs or 0)
+            if watch:
                 watch_run(found, run, as_json)
         if as_json and not watch:
             typer.echo(json.dumps(asdict(started)))
