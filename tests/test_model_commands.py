@@ -70,7 +70,7 @@ def test_no_name_in_a_bundle_commands_the_terminal(altered: Any, xrays: list[Pat
 class TestScore:
     def test_a_pipe_is_refused_and_a_huge_file_is_not_read_whole(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.png")
-        assert "that is a device or a pipe" in cxr("score", tmp_path / "pipe.png").stderr
+        assert "found a device or a pipe" in cxr("score", tmp_path / "pipe.png").stderr
         with (tmp_path / "huge.png").open("wb") as file:
             file.truncate(50 * 2**30)
         assert "IMAGE_TOO_LARGE" in cxr("score", tmp_path / "huge.png").stdout

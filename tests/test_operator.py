@@ -383,7 +383,7 @@ def test_status_makes_few_requests_whatever_the_run(
             2,
             "nowhere/a.csv: expected a file in a folder that",
         ),
-        (["results", "a", "--out", "tests"], 2, "tests: expected a file, and that is a folder"),
+        (["results", "a", "--out", "tests"], 2, "tests: expected a file, found a folder"),
         (
             ["retry", "a", "--failed", "A", "--all-failed"],
             2,

@@ -28,7 +28,7 @@ from cxr.commands import runs as run_commands
 from cxr.commands.local import print_predictions
 from cxr.commands.results import Format
 from cxr.errors import InputError
-from cxr.evaluation.cohort import read_results
+from cxr.evaluation.results import read_results
 from cxr.results import Row, results, row, write_csv, write_json_lines
 from cxr.runs import RunStatus, list_runs, run_status, run_table
 from cxr.stack import Stack
@@ -203,9 +203,9 @@ def test_a_csv(labels: list[str], text: str, tmp_path: Path) -> None:
     assert write_csv(file, rows([SCORED, FAILED], labels)) == 2
     assert file.getvalue() == text
     (tmp_path / "results.csv").write_text(text)
-    assert [result.score for result in read_results(tmp_path / "results.csv")[1]] == [
-        float(SCORED.scores[labels[0]]),
-        None,
+    assert [read.scores for read in read_results(tmp_path / "results.csv").predictions] == [
+        {labels[0]: SCORED.scores[labels[0]]},
+        {},
     ]
 
 

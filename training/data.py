@@ -11,7 +11,7 @@ import numpy.typing as npt
 from classifier.images import ImageError, Pixels, Preprocessing, decode
 
 from cxr.errors import InputError
-from cxr.evaluation.cohort import ABNORMAL, FINDINGS_COLUMNS, IMAGE_COLUMNS, NO_FINDING, PATIENT_COLUMNS
+from cxr.evaluation.labels import ABNORMAL, FINDINGS_COLUMNS, IMAGE_COLUMNS, NO_FINDING, PATIENT_COLUMNS
 
 # Column names of this project's labels and of NIH's Data_Entry_2017.csv.
 VIEW_COLUMNS = ("view", "View Position")

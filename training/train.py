@@ -35,7 +35,7 @@ import torch
 from rich.console import Console
 
 from cxr.errors import InputError
-from cxr.evaluation.cohort import ABNORMAL
+from cxr.evaluation.labels import ABNORMAL
 from cxr.files import whole_file
 from training import bundle, card, data, evaluation, fitting, splits, tuning
 from training.checkpoint import CheckpointError
