@@ -16,13 +16,13 @@ from cxr.errors import InputError
 SIDE = 672  # of the overlay, in pixels; models see 56 to 224
 MORE, LESS = (230, 97, 1), (94, 60, 153)  # orange and violet: colour-blind readers can tell them apart
 MAX_OPACITY = 0.6  # of the map, at the place that adds or subtracts most
-CAPTION = f"A map is not evidence of where a finding is. {RESEARCH_ONLY}"
+CAPTION = f"A heatmap is not evidence of where a finding is. {RESEARCH_ONLY}"
 
 
 def explain(model: Model, data: bytes, label: str | None = None) -> tuple[str, Decimal, Image.Image]:
-    """The label (by default the primary one), its score, and its map over the image.
+    """The label (by default the primary one), its score, and its heatmap over the image.
 
-    Raises ImageError, and InputError if the model has no map or no such label.
+    Raises ImageError, and InputError if the model has no heatmap or no such label.
     """
     pixels, _ = model.prepare(data)
     try:

@@ -4,8 +4,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -665,9 +663,3 @@ def test_missing_files(run: Evaluate) -> None:
         run()
         result = CliRunner().invoke(app, ["evaluate", *arguments])
         assert (result.exit_code, result.stderr) == (2, "Error: absent.csv: No such file or directory\n")
-
-
-def test_the_commands_load_without_the_libraries_of_an_evaluation() -> None:
-    code = "import sys, cxr.commands.app; print({'numpy', 'sklearn', 'matplotlib', 'PIL'} & set(sys.modules))"
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert found.stdout == "set()\n"

@@ -155,7 +155,7 @@ def _print_card(loaded: Model) -> None:
         "input": json.dumps(card["preprocessing"]),
         "labels": ", ".join(f"{label} from {limit}" for label, limit in loaded.thresholds.items()),
         "score": kind if kind == "operating point" else f"{kind}, as far as it is calibrated",
-        "map": "class activation map" if card.get("cam") else "none",
+        "heatmap": "class activation map" if card.get("cam") else "none",
         "intended use": card.get("intended_use", "not given"),
         "licence": card.get("licence", "not given"),
         "attribution": card.get("attribution", "not given"),

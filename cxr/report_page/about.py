@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,12 +12,7 @@ from runs.run import Run
 from cxr.planning import capacity
 from cxr.runs import RunStatus
 from cxr.words import duration, money
-from stacks.config import Config, ConfigError, context_name
-
-SETTINGS = {  # that affect how a run goes
-    *("prefix", "shards", "parallelization_factor", "images_per_job", "batch_size", "batch_window"),
-    *("stream_retention", "retries", "record_age", "memory", "timeout", "architecture"),
-}
+from stacks.config import Config, ConfigError
 
 Facts = list[tuple[str, str]]
 
@@ -34,16 +28,15 @@ def about(run: Run, model: Model | None, config: Config | None) -> dict[str, Any
         ("Model", run.model),
         ("SHA-256 of the model", run.model_sha256 or "not given"),
     ]
-    settings: Facts = []
-    for setting in fields(Config) if config else ():
-        if setting.name in SETTINGS:
-            value = getattr(config, setting.name)
-            default = "" if value == setting.default else " (not the default)"
-            settings.append((context_name(setting.name), f"{value}{default}"))
+    defaults = Config().run_settings()
     return {
         "run": facts,
         "model": _card(model) if model else None,
-        "settings": settings or None,
+        "settings": config
+        and [
+            (name, f"{value}{'' if value == defaults[name] else ' (not the default)'}")
+            for name, value in config.run_settings().items()
+        ],
         "settings_of": "when the run was created" if run.settings else "when this report was written",
     }
 

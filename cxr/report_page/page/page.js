@@ -344,9 +344,9 @@
         el("span", { class: "key-row" },
           el("span", {}, el("span", { class: "swatch", tone: "#e66101" }), `adds to the score of ${label}`),
           el("span", {}, el("span", { class: "swatch", tone: "#5e3c99" }), "subtracts from it"))),
-      el("p", { class: "muted" }, "A map shows what the score is based on. In each image the strongest place has the same opacity. A map is not evidence of where a finding is."));
+      el("p", { class: "muted" }, "A heatmap shows what the score is based on. Its strongest place has the same opacity in each image. It is not evidence of where a finding is."));
   } else {
-    galleryBody.append(el("p", { class: "muted" }, "There are no maps: the model has none, or the report was made without its bundle."));
+    galleryBody.append(el("p", { class: "muted" }, "There are no heatmaps: the model has none, or the report was made without its bundle."));
   }
   if (!all.length) galleryBody.append(el("p", { class: "empty" }, "No image has a score yet."));
   for (const part of all.length ? report.gallery.parts : []) {
