@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cxr.errors import Failed, InputError
     from cxr.operations import Started, cancel_run, delete_run, start_run
-    from cxr.results import results
+    from cxr.result_rows import results
     from cxr.retry import Retried, retry_run
     from cxr.runs import RunStatus, Status, list_runs, status
     from cxr.stack import Stack
@@ -36,7 +36,7 @@ __all__ = [
     "start_run",
     "status",
 ]
-_HOMES = ("errors", "stack", "runs", "results", "operations", "retry")
+_HOMES = ("errors", "stack", "runs", "result_rows", "operations", "retry")
 
 
 def __getattr__(name: str) -> Any:

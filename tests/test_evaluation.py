@@ -45,7 +45,7 @@ from cxr.evaluation.measures import (
     threshold_at_sensitivity,
 )
 from cxr.evaluation.results import Results, read_results
-from cxr.results import row, write_csv
+from cxr.result_rows import row, write_csv
 
 # Twelve images, six positive (P), with ties of a positive and a negative at 0.8, 0.6 and 0.5:
 #   0.9 P   0.8 P   0.8 N   0.7 P   0.6 N   0.6 P   0.5 P   0.5 N   0.4 N   0.3 P   0.2 N   0.1 N

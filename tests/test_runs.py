@@ -29,7 +29,7 @@ from cxr.commands.local import print_predictions
 from cxr.commands.results import Format
 from cxr.errors import InputError
 from cxr.evaluation.results import read_results
-from cxr.results import Row, results, row, write_csv, write_json_lines
+from cxr.result_rows import Row, results, row, write_csv, write_json_lines
 from cxr.runs import RunStatus, list_runs, run_status, run_table
 from cxr.stack import Stack
 

@@ -22,7 +22,7 @@ from cxr.commands.terminal import console, errors_reported, shown, stage
 from cxr.errors import Failed, InputError
 from cxr.files import whole_file
 from cxr.operations import start_run
-from cxr.results import labels_of, row, write_csv
+from cxr.result_rows import labels_of, row, write_csv
 from cxr.runs import RunStatus, run_status, run_table
 from cxr.runs import status as read_status
 from cxr.stack import Stack

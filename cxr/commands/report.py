@@ -11,7 +11,7 @@ from cxr import RESEARCH_ONLY
 from cxr.commands.options import RunName, StackName
 from cxr.commands.terminal import console, errors_reported, notes, shown
 from cxr.errors import InputError
-from cxr.results import labels_of
+from cxr.result_rows import labels_of
 from cxr.runs import run_status, run_table
 from cxr.stack import NAME, Stack
 

@@ -14,8 +14,8 @@ from cxr.commands.options import RunName, StackName
 from cxr.commands.terminal import errors_reported, notes, plain, progress
 from cxr.errors import InputError
 from cxr.files import whole_file
-from cxr.results import Row, write_csv, write_json_lines
-from cxr.results import results as read_results
+from cxr.result_rows import Row, write_csv, write_json_lines
+from cxr.result_rows import results as read_results
 from cxr.stack import NAME, Stack
 from cxr.words import counted
 

@@ -15,7 +15,7 @@ from runs.table import RunTable
 from cxr.errors import InputError
 from cxr.evaluation.csv_table import CsvTable
 from cxr.evaluation.labels import ABNORMAL, NOT_GIVEN
-from cxr.results import labels_of
+from cxr.result_rows import labels_of
 
 if TYPE_CHECKING:
     from classifier.model import Model
@@ -120,7 +120,7 @@ def read_results(path: Path, label: str | None = None, primary: str = ABNORMAL) 
     """The results for `label` from a CSV file, by default those for the primary label.
 
     The columns are key and score, and if need be status, label, error and score_<label>, as `write_csv` of
-    cxr.results writes them. Without a column label, `primary` names the label that `score` is of.
+    cxr.result_rows writes them. Without a column label, `primary` names the label that `score` is of.
 
     Raises InputError.
     """
