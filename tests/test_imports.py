@@ -4,9 +4,12 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from support import ROOT
+
+import cxr
 
 HEAVY = ("aws_cdk", "boto3", "botocore", "classifier", "matplotlib", "numpy", "onnxruntime", "PIL", "sklearn")
 
@@ -40,3 +43,10 @@ def test_no_library_names_an_option_of_the_command_line() -> None:
                 texts = [part.value for part in ast.walk(node.exc) if isinstance(part, ast.Constant)]
                 named = [text for text in texts if isinstance(text, str) and "--" in text]
                 assert named == [], f"{path.relative_to(ROOT)}, line {node.lineno}"
+
+
+@pytest.mark.parametrize("name", sorted(cxr.__all__))
+def test_a_notebook_imports_what_the_name_says(name: str) -> None:
+    """A module of the same name would come in its place."""
+    assert not (ROOT / "cxr" / f"{name}.py").exists()
+    assert not isinstance(getattr(cxr, name), ModuleType)
