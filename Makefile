@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEV := .venv/.dev
+# A process takes up to 1 GB.
+PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --ignore tests/training
 STACK := ChestXray
 # For every platform and Python from 3.11 on; what is pinned already stays, unless UPGRADE=--upgrade.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command 'make lock' $(UPGRADE)
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help install demo test test-training bench soak wire image lint format docs lock audit synth deploy destroy clean
+.PHONY: help install demo test search test-training bench soak wire image lint format docs lock audit synth deploy destroy clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,8 +20,11 @@ install: .venv/.installed  ## Set up what the demo, the cxr command and cdk need
 demo: install  ## Score chest X-rays here, through the whole stack on local AWS: make demo [IMAGES=DIR]
 	@$(BIN)/cxr local demo $(if $(IMAGES),--images "$(IMAGES)")
 
-test: $(DEV)  ## Run all tests but those of training/
-	$(BIN)/pytest --ignore tests/training
+test: $(DEV) .venv/.chromium  ## Run all tests but those of training/
+	$(PYTEST)
+
+search: $(DEV)  ## Run the tests that draw examples with many of them, where `make test` takes few
+	$(PYTEST) --many-examples
 
 test-training: .venv-training/.installed $(DEV)  ## Install torch (several GB), check and test training/
 	$(BIN)/mypy --follow-imports silent --python-executable .venv-training/bin/python training tests/training
@@ -86,6 +91,12 @@ clean:  ## Remove all that make has made here
 
 $(DEV): .venv/.installed requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# The tests of the report need Chromium, Debian's or Playwright's. Where there is neither, they are skipped.
+.venv/.chromium: $(DEV)
+	@command -v chromium >/dev/null || \
+		{ curl --silent --max-time 10 --output /dev/null https://cdn.playwright.dev && $(BIN)/playwright install chromium; } || true
 	@touch $@
 
 .venv-training/.bench: .venv-training/.installed benchmarks/requirements.txt

@@ -14,10 +14,12 @@ from classifier.model import Model
 from runs import layout
 from runs.codes import ErrorCode
 from runs.table import RunTable
-from support import BUCKET, PREFIX, ROOT, TABLE, begin_run, events_noted, table_items, uid
+from support import BUCKET, PREFIX, ROOT, TABLE, begin_run, client, events_noted, table_items, uid
 
 from reliability.bad_file import SCORED, Kind, plain
 from reliability.bad_images import PAGE, kinds, page
+
+pytestmark = pytest.mark.xdist_group("bad_images")  # they share the scored files
 
 BUNDLE = ROOT / "containers" / "classifier" / "model"
 MEMORY_MB = 300  # over what the classifier holds before; a function has 1,769
@@ -125,7 +127,7 @@ def test_bad_images_are_failed_predictions_beside_scored_neighbours(aws: None, c
             (f"bad-{number:02}.png", kind.data, None if kind.outcome == SCORED else kind.outcome),
             (f"good-{number:02}.png", plain(), None),
         ):
-            boto3.client("s3").put_object(Bucket=BUCKET, Key=PREFIX + name, Body=data)
+            client("s3").put_object(Bucket=BUCKET, Key=PREFIX + name, Body=data)
             expected[PREFIX + name] = code
     model = Model(BUNDLE)
     begin_run("r", expected=len(expected), model_sha256=model.sha256)

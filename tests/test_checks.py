@@ -9,6 +9,8 @@ from classifier.decode import decode
 from classifier.preprocessing import Pixels, Preprocessing
 from support import XRAYS, image_bytes
 
+pytestmark = pytest.mark.xdist_group("checks")  # they share decoded X-rays
+
 DATA = XRAYS.parents[1]
 PREPROCESSING = Preprocessing(channels=1, resize=256, crop=224)
 

@@ -27,6 +27,7 @@ from support import (
     PREFIX,
     TABLE,
     begin_run,
+    client,
     counts,
     events_noted,
     image_bytes,
@@ -93,7 +94,7 @@ def key(name: str) -> str:
 
 def put(**objects: bytes) -> list[str]:
     for name, body in objects.items():
-        boto3.client("s3").put_object(Bucket=BUCKET, Key=key(name), Body=body)
+        client("s3").put_object(Bucket=BUCKET, Key=key(name), Body=body)
     return [key(name) for name in objects]
 
 
@@ -367,7 +368,7 @@ class TestRedelivery:
         """Another copy of the job writes between this one's reading and writing, twice."""
         start("r")
         keys = put(a=image_bytes(), b=image_bytes(seed=1))
-        other = RunTable(boto3.client("dynamodb"), TABLE)
+        other = RunTable(client("dynamodb"), TABLE)
         stored = RunTable.stored
         codes = iter(["NOT_AN_IMAGE", "IMAGE_EMPTY"])
 
@@ -497,7 +498,7 @@ class TestRuns:
         start("r", expected=1)
         classifier(event(job(*put(a=image_bytes()))), plenty)
         start("r", expected=1)
-        table = RunTable(boto3.client("dynamodb"), TABLE)
+        table = RunTable(client("dynamodb"), TABLE)
         assert [table.complete("r", by) for by in ("a", "b", "c")] == [{"SCORED": 1}, None, None]
 
     @pytest.mark.usefixtures("aws")

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import boto3
 import numpy as np
 import pytest
 from classifier.model import Model
@@ -26,7 +25,7 @@ from sklearn.metrics import (
     recall_score,
     roc_auc_score,
 )
-from support import TABLE, begin_run, uid
+from support import TABLE, begin_run, client, uid
 from typer.testing import CliRunner
 
 from cxr.bundles import SHIPPED
@@ -443,7 +442,7 @@ def test_a_run_is_read_from_the_table(bundle: Path, monkeypatch: pytest.MonkeyPa
     ]
     failed = Prediction("cxr/empty.png", error="IMAGE_EMPTY")
     labels = [{"name": "abnormal", "threshold": Decimal("0.45")}]
-    table = RunTable(boto3.client("dynamodb"), TABLE)
+    table = RunTable(client("dynamodb"), TABLE)
     for name, fields in (
         ("first", {"model_sha256": model.sha256, "labels": labels}),
         ("old", {"model_sha256": model.sha256}),  # older versions recorded no labels

@@ -11,6 +11,8 @@ import pytest
 from benchmarks.fan_out import index_key, invoke, put_index, start_local_aws, temporary_stream
 from benchmarks.listing_server import object_key
 
+pytestmark = pytest.mark.xdist_group("fan_out")  # they share an endpoint and an index
+
 FEW = 10_000
 MEMORY_MB = 20
 

@@ -27,7 +27,7 @@ from runs import jobs, layout
 from runs.predictions import Prediction
 from runs.run import Run
 from runs.table import RunTable
-from support import BUCKET, PREFIX, STREAM, TABLE, begin_run, events_noted, table_items
+from support import BUCKET, PREFIX, STREAM, TABLE, begin_run, client, events_noted, table_items
 
 MODEL = {"model": "demo:1.0.0", "model_sha256": "ab" * 32}
 RUN_FIELDS = {
@@ -65,7 +65,7 @@ class Answered(NamedTuple):
 
 def put(*names: str, body: bytes = b"") -> None:
     for name in names:
-        boto3.client("s3").put_object(Bucket=BUCKET, Key=PREFIX + name, Body=body)
+        client("s3").put_object(Bucket=BUCKET, Key=PREFIX + name, Body=body)
 
 
 def put_index(*names: str, column: str = "Key") -> None:
@@ -74,7 +74,7 @@ def put_index(*names: str, column: str = "Key") -> None:
 
 def sent() -> list[dict[str, Any]]:
     """Every job on the stream."""
-    kinesis = boto3.client("kinesis")
+    kinesis = client("kinesis")
     found: list[dict[str, Any]] = []
     for shard in kinesis.list_shards(StreamName=STREAM)["Shards"]:
         iterator = kinesis.get_shard_iterator(
@@ -112,7 +112,7 @@ def remove(run_id: str, *fields: str) -> None:
 def score(run_id: str, *keys: str) -> None:
     """What the classifier writes."""
     done = [Prediction(key, {"abnormal": Decimal("0.5")}) for key in keys]
-    RunTable(boto3.client("dynamodb"), TABLE).write(run_id, run_item(run_id)["uid"], done, {}, MODEL)
+    RunTable(client("dynamodb"), TABLE).write(run_id, run_item(run_id)["uid"], done, {}, MODEL)
 
 
 pytestmark = pytest.mark.usefixtures("aws")
@@ -121,7 +121,7 @@ pytestmark = pytest.mark.usefixtures("aws")
 class TestSources:
     def test_the_default_lists_the_stacks_prefix(self) -> None:
         put("a.png", "b/c.jpg")
-        boto3.client("s3").put_object(Bucket=BUCKET, Key="elsewhere/d.png")
+        client("s3").put_object(Bucket=BUCKET, Key="elsewhere/d.png")
         assert create({"RunId": "r"}) == {"RunId": "r", "ImageCount": 2, "JobCount": 1}
         keys = [f"{PREFIX}a.png", f"{PREFIX}b/c.jpg"]
         assert sent() == [{"RunId": "r", "RunUid": run_item("r")["uid"], "Bucket": BUCKET, "Keys": keys}]
@@ -519,8 +519,8 @@ class TestRuns:
     def test_another_bucket_makes_another_run(self) -> None:
         put("a.png")
         create({"RunId": "r"})
-        boto3.client("s3").create_bucket(Bucket="others")
-        boto3.client("s3").put_object(Bucket="others", Key=f"{PREFIX}a.png")
+        client("s3").create_bucket(Bucket="others")
+        client("s3").put_object(Bucket="others", Key=f"{PREFIX}a.png")
         with pytest.raises(handler.RunIdTaken, match=r'bucket "images".*"others"'):
             create({"RunId": "r"}, bucket="others")
 
@@ -538,7 +538,7 @@ class TestRuns:
         if state == "LISTING":  # what an invocation leaves that did not come to its end
             remove("r", "keys_sha256", "expected")
         put("d.png")
-        boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"{PREFIX}a.png")
+        client("s3").delete_object(Bucket=BUCKET, Key=f"{PREFIX}a.png")
         put_index("c.png", "d.png", "b.png")
         before = table_items(), sent()
         with pytest.raises(handler.RunIdTaken, match=r"cannot continue: 1 of the images .* Put them back"):
@@ -553,7 +553,7 @@ class TestRuns:
         put("a.png", "b.png")
         create({"RunId": "r"})
         score("r", f"{PREFIX}b.png")
-        boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"{PREFIX}a.png")
+        client("s3").delete_object(Bucket=BUCKET, Key=f"{PREFIX}a.png")
         create({"RunId": "r"})
         assert (run_item("r")["state"], run_item("r")["expected"]) == ("COMPLETE", 1)
 

@@ -32,6 +32,8 @@ from cxr.local_aws.loopback import LoopbackServer, Reply
 from cxr.stack import client
 from cxr.upload import files_in, upload
 
+pytestmark = pytest.mark.xdist_group("operator")  # they share a deployment
+
 LABELS = ROOT.parent / "shared" / "data" / "nih-cxr" / "labels.csv"
 LARGE = {"few": 20_000, "many": 113_178}  # images of a run; many is all that ChestX-ray14 has to score
 MEMORY_MB = 150

@@ -38,6 +38,8 @@ from cxr.local_aws.processes import Processes
 from cxr.local_aws.stream_mapping import FunctionError
 from reliability.table import create_table
 
+pytestmark = pytest.mark.xdist_group("patient_data")  # they share a faulty run
+
 MARKER = "Qmarkerq"
 FOLDER = f"{PREFIX}{MARKER}/"  # a prefix may name a patient, too
 # As text, in hex and as numbers; `leaks` undoes base64.

@@ -49,6 +49,8 @@ from synth import synth
 
 from reliability.table import create_table
 
+pytestmark = pytest.mark.xdist_group("permissions")  # they share templates
+
 FUNCTIONS = (JOB_CREATOR, CLASSIFIER)
 THEIRS = f"{KEYS}1234abcd-12ab-34cd-56ef-1234567890ab"
 OWN = f"{KEYS}0987dcba-09fe-87dc-65ba-ab0987654321"

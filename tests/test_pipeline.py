@@ -20,6 +20,8 @@ from support import PREFIX, ROOT, begin_run, counts, image_bytes, png, recounted
 
 from cxr.local_aws.local_aws import LocalAws
 
+pytestmark = pytest.mark.xdist_group("pipeline")  # they share a deployment
+
 AWSCLI = "awscli==1.46.3"
 EVENTS = (ROOT / "docs" / "events.md").read_text()
 

@@ -11,7 +11,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pytest
 import typer
@@ -22,7 +21,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from runs import layout
 from runs.attributes import pack
 from runs.predictions import Prediction
-from support import BUCKET, PREFIX, STREAM, TABLE, begin_run
+from support import BUCKET, PREFIX, STREAM, TABLE, begin_run, client
 from typer.testing import CliRunner
 
 from cxr import RESEARCH_ONLY
@@ -40,6 +39,8 @@ from cxr.runs import RunStatus
 from cxr.stack import Stack
 from stacks.config import Config
 
+pytestmark = pytest.mark.xdist_group("report")  # they share a browser and a page
+
 CHROMIUM = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -56,11 +57,11 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium, without a window."""
+    """Debian's Chromium or Playwright's own, without a window."""
     executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
     with sync_playwright() as playwright:
+        if not executable and not Path(playwright.chromium.executable_path).exists():
+            pytest.skip("needs Chromium: apt-get install chromium, or .venv/bin/playwright install chromium")
         chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM)
         yield chromium
         chromium.close()
@@ -514,7 +515,7 @@ def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
 def command(aws: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
     """`cxr report` on a stack with a run of two images, one of which is in the bucket."""
     model = Model(SHIPPED)
-    dynamodb, s3 = boto3.client("dynamodb"), boto3.client("s3")
+    dynamodb, s3 = client("dynamodb"), client("s3")
     run: dict[str, Any] = {
         "state": "COMPLETE",
         "model": model.name,

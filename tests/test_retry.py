@@ -9,7 +9,7 @@ import pytest
 from moto.kinesis.models import KinesisBackend
 from runs.jobs import Job, decode
 from runs.predictions import Prediction
-from support import BUCKET, FAILURES, STREAM, uid
+from support import BUCKET, FAILURES, STREAM, client, uid
 from test_runs import STACK, put_predictions, put_run
 
 from cxr.errors import Failed, InputError
@@ -31,7 +31,7 @@ def bucket(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def give_up(*jobs: tuple[str, str]) -> None:
     """Has Lambda's rules give up on one batch of jobs, each a run and the letters that are its keys."""
-    s3 = boto3.client("s3")
+    s3 = client("s3")
 
     def fail(_event: object, _request_id: str) -> None:
         raise FunctionError({})
@@ -57,12 +57,12 @@ def _record(number: int, run: str, keys: str) -> dict[str, Any]:
 
 
 def left() -> int:
-    return int(boto3.client("s3").list_objects_v2(Bucket=FAILURES)["KeyCount"])
+    return int(client("s3").list_objects_v2(Bucket=FAILURES)["KeyCount"])
 
 
 def on_the_stream() -> list[Job]:
     """Every job that was sent, as the classifier reads it."""
-    kinesis = boto3.client("kinesis")
+    kinesis = client("kinesis")
     sent = []
     for shard in kinesis.list_shards(StreamName=STREAM)["Shards"]:
         start: Any = kinesis.get_shard_iterator(
@@ -142,10 +142,10 @@ def test_jobs_of_an_earlier_run_of_the_same_name_are_not_sent() -> None:
 def test_a_payload_is_read_as_a_string_and_as_json() -> None:
     put_run("first", state="SCORING", expected=1)
     give_up(("first", "a"))
-    (entry,) = boto3.client("s3").list_objects_v2(Bucket=FAILURES)["Contents"]
-    document = json.load(boto3.client("s3").get_object(Bucket=FAILURES, Key=entry["Key"])["Body"])
+    (entry,) = client("s3").list_objects_v2(Bucket=FAILURES)["Contents"]
+    document = json.load(client("s3").get_object(Bucket=FAILURES, Key=entry["Key"])["Body"])
     document["payload"] = json.loads(document["payload"])
-    boto3.client("s3").put_object(Bucket=FAILURES, Key=entry["Key"], Body=json.dumps(document).encode())
+    client("s3").put_object(Bucket=FAILURES, Key=entry["Key"], Body=json.dumps(document).encode())
     assert retry_run(STACK, "first") == Retried(given_up=1, objects_left=1)
 
 
@@ -156,7 +156,7 @@ def test_what_is_no_failure_record_is_left_alone() -> None:
         "json": b"{}",
         "payload": b'{"payload": "{\\"Records\\": [{}]}"}',
     }.items():
-        boto3.client("s3").put_object(Bucket=FAILURES, Key=f"aws/lambda/{name}", Body=body)
+        client("s3").put_object(Bucket=FAILURES, Key=f"aws/lambda/{name}", Body=body)
     assert retry_run(STACK, "first") == Retried()
     assert left() == 3
 
@@ -164,14 +164,14 @@ def test_what_is_no_failure_record_is_left_alone() -> None:
 def test_a_record_that_is_no_job_hides_no_other() -> None:
     put_run("first", state="SCORING", expected=1)
     give_up(("first", "a"))
-    (entry,) = boto3.client("s3").list_objects_v2(Bucket=FAILURES)["Contents"]
-    document = json.load(boto3.client("s3").get_object(Bucket=FAILURES, Key=entry["Key"])["Body"])
+    (entry,) = client("s3").list_objects_v2(Bucket=FAILURES)["Contents"]
+    document = json.load(client("s3").get_object(Bucket=FAILURES, Key=entry["Key"])["Body"])
     records = json.loads(document["payload"])["Records"]
     junk = [
         {**records[0], "kinesis": {"data": base64.b64encode(data).decode()}} for data in (b"[" * 10**5, b"x")
     ]
     document["payload"] = json.dumps({"Records": [*junk, *records]})
-    boto3.client("s3").put_object(Bucket=FAILURES, Key=entry["Key"], Body=json.dumps(document).encode())
+    client("s3").put_object(Bucket=FAILURES, Key=entry["Key"], Body=json.dumps(document).encode())
     assert retry_run(STACK, "first") == Retried(given_up=1, objects_left=1)
     put_predictions("first", *scored("a"))
     assert retry_run(STACK, "first") == Retried(completing=1, objects_deleted=1)

@@ -14,12 +14,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from runs import layout
 from runs.predictions import Prediction
 from runs.table import RunGone, RunTable
-from support import BUCKET, FAILURES, PREFIX, STREAM, TABLE, begin_run, table_items, uid
+from support import BUCKET, FAILURES, PREFIX, STREAM, TABLE, begin_run, client, table_items, uid
 
 import cxr
 from cxr import operations
@@ -46,7 +45,7 @@ def put_run(run: str, **fields: Any) -> None:
 
 
 def put_predictions(run: str, *predictions: Prediction) -> None:
-    RunTable(boto3.client("dynamodb"), TABLE).write(run, uid(run), predictions, {}, {})
+    RunTable(client("dynamodb"), TABLE).write(run, uid(run), predictions, {}, {})
 
 
 def rows(predictions: list[Prediction], labels: list[str]) -> list[Row]:

@@ -27,6 +27,8 @@ from stacks.config import Config, ConfigError
 from stacks.job_stream import JobStream
 from stacks.storage import PrivateBucket, Storage
 
+pytestmark = pytest.mark.xdist_group("stack")  # they share templates
+
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 OWN_KEY = "arn:aws:kms:eu-west-1:111122223333:key/0987dcba-09fe-87dc-65ba-ab0987654321"
 TOPIC = "arn:aws:sns:eu-west-1:111122223333:on-call"

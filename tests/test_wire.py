@@ -25,6 +25,8 @@ from reliability.wire import (
     start_until_accepted,
 )
 
+pytestmark = pytest.mark.xdist_group("wire")  # they share a deployment
+
 CLASSIFIER = ROOT / "containers" / "classifier"
 
 
