@@ -1,7 +1,6 @@
 """The images that a labels CSV names, with their labels, to train a model on."""
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from classifier.decode import decode
 from classifier.preprocessing import Pixels, Preprocessing
 
 from cxr.errors import InputError
+from cxr.evaluation.csv_table import CsvTable
 from cxr.evaluation.labels import ABNORMAL, FINDINGS_COLUMNS, IMAGE_COLUMNS, NO_FINDING, PATIENT_COLUMNS
 
 # Column names of this project's labels and of NIH's Data_Entry_2017.csv.
@@ -77,21 +77,16 @@ def read_labels(labels: Path, folder: Path, collections: Sequence[str] = ()) -> 
     `collections` are names of the first folder in an image's path. If any is given, images of other folders
     are left out. Raises InputError, which names the file, the line and the column.
     """
-    columns, rows = _read_rows(labels)
-    image = _find_column(labels, columns, IMAGE_COLUMNS)
-    patient = _find_column(labels, columns, PATIENT_COLUMNS)
-    findings = next((name for name in FINDINGS_COLUMNS if name in columns), None)
-    label = ABNORMAL if ABNORMAL in columns or not findings else findings
-    if label not in columns:
-        raise InputError(f"{labels}: expected a column {ABNORMAL} of 0 and 1; its columns are {columns}")
-    view, detector, age = (
-        next((name for name in names if name in columns), None)
-        for names in (VIEW_COLUMNS, DETECTOR_COLUMNS, AGE_COLUMNS)
+    table = CsvTable(labels)
+    image, patient = _required_column(table, IMAGE_COLUMNS), _required_column(table, PATIENT_COLUMNS)
+    findings, view, detector, age = map(
+        table.first, (FINDINGS_COLUMNS, VIEW_COLUMNS, DETECTOR_COLUMNS, AGE_COLUMNS)
     )
+    label = _required_column(table, (ABNORMAL, *FINDINGS_COLUMNS))
     files = _Folder(folder)
     seen: dict[str, int] = {}
     kept: list[tuple[str | int, ...]] = []
-    for line, row in rows:
+    for line, row in table:
         where = f"{labels}, line {line}: column"
         name = row[image]
         if name in seen:
@@ -164,25 +159,11 @@ class _Folder:
         return str(path)
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; expected a CSV file of labels") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: expected a CSV file in UTF-8 ({error})") from None
-    if not rows:
-        raise InputError(f"{path}: expected a header and at least one row")
-    return list(reader.fieldnames or ()), rows
-
-
-def _find_column(path: Path, columns: list[str], names: Iterable[str]) -> str:
-    for name in names:
-        if name in columns:
-            return name
-    raise InputError(f"{path}: expected a column {' or '.join(names)}; its columns are {', '.join(columns)}")
+def _required_column(table: CsvTable, names: Sequence[str]) -> str:
+    column = table.first(names)
+    if column is None:
+        raise InputError(f"{table.path}: expected a column {' or '.join(names)}; {table.found}")
+    return column
 
 
 def _parse_label(text: str, column: str, where: str) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from cxr.errors import InputError
+from cxr.evaluation.csv_table import CsvTable
 from cxr.files import whole_file
 from training.data import Images, Ints
 
@@ -56,22 +57,17 @@ def read(path: Path, images: Images) -> Split:
 
     Raises InputError, also if the images of a patient are in several folds or parts.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}; expected a CSV file of a split") from None
-    columns = list(rows[0]) if rows else []
-    repeats = [name for name in columns if name.startswith("split_")]
-    if "image" not in columns or not ("part" in columns or repeats):
-        raise InputError(f"{path}: expected columns image and part, or image and split_1; found {columns}")
-    by_name = {row["image"]: row for row in rows}
+    table = CsvTable(path)
+    repeats = [name for name in table.columns if name.startswith("split_")]
+    if "image" not in table.columns or not ("part" in table.columns or repeats):
+        raise InputError(f"{path}: expected columns image and part, or image and split_1; {table.found}")
+    by_name = {row["image"]: row for _, row in table}
     missing = [name for name in images.name.tolist() if name not in by_name]
     if missing:
         raise InputError(
             f"{path}: column image lacks {missing[0]}, {len(missing)} in all; expected every image"
         )
-    parts = "part" in columns
+    parts = "part" in table.columns
     given = [[by_name[name][column] for name in images.name.tolist()] for column in repeats or ["part"]]
     if parts and set(given[0]) != set(PARTS):
         raise InputError(f"{path}: column part holds {sorted(set(given[0]))}; expected {', '.join(PARTS)}")

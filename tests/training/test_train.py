@@ -268,7 +268,10 @@ class TestBadInput:
                 r"line 4: column file: .*none\.png does not exist; expected an image",
             ),
             (one_class, r"column abnormal of all images holds \['1'\]: expected both 0 and 1"),
-            (lambda table: table.clear(), r"changed\.csv: expected a header and at least one row"),
+            (
+                lambda table: table.clear(),
+                r"changed\.csv: expected a CSV file with a header and at least one row",
+            ),
         ],
     )
     def test_labels_csv(
