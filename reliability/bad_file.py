@@ -1,4 +1,4 @@
-"""A kind of file that is no plain X-ray; and the drawing that all such files are made of."""
+"""A file that is not a plain X-ray, and the drawing that all such files are made from."""
 
 import io
 from dataclasses import dataclass
@@ -11,40 +11,41 @@ from cxr.phantoms import draw_phantom
 
 SCORED: Literal["SCORED"] = "SCORED"
 CORRUPT = ErrorCode.IMAGE_CORRUPT
-NO_IMAGE = ErrorCode.NOT_AN_IMAGE
+NOT_AN_IMAGE = ErrorCode.NOT_AN_IMAGE
 FLAT: tuple[WarningCode, ...] = (WarningCode.NOT_A_FRONTAL_CHEST, WarningCode.OUT_OF_TRAINING_RANGE)
-SAME = 0.0
-NEARLY = 0.02  # of compression with loss
+SAME_SCORE = 0.0
+CLOSE_SCORE = 0.02  # after lossy compression
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A file and what becomes of it: an error, or SCORED with `warnings`."""
+class BadFile:
+    """A file and its outcome: an error code, or SCORED with `warnings`."""
 
-    group: str  # its heading on the page
-    what: str
+    format: str  # its heading on the page
+    description: str
     data: bytes
     outcome: ErrorCode | Literal["SCORED"]
     warnings: tuple[WarningCode, ...] = ()
-    within: float | None = None  # how far its score may be from the plain PNG's; None says nothing of it
+    tolerance: float | None = None  # how far its score may be from the plain PNG's; None: not compared
 
     @property
     def name(self) -> str:
-        return f"{self.group}, {self.what}"
+        """The format and the description."""
+        return f"{self.format}, {self.description}"
 
 
-def original() -> Image.Image:
-    """The drawing, "L", 128 x 128."""
+def drawing() -> Image.Image:
+    """The drawing, mode "L", 128 x 128."""
     return draw_phantom(1, opacity=False).resize((128, 128), Image.Resampling.BOX)
 
 
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The image in a format of Pillow's, with Pillow's options."""
+def encode(image: Image.Image, format_: str, **options: Any) -> bytes:
+    """The image in a format of Pillow, with Pillow's options."""
     file = io.BytesIO()
-    image.save(file, kind, **options)
+    image.save(file, format_, **options)
     return file.getvalue()
 
 
-def plain() -> bytes:
-    """The PNG whose score the harmless kinds have too."""
-    return saved(original(), "PNG")
+def plain_png() -> bytes:
+    """The PNG that harmless files must score like."""
+    return encode(drawing(), "PNG")

@@ -14,44 +14,45 @@ from runs.codes import ErrorCode
 
 from cxr.files import whole_file
 from reliability import dicom, jpeg, png
-from reliability.bad_file import NO_IMAGE, SAME, Kind, original, plain, saved
+from reliability.bad_file import NOT_AN_IMAGE, SAME_SCORE, BadFile, drawing, encode, plain_png
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad-images.md"
 
 
-def kinds() -> Iterator[Kind]:
-    """Every kind, by format."""
-    for makers in (
-        png.odd,
-        png.damaged,
-        jpeg.odd,
-        jpeg.damaged,
+def bad_files() -> Iterator[BadFile]:
+    """All files, format by format."""
+    for make_files in (
+        png.unusual_files,
+        png.damaged_files,
+        jpeg.unusual_files,
+        jpeg.damaged_files,
         other_formats,
-        dicom.odd,
-        dicom.damaged,
-        dicom.damaged_frames,
-        dicom.hostile,
+        dicom.unusual_files,
+        dicom.damaged_files,
+        dicom.damaged_pixel_data,
+        dicom.excessive_files,
     ):
-        yield from makers()
+        yield from make_files()
 
 
-def other_formats() -> Iterator[Kind]:
-    image = original()
-    yield Kind("Other formats", "nothing", b"", ErrorCode.IMAGE_EMPTY)
-    for what, data in {
-        "GIF": saved(image, "GIF"),
-        "BMP": saved(image, "BMP"),
-        "TIFF": saved(image, "TIFF"),
-        "WebP": saved(image, "WEBP"),
-        "JPEG 2000": saved(image, "JPEG2000"),
-        "ICO": saved(image, "ICO"),
-        "PDF": saved(image, "PDF"),
-        "PPM": saved(image, "PPM"),
+def other_formats() -> Iterator[BadFile]:
+    """Files that are neither PNG, JPEG nor DICOM."""
+    image = drawing()
+    yield BadFile("Other formats", "nothing", b"", ErrorCode.IMAGE_EMPTY)
+    for description, data in {
+        "GIF": encode(image, "GIF"),
+        "BMP": encode(image, "BMP"),
+        "TIFF": encode(image, "TIFF"),
+        "WebP": encode(image, "WEBP"),
+        "JPEG 2000": encode(image, "JPEG2000"),
+        "ICO": encode(image, "ICO"),
+        "PDF": encode(image, "PDF"),
+        "PPM": encode(image, "PPM"),
         "SVG": b'<svg xmlns="http://www.w3.org/2000/svg" width="128" height="128"/>',
         "HTML": b"<!DOCTYPE html><title>403 Forbidden</title>",
         "XML of an S3 error": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
-        "gzip of a PNG": gzip.compress(plain(), mtime=0),
-        "zip of a PNG": zipped(plain()),
+        "gzip of a PNG": gzip.compress(plain_png(), mtime=0),
+        "zip of a PNG": zip_file(plain_png()),
         "NIfTI": struct.pack("<i", 348) + bytes(340) + b"n+1\0" + bytes(1000),
         "PSD": b"8BPS\0\1" + bytes(100),
         "Windows program": b"MZ" + bytes(500),
@@ -59,14 +60,15 @@ def other_formats() -> Iterator[Kind]:
         "UTF-16": "\ufeffan image".encode("utf-16-le"),
         "one byte": b"\0",
         "zeros": bytes(10_000),
-        "a PNG behind a line feed": b"\n" + plain(),
-        "a PNG as Windows text": plain().replace(b"\r\n", b"\n"),
+        "a PNG behind a line feed": b"\n" + plain_png(),
+        "a PNG as Windows text": plain_png().replace(b"\r\n", b"\n"),
         "a PNG in base64": b"iVBORw0KGgoAAAANSUhEUgAAAIAAAACACAAAAADmVT4X",
     }.items():
-        yield Kind("Other formats", what, data, NO_IMAGE)
+        yield BadFile("Other formats", description, data, NOT_AN_IMAGE)
 
 
-def zipped(data: bytes) -> bytes:
+def zip_file(data: bytes) -> bytes:
+    """A zip archive with one file."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(zipfile.ZipInfo("chest.png"), data)
@@ -97,20 +99,20 @@ at most that.
 """
 
 
-def page(found: list[Kind]) -> str:
-    """docs/bad-images.md."""
+def render_page(files: list[BadFile]) -> str:
+    """The text of docs/bad-images.md."""
     lines = [ABOUT]
-    for group in dict.fromkeys(kind.group for kind in found):
-        lines.append(f"## {group}\n\n| file | becomes | score |\n|---|---|---|")
-        for kind in found:
-            if kind.group == group:
-                warnings = "".join(f", `{warning}`" for warning in kind.warnings)
-                score = {None: "", SAME: "same"}.get(kind.within, kind.within)
-                lines.append(f"| {kind.what} | `{kind.outcome}`{warnings} | {score} |")
+    for format_ in dict.fromkeys(file.format for file in files):
+        lines.append(f"## {format_}\n\n| file | becomes | score |\n|---|---|---|")
+        for file in files:
+            if file.format == format_:
+                warnings = "".join(f", `{warning}`" for warning in file.warnings)
+                score = {None: "", SAME_SCORE: "same"}.get(file.tolerance, file.tolerance)
+                lines.append(f"| {file.description} | `{file.outcome}`{warnings} | {score} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
 if __name__ == "__main__":
     with whole_file(PAGE) as part:
-        part.write_text(page(list(kinds())))
+        part.write_text(render_page(list(bad_files())))

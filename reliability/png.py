@@ -1,4 +1,4 @@
-"""PNG, chunk by chunk: files of any chunks, with right checksums; and every odd and damaged kind."""
+"""PNG: files from chunks, with correct checksums; and all unusual and damaged PNG files."""
 
 import struct
 import zlib
@@ -11,15 +11,25 @@ import numpy.typing as npt
 from PIL import Image, ImageCms
 from runs.codes import ErrorCode, WarningCode
 
-from reliability.bad_file import CORRUPT, FLAT, NO_IMAGE, SAME, SCORED, Kind, original, plain, saved
-from reliability.jpeg import exif
+from reliability.bad_file import (
+    CORRUPT,
+    FLAT,
+    NOT_AN_IMAGE,
+    SAME_SCORE,
+    SCORED,
+    BadFile,
+    drawing,
+    encode,
+    plain_png,
+)
+from reliability.jpeg import exif_block
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Chunk = tuple[bytes, bytes]  # type, body
 
 
-def chunks_of(data: bytes) -> list[Chunk]:
-    """Each whole chunk of a PNG."""
+def split_chunks(data: bytes) -> list[Chunk]:
+    """The complete chunks of a PNG."""
     chunks, place = [], len(SIGNATURE)
     while place + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, place)
@@ -28,29 +38,30 @@ def chunks_of(data: bytes) -> list[Chunk]:
     return chunks
 
 
-def coded(kind: bytes, body: bytes) -> bytes:
-    """One chunk, whose length and checksum are right."""
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+def encode_chunk(name: bytes, body: bytes) -> bytes:
+    """A chunk with its length and its checksum."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def file_of(*chunks: Chunk) -> bytes:
-    return SIGNATURE + b"".join(coded(*chunk) for chunk in chunks)
+def join_chunks(*chunks: Chunk) -> bytes:
+    """A PNG of these chunks."""
+    return SIGNATURE + b"".join(encode_chunk(*chunk) for chunk in chunks)
 
 
-def header(width: int, height: int, depth: int = 8, colour: int = 0, interlaced: int = 0) -> Chunk:
+def header_chunk(width: int, height: int, depth: int = 8, colour: int = 0, interlaced: int = 0) -> Chunk:
     return b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
 
 
-def drawn(pixels: npt.NDArray[Any], depth: int = 8, colour: int = 0, interlaced: int = 0) -> bytes:
-    """Samples [height, width] or [height, width, samples] as a PNG of any depth, also interlaced (Adam7)."""
-    lines = b"".join(scanlines(part, depth) for part in (adam7(pixels) if interlaced else [pixels]))
+def encode_pixels(pixels: npt.NDArray[Any], depth: int = 8, colour: int = 0, interlaced: int = 0) -> bytes:
+    """Pixels [height, width] or [height, width, samples] as a PNG of any depth, interlaced (Adam7) or not."""
+    lines = b"".join(scanlines(part, depth) for part in (adam7_passes(pixels) if interlaced else [pixels]))
     height, width = pixels.shape[:2]
-    first = header(width, height, depth, colour, interlaced)
-    return file_of(first, (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    first = header_chunk(width, height, depth, colour, interlaced)
+    return join_chunks(first, (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
 
 
 def scanlines(pixels: npt.NDArray[Any], depth: int) -> bytes:
-    """Each row behind a filter byte of 0; samples of 16 bits big-endian, of fewer than 8 packed."""
+    """The rows, each after a filter byte of 0. Samples have 16 bits big-endian, 8 bits, or are packed."""
     rows = pixels.reshape(len(pixels), -1)
     if depth == 16:
         packed = rows.astype(">u2").view(np.uint8)
@@ -62,8 +73,8 @@ def scanlines(pixels: npt.NDArray[Any], depth: int) -> bytes:
     return np.hstack([np.zeros((len(rows), 1), np.uint8), packed]).tobytes()
 
 
-def adam7(pixels: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """The seven passes (PNG specification, section 8.2)."""
+def adam7_passes(pixels: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """The seven passes of an interlaced PNG (PNG specification, section 8.2)."""
     for top, down, left, along in (
         (0, 8, 0, 8),
         (0, 8, 4, 8),
@@ -76,15 +87,16 @@ def adam7(pixels: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
         yield pixels[top::down, left::along]
 
 
-# --- kinds
+# Bad files
 
-kind = partial(Kind, "PNG")
-same = partial(Kind, "PNG", outcome=SCORED, within=SAME)
-corrupt = partial(Kind, "PNG", outcome=CORRUPT)
+bad_file = partial(BadFile, "PNG")
+same_score = partial(BadFile, "PNG", outcome=SCORED, tolerance=SAME_SCORE)
+corrupt = partial(BadFile, "PNG", outcome=CORRUPT)
 
 
-def odd() -> Iterator[Kind]:
-    image, grey = original(), np.asarray(original())
+def unusual_files() -> Iterator[BadFile]:
+    """Unusual PNG files. Nearly all of them decode."""
+    image, grey = drawing(), np.asarray(drawing())
     colours, alpha = np.dstack([grey] * 3), np.tile(np.arange(128, dtype=np.uint8), (128, 1))
     rgba, grey_alpha = np.dstack([colours, alpha]), np.dstack([grey, alpha])
     mark = np.where(alpha[..., np.newaxis] < 4, [200, 0, 0], colours)
@@ -94,56 +106,60 @@ def odd() -> Iterator[Kind]:
     mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     frames = {"save_all": True, "append_images": [Image.new("L", (128, 128))]}
-    head, *rest = chunks = chunks_of(plain())
+    head, *rest = chunks = split_chunks(plain_png())
 
     def added(name: bytes, body: bytes) -> bytes:
-        return file_of(head, (name, body), *rest)
+        return join_chunks(head, (name, body), *rest)
 
-    yield same("plain", plain())
-    yield same("interlaced", drawn(grey, interlaced=1))
-    yield same("RGB of equal channels", drawn(colours, colour=2))
-    yield same("RGBA, transparent here and there", drawn(rgba, colour=6))
-    yield same("RGBA, interlaced", drawn(rgba, colour=6, interlaced=1))
-    yield same("grey with alpha", drawn(grey_alpha, colour=4))
-    yield same("grey palette", saved(image.convert("P"), "PNG"))
-    yield same("16 bits, full range", drawn(wide * 257, 16))
-    yield same("16 bits, RGB", drawn(colours.astype(int) * 257, 16, 2))
-    yield same("16 bits, interlaced", drawn(wide * 257, 16, interlaced=1))
-    yield same("16 bits, grey with alpha", drawn(grey_alpha.astype(int) * 257, 16, 4))
-    yield kind("12 bits in 16", drawn(wide * 16, 16), ErrorCode.BIT_DEPTH_UNKNOWN)
-    yield same("4 bits", drawn(grey >> 4, 4), within=0.05)
-    yield same("2 bits", drawn(grey >> 6, 2), within=0.1)
-    yield kind("1 bit", drawn(grey >> 7, 1), SCORED, (WarningCode.OUT_OF_TRAINING_RANGE,))
-    yield kind("palette of 1 bit", saved(two_colours, "PNG", bits=1), SCORED)
-    yield kind("coloured mark", drawn(mark, colour=2), SCORED, (WarningCode.COLOUR,))
-    yield kind("black", drawn(np.zeros_like(grey)), SCORED, FLAT)
-    yield kind("inverted", drawn(255 - grey), SCORED, (WarningCode.LOOKS_INVERTED,))
-    yield kind("on its side", drawn(np.rot90(grey)), SCORED, (WarningCode.LOOKS_SIDEWAYS,))
-    yield same("EXIF says turned by a quarter", saved(turned, "PNG", exif=exif(6)))
-    yield same("EXIF says mirrored", saved(mirrored, "PNG", exif=exif(2)))
-    yield same("EXIF of a wrong orientation", saved(image, "PNG", exif=exif(99)))
-    yield same("EXIF of noise", added(b"eXIf", b"MM\0*" + bytes(range(200))))
-    yield same("EXIF behind the pixels", file_of(*chunks[:-1], (b"eXIf", exif(1)), chunks[-1]))
-    yield same("colour profile", saved(image, "PNG", icc_profile=srgb))
-    yield same("colour profile that does not inflate", added(b"iCCP", b"x\0\0nothing of zlib"))
-    yield same("gamma", added(b"gAMA", struct.pack(">I", 45455)))
-    yield same("transparent grey value", added(b"tRNS", b"\0\7"))
+    yield same_score("plain", plain_png())
+    yield same_score("interlaced", encode_pixels(grey, interlaced=1))
+    yield same_score("RGB of equal channels", encode_pixels(colours, colour=2))
+    yield same_score("RGBA, transparent here and there", encode_pixels(rgba, colour=6))
+    yield same_score("RGBA, interlaced", encode_pixels(rgba, colour=6, interlaced=1))
+    yield same_score("grey with alpha", encode_pixels(grey_alpha, colour=4))
+    yield same_score("grey palette", encode(image.convert("P"), "PNG"))
+    yield same_score("16 bits, full range", encode_pixels(wide * 257, 16))
+    yield same_score("16 bits, RGB", encode_pixels(colours.astype(int) * 257, 16, 2))
+    yield same_score("16 bits, interlaced", encode_pixels(wide * 257, 16, interlaced=1))
+    yield same_score("16 bits, grey with alpha", encode_pixels(grey_alpha.astype(int) * 257, 16, 4))
+    yield bad_file("12 bits in 16", encode_pixels(wide * 16, 16), ErrorCode.BIT_DEPTH_UNKNOWN)
+    yield same_score("4 bits", encode_pixels(grey >> 4, 4), tolerance=0.05)
+    yield same_score("2 bits", encode_pixels(grey >> 6, 2), tolerance=0.1)
+    yield bad_file("1 bit", encode_pixels(grey >> 7, 1), SCORED, (WarningCode.OUT_OF_TRAINING_RANGE,))
+    yield bad_file("palette of 1 bit", encode(two_colours, "PNG", bits=1), SCORED)
+    yield bad_file("coloured mark", encode_pixels(mark, colour=2), SCORED, (WarningCode.COLOUR,))
+    yield bad_file("black", encode_pixels(np.zeros_like(grey)), SCORED, FLAT)
+    yield bad_file("inverted", encode_pixels(255 - grey), SCORED, (WarningCode.LOOKS_INVERTED,))
+    yield bad_file("on its side", encode_pixels(np.rot90(grey)), SCORED, (WarningCode.LOOKS_SIDEWAYS,))
+    yield same_score("EXIF says turned by a quarter", encode(turned, "PNG", exif=exif_block(6)))
+    yield same_score("EXIF says mirrored", encode(mirrored, "PNG", exif=exif_block(2)))
+    yield same_score("EXIF of a wrong orientation", encode(image, "PNG", exif=exif_block(99)))
+    yield same_score("EXIF of noise", added(b"eXIf", b"MM\0*" + bytes(range(200))))
+    yield same_score(
+        "EXIF behind the pixels", join_chunks(*chunks[:-1], (b"eXIf", exif_block(1)), chunks[-1])
+    )
+    yield same_score("colour profile", encode(image, "PNG", icc_profile=srgb))
+    yield same_score("colour profile that does not inflate", added(b"iCCP", b"x\0\0nothing of zlib"))
+    yield same_score("gamma", added(b"gAMA", struct.pack(">I", 45455)))
+    yield same_score("transparent grey value", added(b"tRNS", b"\0\7"))
     yield corrupt("transparency of the wrong length", added(b"tRNS", b""))
-    yield same("palette in a grey image", added(b"PLTE", bytes(range(30))))
+    yield same_score("palette in a grey image", added(b"PLTE", bytes(range(30))))
     text = (b"tEXt", b"a\0b"), (b"zTXt", b"a\0\0" + zlib.compress(b"b")), (b"iTXt", b"a\0\0\0\0\0b")
-    yield same("text in every form", file_of(head, *text, *rest))
-    yield same("unknown ancillary chunk", added(b"xxXx", b"?"))
-    yield same("animated, the first frame", saved(image, "PNG", **frames))
-    yield same("animated, the image is no frame", saved(image, "PNG", default_image=True, **frames))
-    yield same("trailing garbage", plain() + b"garbage" * 100)
-    yield same("another PNG behind it", plain() + drawn(255 - grey))
-    yield same("pixels in chunks of 100 bytes", file_of(*in_pieces(chunks, 100)))
+    yield same_score("text in every form", join_chunks(head, *text, *rest))
+    yield same_score("unknown ancillary chunk", added(b"xxXx", b"?"))
+    yield same_score("animated, the first frame", encode(image, "PNG", **frames))
+    yield same_score("animated, the image is no frame", encode(image, "PNG", default_image=True, **frames))
+    yield same_score("trailing garbage", plain_png() + b"garbage" * 100)
+    yield same_score("another PNG behind it", plain_png() + encode_pixels(255 - grey))
+    yield same_score("pixels in chunks of 100 bytes", join_chunks(*split_pixel_data(chunks, 100)))
     empty_before = ([(b"IDAT", b""), chunk] if chunk[0] == b"IDAT" else [chunk] for chunk in chunks)
-    yield same("pixels and empty chunks", file_of(*(chunk for some in empty_before for chunk in some)))
+    yield same_score(
+        "pixels and empty chunks", join_chunks(*(chunk for some in empty_before for chunk in some))
+    )
 
 
-def in_pieces(chunks: list[Chunk], size: int) -> Iterator[Chunk]:
-    """The same with IDATs of at most `size` bytes."""
+def split_pixel_data(chunks: list[Chunk], size: int) -> Iterator[Chunk]:
+    """The same chunks, with at most `size` bytes in each IDAT."""
     for name, body in chunks:
         if name != b"IDAT":
             yield name, body
@@ -151,40 +167,43 @@ def in_pieces(chunks: list[Chunk], size: int) -> Iterator[Chunk]:
             yield from ((name, body[start : start + size]) for start in range(0, len(body), size))
 
 
-def damaged() -> Iterator[Kind]:
-    pieces = list(in_pieces(chunks_of(plain()), 5000))
+def damaged_files() -> Iterator[BadFile]:
+    """PNG files that are cut short, contradict themselves or are excessive."""
+    pieces = list(split_pixel_data(split_chunks(plain_png()), 5000))
     head, first, second, end = pieces
     rest = (first, second, end)
-    whole = file_of(*pieces)
+    whole = join_chunks(*pieces)
     place = len(SIGNATURE)
-    yield kind("one byte", whole[:1], NO_IMAGE)
-    yield kind("half a signature", whole[:4], NO_IMAGE)
+    yield bad_file("one byte", whole[:1], NOT_AN_IMAGE)
+    yield bad_file("half a signature", whole[:4], NOT_AN_IMAGE)
     yield corrupt("signature alone", whole[:place])
     names = ("IHDR", "the first IDAT", "the second IDAT", "IEND")
     for name, (_, body) in zip(names, pieces, strict=True):
-        outcome = SCORED if name == "IEND" else CORRUPT  # the pixels are there
+        outcome = SCORED if name == "IEND" else CORRUPT  # all pixels come before it
         parts = {"length": 2, "type": 6, "body": 8 + len(body) // 2, "checksum": len(body) + 10}
         for part, offset in parts.items():
             if body or part != "body":
                 cut = whole[: place + offset]
-                yield kind(f"cut in the {part} of {name}", cut, outcome if part == "checksum" else CORRUPT)
+                yield bad_file(
+                    f"cut in the {part} of {name}", cut, outcome if part == "checksum" else CORRUPT
+                )
         wrong = bytearray(whole)
         wrong[place + 8 + len(body)] ^= 1
-        yield kind(f"wrong checksum of {name}", bytes(wrong), outcome)
+        yield bad_file(f"wrong checksum of {name}", bytes(wrong), outcome)
         long = whole[:place] + struct.pack(">I", 2**31 - 1) + whole[place + 4 :]
-        yield kind(f"{name} longer than the file", long, outcome)
+        yield bad_file(f"{name} longer than the file", long, outcome)
         place += 12 + len(body)
         if name != "IEND":
             yield corrupt(f"cut after {name}", whole[:place])
-    yield corrupt("no IHDR", file_of(*rest))
-    yield same("two IHDR", file_of(head, *pieces))
-    yield same("two IHDR that differ", file_of(header(64, 64), *pieces))
-    yield corrupt("IHDR too short", file_of((b"IHDR", head[1][:8]), *rest))
-    yield corrupt("no IDAT", file_of(head, end))
-    yield corrupt("one IDAT is missing", file_of(head, first, end))
-    yield corrupt("IDATs in the wrong order", file_of(head, second, first, end))
-    yield corrupt("text between the IDATs", file_of(head, first, (b"tEXt", b"a\0b"), second, end))
-    yield kind("unknown critical chunk", file_of(head, (b"XXXX", b"?"), *rest), SCORED)
+    yield corrupt("no IHDR", join_chunks(*rest))
+    yield same_score("two IHDR", join_chunks(head, *pieces))
+    yield same_score("two IHDR that differ", join_chunks(header_chunk(64, 64), *pieces))
+    yield corrupt("IHDR too short", join_chunks((b"IHDR", head[1][:8]), *rest))
+    yield corrupt("no IDAT", join_chunks(head, end))
+    yield corrupt("one IDAT is missing", join_chunks(head, first, end))
+    yield corrupt("IDATs in the wrong order", join_chunks(head, second, first, end))
+    yield corrupt("text between the IDATs", join_chunks(head, first, (b"tEXt", b"a\0b"), second, end))
+    yield bad_file("unknown critical chunk", join_chunks(head, (b"XXXX", b"?"), *rest), SCORED)
     sizes: list[tuple[int, int, ErrorCode]] = [
         (0, 128, CORRUPT),
         (128, 0, CORRUPT),
@@ -198,22 +217,26 @@ def damaged() -> Iterator[Kind]:
         (7000, 7000, CORRUPT),
     ]
     for width, height, code in sizes:
-        yield kind(f"says {width} x {height}", file_of(header(width, height), *rest), code)
+        yield bad_file(f"says {width} x {height}", join_chunks(header_chunk(width, height), *rest), code)
     for depth, colour in ((8, 1), (8, 7), (3, 0), (32, 0), (4, 2)):
-        wrong_head = header(128, 128, depth, colour)
-        yield corrupt(f"says {depth} bits of colour type {colour}", file_of(wrong_head, *rest))
-    palette = header(128, 128, 8, 3)
-    yield corrupt("palette is missing", file_of(palette, *rest))
-    three = file_of(palette, (b"PLTE", bytes(9)), *rest)
-    yield kind("palette of 3 colours, and more in use", three, SCORED, FLAT)
+        wrong_head = header_chunk(128, 128, depth, colour)
+        yield corrupt(f"says {depth} bits of colour type {colour}", join_chunks(wrong_head, *rest))
+    palette = header_chunk(128, 128, 8, 3)
+    yield corrupt("palette is missing", join_chunks(palette, *rest))
+    three = join_chunks(palette, (b"PLTE", bytes(9)), *rest)
+    yield bad_file("palette of 3 colours, and more in use", three, SCORED, FLAT)
     unknown_filter = zlib.compress(b"\x09" * 129 * 128)
-    yield corrupt("filter that does not exist", file_of(head, (b"IDAT", unknown_filter), end))
+    yield corrupt("filter that does not exist", join_chunks(head, (b"IDAT", unknown_filter), end))
     bomb = zlib.compress(bytes(300_000_000), 9)
-    yield kind("128 x 128 that inflate to 300 MB", file_of(head, (b"IDAT", bomb), end), SCORED, FLAT)
+    yield bad_file("128 x 128 that inflate to 300 MB", join_chunks(head, (b"IDAT", bomb), end), SCORED, FLAT)
     for name, body in {"iCCP": b"x\0\0", "zTXt": b"x\0\0", "iTXt": b"x\0\1\0\0\0"}.items():
-        yield corrupt(f"{name} that inflates to 300 MB", file_of(head, (name.encode(), body + bomb), *rest))
+        yield corrupt(
+            f"{name} that inflates to 300 MB", join_chunks(head, (name.encode(), body + bomb), *rest)
+        )
     text = (b"zTXt", b"x\0\0" + zlib.compress(bytes(1_000_000), 9))
-    yield corrupt("a thousand zTXt of 1 MB", file_of(head, *[text] * 1000, *rest))
-    million = coded(b"tEXt", b"") * 1_000_000
-    yield corrupt("a million chunks", SIGNATURE + coded(*head) + million + whole[-12:])
-    yield corrupt("5,000 bytes of 7,000 x 7,000 in RGBA", file_of(header(7000, 7000, 8, 6), first, end))
+    yield corrupt("a thousand zTXt of 1 MB", join_chunks(head, *[text] * 1000, *rest))
+    million = encode_chunk(b"tEXt", b"") * 1_000_000
+    yield corrupt("a million chunks", SIGNATURE + encode_chunk(*head) + million + whole[-12:])
+    yield corrupt(
+        "5,000 bytes of 7,000 x 7,000 in RGBA", join_chunks(header_chunk(7000, 7000, 8, 6), first, end)
+    )

@@ -1,4 +1,4 @@
-"""Every kind of bad image comes to what docs/bad-images.md says, in little memory and time, in silence."""
+"""Every bad image has the outcome that docs/bad-images.md lists, with little memory and time."""
 
 import base64
 import json
@@ -16,16 +16,16 @@ from runs.codes import ErrorCode
 from runs.table import RunTable
 from support import BUCKET, PREFIX, ROOT, TABLE, begin_run, client, events_noted, table_items, uid
 
-from reliability.bad_file import SCORED, Kind, plain
-from reliability.bad_images import PAGE, kinds, page
+from reliability.bad_file import SCORED, BadFile, plain_png
+from reliability.bad_images import PAGE, bad_files, render_page
 
 pytestmark = pytest.mark.xdist_group("bad_images")  # they share the scored files
 
 BUNDLE = ROOT / "containers" / "classifier" / "model"
-MEMORY_MB = 300  # over what the classifier holds before; a function has 1,769
+MEMORY_MB = 300  # for one file, on top of what the classifier holds; a function has 1,769
 
-# Scores each file in a folder as the handler does, and writes what came of them to outcomes.json there. A
-# logger prints, as on Lambda. Over its memory or time, the process ends.
+# Scores each file in a folder as the handler does, and writes the outcomes to outcomes.json there. Loggers
+# print, as on Lambda. A file that takes too much memory or time ends the process.
 SCORE = """
 import json, logging, resource, sys, time
 from pathlib import Path
@@ -42,7 +42,7 @@ outcomes = {}
 resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, 3 * 2**30))
 for path in sorted(folder.iterdir()):
     data = path.read_bytes()
-    Path("/proc/self/clear_refs").write_text("5")  # peak memory anew: proc(5)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory: proc(5)
     before, used = peak_mb(), time.process_time()
     resource.setrlimit(resource.RLIMIT_CPU, (int(used) + seconds, resource.RLIM_INFINITY))
     try:
@@ -57,16 +57,16 @@ for path in sorted(folder.iterdir()):
 
 
 @pytest.fixture(scope="module")
-def corpus() -> list[Kind]:
-    return list(kinds())
+def corpus() -> list[BadFile]:
+    return list(bad_files())
 
 
 @pytest.fixture(scope="module")
-def outcomes(corpus: list[Kind], tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
-    """[outcome, warnings, score, MB it took] of each kind."""
+def outcomes(corpus: list[BadFile], tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
+    """[outcome, warnings, score, MB of memory] of each file."""
     folder = tmp_path_factory.mktemp("corpus")
-    for number, kind in enumerate(corpus):
-        (folder / f"{number:04}").write_bytes(kind.data)
+    for number, file in enumerate(corpus):
+        (folder / f"{number:04}").write_bytes(file.data)
     done = subprocess.run(
         [sys.executable, "-c", SCORE, str(folder), str(BUNDLE), str(DEADLINE_MARGIN_MS // 1000)],
         capture_output=True,
@@ -78,27 +78,27 @@ def outcomes(corpus: list[Kind], tmp_path_factory: pytest.TempPathFactory) -> li
     return list(found.values())
 
 
-def test_there_are_sixty_kinds_and_more_and_every_code(corpus: list[Kind]) -> None:
-    assert len({kind.name for kind in corpus}) == len(corpus) >= 60
-    assert {kind.outcome for kind in corpus} == {SCORED, *ErrorCode} - {"IMAGE_MISSING"}
+def test_the_files_cover_every_error_code(corpus: list[BadFile]) -> None:
+    assert len({file.name for file in corpus}) == len(corpus) >= 60
+    assert {file.outcome for file in corpus} == {SCORED, *ErrorCode} - {"IMAGE_MISSING"}
 
 
-def test_each_is_a_file_of_its_own(corpus: list[Kind]) -> None:
+def test_no_two_files_are_equal(corpus: list[BadFile]) -> None:
     names: dict[bytes, list[str]] = {}
-    for kind in corpus:
-        names.setdefault(kind.data, []).append(kind.name)
-    alike = [found for found in names.values() if len(found) > 1]
-    assert alike == [["JPEG, cut after segment 6, DRI", "JPEG, SOS is missing"]]  # SOS comes last
+    for file in corpus:
+        names.setdefault(file.data, []).append(file.name)
+    equal = [found for found in names.values() if len(found) > 1]
+    assert equal == [["JPEG, cut after segment 6, DRI", "JPEG, SOS is missing"]]  # SOS is the last segment
 
 
-def test_each_becomes_what_is_said(corpus: list[Kind], outcomes: list[list[Any]]) -> None:
-    expected = {kind.name: [kind.outcome, list(kind.warnings)] for kind in corpus}
-    assert {kind.name: found[:2] for kind, found in zip(corpus, outcomes, strict=True)} == expected
+def test_each_file_has_its_outcome(corpus: list[BadFile], outcomes: list[list[Any]]) -> None:
+    expected = {file.name: [file.outcome, list(file.warnings)] for file in corpus}
+    assert {file.name: found[:2] for file, found in zip(corpus, outcomes, strict=True)} == expected
 
 
-def test_harmless_ones_score_as_the_plain_one(corpus: list[Kind], outcomes: list[list[Any]]) -> None:
-    scores = {kind.name: found[2] for kind, found in zip(corpus, outcomes, strict=True)}
-    compared = {kind.name: kind.within for kind in corpus if kind.within is not None}
+def test_harmless_files_score_like_the_plain_png(corpus: list[BadFile], outcomes: list[list[Any]]) -> None:
+    scores = {file.name: found[2] for file, found in zip(corpus, outcomes, strict=True)}
+    compared = {file.name: file.tolerance for file in corpus if file.tolerance is not None}
     assert len(compared) >= 60
     far = {
         name: scores[name]
@@ -108,24 +108,24 @@ def test_harmless_ones_score_as_the_plain_one(corpus: list[Kind], outcomes: list
     assert far == {}
 
 
-def test_none_takes_much_memory(corpus: list[Kind], outcomes: list[list[Any]]) -> None:
-    taken = {kind.name: found[3] for kind, found in zip(corpus, outcomes, strict=True)}
+def test_no_file_takes_much_memory(corpus: list[BadFile], outcomes: list[list[Any]]) -> None:
+    taken = {file.name: found[3] for file, found in zip(corpus, outcomes, strict=True)}
     assert {name: mb for name, mb in taken.items() if mb > MEMORY_MB} == {}
 
 
-def test_the_page_says_it(corpus: list[Kind]) -> None:
-    assert PAGE.read_text() == page(corpus), "run: python -m reliability.bad_images"
+def test_the_page_is_current(corpus: list[BadFile]) -> None:
+    assert PAGE.read_text() == render_page(corpus), "run: python -m reliability.bad_images"
 
 
-@pytest.mark.filterwarnings("ignore")  # pytest undoes what keeps pydicom quiet
-def test_bad_images_are_failed_predictions_beside_scored_neighbours(aws: None, corpus: list[Kind]) -> None:
-    """Through the handler: a job with one file of each outcome and format, and a plain one after each."""
-    samples = {(kind.name.split(",")[0], kind.outcome): kind for kind in corpus if len(kind.data) < 100_000}
+@pytest.mark.filterwarnings("ignore")  # pytest shows the warnings that the classifier silences
+def test_bad_images_are_failed_predictions_beside_scored_neighbours(aws: None, corpus: list[BadFile]) -> None:
+    """The handler scores a job with a file of each outcome and format, and a plain PNG after each of them."""
+    samples = {(file.name.split(",")[0], file.outcome): file for file in corpus if len(file.data) < 100_000}
     expected: dict[str, str | None] = {}
-    for number, kind in enumerate(samples.values()):
+    for number, file in enumerate(samples.values()):
         for name, data, code in (
-            (f"bad-{number:02}.png", kind.data, None if kind.outcome == SCORED else kind.outcome),
-            (f"good-{number:02}.png", plain(), None),
+            (f"bad-{number:02}.png", file.data, None if file.outcome == SCORED else file.outcome),
+            (f"good-{number:02}.png", plain_png(), None),
         ):
             client("s3").put_object(Bucket=BUCKET, Key=PREFIX + name, Body=data)
             expected[PREFIX + name] = code
@@ -148,11 +148,11 @@ def test_bad_images_are_failed_predictions_beside_scored_neighbours(aws: None, c
     assert {key: found[key] for key in expected} == expected
 
 
-def test_two_threads_keep_each_other_quiet(corpus: list[Kind], tmp_path: Path) -> None:
-    """What silences pydicom and Pillow holds in every thread: a header's value is never said."""
-    for number, kind in enumerate(corpus):
-        if (kind.name.startswith("DICOM") and len(kind.data) < 100_000) or "EXIF" in kind.name:
-            (tmp_path / str(number)).write_bytes(kind.data)
+def test_decoding_in_threads_prints_nothing(corpus: list[BadFile], tmp_path: Path) -> None:
+    """pydicom and Pillow are silenced in every thread: they could print a value from a header."""
+    for number, file in enumerate(corpus):
+        if (file.name.startswith("DICOM") and len(file.data) < 100_000) or "EXIF" in file.name:
+            (tmp_path / str(number)).write_bytes(file.data)
     threads = """
 import logging, sys
 from concurrent.futures import ThreadPoolExecutor
