@@ -186,7 +186,7 @@ def test_a_cancelled_run_drops_what_waits_and_goes_on_when_started_again(
     cxr(*start)
     said = cxr("cancel", "rested").stdout
     assert "rested is cancelled: 0 scored, 0 failed, 40 left without an outcome" in said
-    assert f"To go on: cxr {' '.join(start)}" in said
+    assert f"To continue: cxr {' '.join(start)}" in said
     held(False)
     cxr("run", "marker", "--count", "1", "--watch")  # whose job is behind those of the cancelled run
     assert cxr_json("status", "rested", exit_code=0)["scored"] == 0
