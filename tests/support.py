@@ -1,6 +1,8 @@
 """What the tests share besides fixtures: names, readers of the table, and files made by code."""
 
+import base64
 import io
+import json
 import os
 import struct
 import time
@@ -92,6 +94,17 @@ def events_noted(noted: list[dict[str, Any]]) -> Callable[[], Any]:
     client = boto3.client("events")
     client.meta.events.register("provide-client-params.events.PutEvents", note)
     return lambda: client
+
+
+def kinesis_event(*jobs: Any) -> dict[str, Any]:
+    """A Kinesis event with a record for each job, numbered from 0. Bytes are a record's data as they are."""
+    datas = [job if isinstance(job, bytes) else json.dumps(job).encode() for job in jobs]
+    return {
+        "Records": [
+            {"kinesis": {"sequenceNumber": str(number), "data": base64.b64encode(data).decode()}}
+            for number, data in enumerate(datas)
+        ]
+    }
 
 
 def image_bytes(

@@ -1,6 +1,5 @@
 """Every bad image has the outcome that docs/bad-images.md lists, with little memory and time."""
 
-import base64
 import json
 import subprocess
 import sys
@@ -14,7 +13,18 @@ from classifier.model import Model
 from runs import layout
 from runs.codes import ErrorCode
 from runs.table import RunTable
-from support import BUCKET, PREFIX, ROOT, TABLE, begin_run, client, events_noted, table_items, uid
+from support import (
+    BUCKET,
+    PREFIX,
+    ROOT,
+    TABLE,
+    begin_run,
+    client,
+    events_noted,
+    kinesis_event,
+    table_items,
+    uid,
+)
 
 from reliability.bad_file import SCORED, BadFile, plain_png
 from reliability.bad_images import PAGE, bad_files, render_page
@@ -139,9 +149,8 @@ def test_bad_images_are_failed_predictions_beside_scored_neighbours(aws: None, c
         bucket=BUCKET,
         vcpus=2,
     )
-    job = json.dumps({"RunId": "r", "RunUid": uid("r"), "Bucket": BUCKET, "Keys": list(expected)}).encode()
-    record = {"kinesis": {"sequenceNumber": "0", "data": base64.b64encode(job).decode()}}
-    assert classifier({"Records": [record]}, lambda: 900_000) == {"batchItemFailures": []}
+    job = {"RunId": "r", "RunUid": uid("r"), "Bucket": BUCKET, "Keys": list(expected)}
+    assert classifier(kinesis_event(job), lambda: 900_000) == {"batchItemFailures": []}
     partitions = layout.partitions("r")
     found = {key: item.get("error") for (pk, key), item in table_items().items() if pk in partitions}
     assert len(expected) > 30

@@ -1,6 +1,5 @@
 """The classifier's handler on moto, with a model that takes no time: outcomes, counts, and redelivery."""
 
-import base64
 import io
 import json
 import threading
@@ -35,6 +34,7 @@ from support import (
     table_items,
     uid,
 )
+from support import kinesis_event as event
 from urllib3.exceptions import ProtocolError, SSLError
 
 pytestmark = pytest.mark.usefixtures("aws")
@@ -111,17 +111,6 @@ def start(
     if expected is not None:
         fields |= {"expected": expected, "state": "SCORING"}
     begin_run(run_id, **fields)
-
-
-def event(*jobs: Any) -> dict[str, Any]:
-    """A Kinesis event with a record for each job, numbered from 0; bytes go in as they are."""
-    datas = [job if isinstance(job, bytes) else json.dumps(job).encode() for job in jobs]
-    return {
-        "Records": [
-            {"kinesis": {"sequenceNumber": str(number), "data": base64.b64encode(data).decode()}}
-            for number, data in enumerate(datas)
-        ]
-    }
 
 
 def job(*keys: str, run_id: str = "r", **more: Any) -> dict[str, Any]:

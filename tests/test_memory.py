@@ -1,6 +1,5 @@
 """The classifier's memory does not grow with the number of batches."""
 
-import base64
 import json
 import os
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 from classifier.model import Model
 from runs.jobs import Job, encode
 from runs.table import RunTable
-from support import BUCKET, PREFIX, ROOT, TABLE, image_bytes
+from support import BUCKET, PREFIX, ROOT, TABLE, image_bytes, kinesis_event
 
 from cxr.local_aws.local_aws import LocalAws
 from reliability.table import create_table
@@ -21,7 +20,7 @@ from reliability.table import create_table
 FIRST = 100
 GROWTH = 1.05
 
-# A process of its own, as on Lambda: the memory is the classifier's and nobody else's.
+# The classifier has a process to itself, as on Lambda.
 CLASSIFY = """
 import json, sys, psutil
 from classifier.handler import setup
@@ -35,24 +34,21 @@ print(json.dumps(resident))
 
 
 def batches(keys: list[str], number: int) -> list[dict[str, Any]]:
-    """Kinesis events of a job of two images. A run has each image once, so every batch is written."""
-    table, model = (
-        RunTable(boto3.client("dynamodb"), TABLE),
-        Model(ROOT / "containers" / "classifier" / "model"),
-    )
+    """Kinesis events, each with a job of two images. A run has each image once, so every batch is written."""
+    table = RunTable(boto3.client("dynamodb"), TABLE)
+    model = Model(ROOT / "containers" / "classifier" / "model")
     events: list[dict[str, Any]] = []
     while len(events) < number:
         run = f"run-{len(events)}"
         run_uid = table.begin(run, {"model": model.name, "model_sha256": model.sha256})
         assert run_uid
         for pair in zip(keys[::2], keys[1::2], strict=True):
-            data = base64.b64encode(encode(Job(run, run_uid, BUCKET, pair))["Data"]).decode()
-            events.append({"Records": [{"kinesis": {"sequenceNumber": "1", "data": data}}]})
+            events.append(kinesis_event(encode(Job(run, run_uid, BUCKET, pair))["Data"]))
     return events[:number]
 
 
 @pytest.mark.examples(few=300, many=1000)
-def test_many_batches_take_no_more_than_the_first_hundred(xrays: list[Path], examples: int) -> None:
+def test_memory_does_not_grow_after_a_hundred_batches(xrays: list[Path], examples: int) -> None:
     files = {path.name: path.read_bytes() for path in xrays}
     files |= {
         "cut.png": xrays[0].read_bytes()[:100_000],

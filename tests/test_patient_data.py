@@ -1,10 +1,10 @@
-"""What names or shows a patient stays in the table, the buckets and the stream: a faulty run, searched.
+"""Data that can identify a patient stays in the table, the buckets and the stream.
 
-Both functions run as on Lambda, by the real runtime client, against local AWS behind a network that spoils
-what it is told to. Every key, every header and the first pixels hold MARKER. It must be nowhere in what they
-write for people to watch by: the log, the metrics in it, error replies, traces, events.
+Both functions run with the real runtime client of Lambda, on local AWS behind a faulty network. Every key,
+every header and the first pixels contain MARKER. The tests search for it in everything that operators see:
+logs and their metrics, error replies, traces and events.
 
-The answer to a direct invocation names its keys, by contract: it goes to who gave them, and into no log.
+The answer to direct jobs names their keys, because the caller sent them. They are in no log.
 """
 
 import base64
@@ -28,7 +28,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydicom.uid import DeflatedExplicitVRLittleEndian
-from support import BUCKET, PREFIX, ROOT, STREAM, TABLE, recounted, table_items
+from support import BUCKET, PREFIX, ROOT, STREAM, TABLE, kinesis_event, recounted, table_items
 from test_dicom import RAMP, dicom
 
 from cxr.local_aws.execution_environment import ExecutionEnvironment, FunctionSpec
@@ -38,13 +38,13 @@ from cxr.local_aws.processes import Processes
 from cxr.local_aws.stream_mapping import FunctionError
 from reliability.table import create_table
 
-pytestmark = pytest.mark.xdist_group("patient_data")  # they share a faulty run
+pytestmark = pytest.mark.xdist_group("patient_data")  # the tests share the output of the functions
 
 MARKER = "Qmarkerq"
-FOLDER = f"{PREFIX}{MARKER}/"  # a prefix may name a patient, too
-# As text, in hex and as numbers; `leaks` undoes base64.
+FOLDER = f"{PREFIX}{MARKER}/"  # a prefix can identify a patient, too
+# As text, in hex and as numbers. `find_leaks` also decodes base64.
 FORMS = [MARKER, MARKER.encode().hex(), *(sep.join(map(str, MARKER.encode())) for sep in (", ", " "))]
-# As deployed; as Lambda has it by default; and more than is ever set.
+# As deployed; Lambda's default; and the most detailed level.
 LOGGING: list[dict[str, str]] = [
     {"LogFormat": "JSON", "ApplicationLogLevel": "INFO"},
     {},
@@ -52,8 +52,8 @@ LOGGING: list[dict[str, str]] = [
 ]
 
 
-def leaks(text: str) -> list[str]:
-    """Each place where the marker is, in a form or another, with what is around it."""
+def find_leaks(text: str) -> list[str]:
+    """Every place where the marker occurs in any of its forms, with the text around it."""
     tokens = [token for token in re.findall(r"[\w+/-]{16,}", text, re.ASCII) if len(token) % 4 != 1]
     plain = " ".join(base64.b64decode(token + "===", altchars=b"-_").decode("latin-1") for token in tokens)
     return [
@@ -65,11 +65,11 @@ def leaks(text: str) -> list[str]:
 
 
 class Network:
-    """What the functions take for AWS: local AWS, but for what a key or a run's name asks for."""
+    """A proxy in front of local AWS. It injects the faults that the name of a key or of a run asks for."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint.removeprefix("http://")
-        self.announced: list[str] = []  # what PutEvents was asked to send
+        self.announced: list[str] = []  # requests of PutEvents
         self.partition_keys: list[str] = []
         self._closing = threading.Event()
         self._server = LoopbackServer(self._respond)
@@ -122,8 +122,8 @@ def _dynamodb_error(code: str, asked: str, **more: Any) -> Reply:
     return Reply(400, json.dumps(document).encode(), {"Content-Type": "application/x-amz-json-1.0"})
 
 
-class Overheard(ExecutionEnvironment):
-    """A function of which all is kept that it tells Lambda of an error: a body, and a header for X-Ray."""
+class RecordingEnvironment(ExecutionEnvironment):
+    """An execution environment that records the errors which the function reports, with their headers."""
 
     def __init__(self, function: FunctionSpec, processes: Processes) -> None:
         self.errors: list[str] = []
@@ -136,17 +136,17 @@ class Overheard(ExecutionEnvironment):
 
 
 @dataclass
-class Heard:
-    """What came out of a function, besides its answers to who invoked it."""
+class Output:
+    """The output of a function over several invocations."""
 
     log: str = ""
     errors: list[str] = field(default_factory=list)  # of each invocation that failed
-    answers: list[Any] = field(default_factory=list)  # of each that did not
+    answers: list[Any] = field(default_factory=list)  # of each invocation that succeeded
 
 
 @dataclass
 class Aws:
-    """Local AWS with the stack's parts, the network before it, and the functions on this side of that."""
+    """Local AWS with the resources of the stack, and the functions, which reach it through the network."""
 
     network: Network
     environment: dict[str, str]
@@ -180,24 +180,28 @@ class Aws:
             "Environment": {"Variables": variables},
             "LoggingConfig": logging,
         }
-        reach = {**self.environment, "AWS_ENDPOINT_URL": self.network.url, "PYTHONDONTWRITEBYTECODE": "1"}
-        return FunctionSpec(configuration, code, reach, self.folder / "unused")
+        environment = {
+            **self.environment,
+            "AWS_ENDPOINT_URL": self.network.url,
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        return FunctionSpec(configuration, code, environment, self.folder / "unused")
 
-    def hear(self, spec: FunctionSpec, *events: Any) -> Heard:
-        """Invokes the function with one event after another, in an execution environment of its own."""
+    def invoke_all(self, spec: FunctionSpec, *events: Any) -> Output:
+        """Invoke the function with each event, in a new execution environment. Returns its output."""
         number = len(list(self.folder.iterdir()))
         log = self.folder / f"{number}-{time.monotonic_ns()}.log"
-        heard = Heard()
-        function = Overheard(replace(spec, log=log), self.processes)
+        output = Output()
+        function = RecordingEnvironment(replace(spec, log=log), self.processes)
         for event in events:
             try:
-                heard.answers.append(function.invoke(event, "request-1"))
+                output.answers.append(function.invoke(event, "request-1"))
             except FunctionError as error:
-                heard.errors.append(json.dumps(error.payload))
+                output.errors.append(json.dumps(error.payload))
         function.stop()
-        heard.errors += function.errors
-        heard.log = log.read_text(errors="replace")
-        return heard
+        output.errors += function.errors
+        output.log = log.read_text(errors="replace")
+        return output
 
 
 @pytest.fixture(scope="module")
@@ -248,17 +252,6 @@ IMAGES = [FOLDER + name for name in FILES if "." in name and not name.endswith("
 ]
 
 
-def batch(*jobs: Any) -> dict[str, Any]:
-    """A Kinesis event; bytes go in as they are."""
-    datas = [job if isinstance(job, bytes) else json.dumps(job).encode() for job in jobs]
-    return {
-        "Records": [
-            {"kinesis": {"sequenceNumber": str(number), "data": base64.b64encode(data).decode()}}
-            for number, data in enumerate(datas)
-        ]
-    }
-
-
 def job(run_id: str, *keys: str) -> dict[str, Any]:
     """A job of a run that the job creator has begun."""
     run_uid = table_items()["RUN", run_id]["uid"]
@@ -266,23 +259,26 @@ def job(run_id: str, *keys: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def heard(aws: Aws) -> dict[str, Heard]:
-    """A faulty run at each setting of the log, all at once, for they mostly wait."""
+def outputs(aws: Aws) -> dict[str, Output]:
+    """The output of both functions at each log setting. They run in parallel, because they mostly wait."""
     numbers = range(len(LOGGING))
     with ThreadPoolExecutor(len(LOGGING) * 4) as pool:
         found = {
-            f"job creator {n}": aws.hear(aws.job_creator(LOGGING[n]), *runs_asked_for(n)) for n in numbers
-        }
-        hearing = {
-            f"classifier {n}, {name}": pool.submit(aws.hear, aws.classifier(LOGGING[n], timeout), *events)
+            f"job creator {n}": aws.invoke_all(aws.job_creator(LOGGING[n]), *job_creator_events(n))
             for n in numbers
-            for name, (timeout, events) in deliveries(n).items()
         }
-        return found | {name: future.result() for name, future in hearing.items()}
+        running = {
+            f"classifier {n}, {name}": pool.submit(
+                aws.invoke_all, aws.classifier(LOGGING[n], timeout), *events
+            )
+            for n in numbers
+            for name, (timeout, events) in classifier_events(n).items()
+        }
+        return found | {name: future.result() for name, future in running.items()}
 
 
-def runs_asked_for(number: int) -> list[Any]:
-    """Three runs that start, and what is refused, in each way that a key or a name may come into it."""
+def job_creator_events(number: int) -> list[Any]:
+    """Events that start runs, and bad events with a key or a name in every place where one can be."""
 
     def asked(run: str, **more: Any) -> dict[str, Any]:
         return {"RunId": f"{run}-{number}", **more}
@@ -306,10 +302,10 @@ def runs_asked_for(number: int) -> list[Any]:
     ]
 
 
-def deliveries(number: int) -> dict[str, tuple[float, list[Any]]]:
-    """What the classifier is given, as name -> (its timeout in seconds, events)."""
+def classifier_events(number: int) -> dict[str, tuple[float, list[Any]]]:
+    """The events of the classifier: name -> (its timeout in seconds, events)."""
     run, key = f"run-{number}", f"{FOLDER}scored.png"
-    no_jobs = [
+    bad_jobs = [
         MARKER.encode(),
         f'{{"RunId": "{MARKER}'.encode(),
         [MARKER],
@@ -319,35 +315,34 @@ def deliveries(number: int) -> dict[str, tuple[float, list[Any]]]:
         job(run, f"{FOLDER}\ud800"),
         b"[" * 100_000 + MARKER.encode(),
     ]
-    may_pass = [
-        job(f"whole-{number}", key),  # its only one, and so the run is complete
+    retried = [
+        job(f"whole-{number}", key),  # its only image: the run is complete
         job(f"conflict-{number}", key),
         {**job(f"prefix-{number}", f"{FOLDER}throttled.png"), "Continued": True},
-        {**job(run, key), "Bucket": f"no {MARKER}"},  # which botocore refuses, and quotes
+        {**job(run, key), "Bucket": f"no {MARKER}"},  # botocore refuses it, and quotes it
         job(run, FOLDER + "long" * 300),
     ]
     return {
-        "images": (120, [batch(*(job(run, image) for image in IMAGES), *no_jobs)]),
-        "passing": (120, [batch(*may_pass)]),
+        "images": (120, [kinesis_event(*(job(run, image) for image in IMAGES), *bad_jobs)]),
+        "retried": (120, [kinesis_event(*retried)]),
         "crashes": (
             120,
             [
-                batch(
-                    job(run, f"{FOLDER}headers")
-                ),  # urllib3 warns of an answer's headers, and names the URL
+                # urllib3 logs a warning about the headers of the answer, with the URL.
+                kinesis_event(job(run, f"{FOLDER}headers")),
                 {"Records": [{key: key}]},
                 {key: key},
                 {"Jobs": [{"RunId": f"{MARKER}/", "Key": key}]},
                 {"Jobs": [{"RunId": f"direct-{number}", "Key": f"{FOLDER}403.png"}]},
             ],
         ),
-        # Ten seconds before the end the classifier begins nothing; five are left to begin in.
-        "timeout": (15, [batch(job(run, f"{FOLDER}stalled"))]),
+        # The classifier starts no image in the last ten seconds, so it has five seconds to start.
+        "timeout": (15, [kinesis_event(job(run, f"{FOLDER}stalled"))]),
     }
 
 
 @pytest.mark.parametrize("logging", range(len(LOGGING)))
-def test_the_run_was_as_faulty_as_meant(aws: Aws, heard: dict[str, Heard], logging: int) -> None:
+def test_the_functions_met_the_faults(aws: Aws, outputs: dict[str, Output], logging: int) -> None:
     counted = recounted(table_items(), f"run-{logging}")
     assert {name: n for name, n in counted.items() if not name.startswith("WARNING#")} == {
         "SCORED": 3,
@@ -359,11 +354,11 @@ def test_the_run_was_as_faulty_as_meant(aws: Aws, heard: dict[str, Heard], loggi
         "FAILED#DICOM_PHOTOMETRIC": 1,
         "FAILED#DICOM_TRANSFER_SYNTAX": 1,
     }
-    images, passing, crashes, timeout = (
-        heard[f"classifier {logging}, {name}"] for name in ("images", "passing", "crashes", "timeout")
+    images, retried, crashes, timeout = (
+        outputs[f"classifier {logging}, {name}"] for name in ("images", "retried", "crashes", "timeout")
     )
     assert {"GetObject: SlowDown", "GetObject: AccessDenied"} < set(_line(images)["failures"].values())
-    assert list(_line(passing)["failures"].values()) == [
+    assert list(_line(retried)["failures"].values()) == [
         "TransactWriteItems: TransactionCanceledException",
         "BatchGetItem: ProvisionedThroughputExceededException",
         "ParamValidationError",
@@ -372,40 +367,43 @@ def test_the_run_was_as_faulty_as_meant(aws: Aws, heard: dict[str, Heard], loggi
     assert (crashes.answers, timeout.answers) == ([], [])
     assert "Sandbox.Timedout" in timeout.errors[0]
     assert f"whole-{logging}" in repr(aws.network.announced)
-    assert len(heard[f"job creator {logging}"].answers) == 4
+    assert len(outputs[f"job creator {logging}"].answers) == 4
 
 
-def _line(one: Heard) -> dict[str, Any]:
-    """The one line that a function printed."""
-    return dict(json.loads(one.log))
+def _line(output: Output) -> dict[str, Any]:
+    """The line that a function printed."""
+    return dict(json.loads(output.log))
 
 
-def test_nothing_that_is_watched_names_or_shows_a_patient(aws: Aws, heard: dict[str, Heard]) -> None:
-    found = {name: leaks("\n".join([one.log, *one.errors, repr(one.answers)])) for name, one in heard.items()}
-    assert found == {name: [] for name in heard}
-    assert leaks(repr(aws.network.announced + aws.network.partition_keys)) == []
+def test_nothing_that_operators_see_identifies_a_patient(aws: Aws, outputs: dict[str, Output]) -> None:
+    found = {
+        name: find_leaks("\n".join([output.log, *output.errors, repr(output.answers)]))
+        for name, output in outputs.items()
+    }
+    assert found == {name: [] for name in outputs}
+    assert find_leaks(repr(aws.network.announced + aws.network.partition_keys)) == []
 
 
 @pytest.mark.parametrize(
     "leak",
     [
-        "print(event)",  # whose records are base64
+        "print(event)",  # the records are base64
         "print(key)",
         "print(key.encode().hex(), file=sys.stderr)",
         "print(list(key.encode()))",
         "raise ValueError(key)",
-        "logging.disable(logging.NOTSET)",  # and urllib3 warns of an odd answer, with its URL
+        "logging.disable(logging.NOTSET)",  # then urllib3 logs its warning, with the URL
     ],
 )
-@pytest.mark.usefixtures("heard")
-def test_a_handler_that_tells_is_found(aws: Aws, tmp_path: Path, leak: str) -> None:
+@pytest.mark.usefixtures("outputs")
+def test_a_handler_that_leaks_is_caught(aws: Aws, tmp_path: Path, leak: str) -> None:
     (tmp_path / "leaky.py").write_text(
         "import base64, json, logging, sys\n"
-        "from classifier.handler import handle as right\n"
+        "from classifier.handler import handle as original\n"
         "def handle(event, context):\n"
         "    key = json.loads(base64.b64decode(event['Records'][0]['kinesis']['data']))['Keys'][0]\n"
         f"    {leak}\n"
-        "    return right(event, context)\n"
+        "    return original(event, context)\n"
     )
     spec = aws.classifier(LOGGING[0])
     command = {"ImageConfigResponse": {"ImageConfig": {"Command": ["leaky.handle"]}}}
@@ -415,12 +413,14 @@ def test_a_handler_that_tells_is_found(aws: Aws, tmp_path: Path, leak: str) -> N
         task_root=tmp_path,
         environment={**spec.environment, "PYTHONPATH": str(spec.task_root)},
     )
-    one = aws.hear(leaky, batch(job("run-0", f"{FOLDER}headers")))
-    assert leaks("\n".join([one.log, *one.errors]))
+    output = aws.invoke_all(leaky, kinesis_event(job("run-0", f"{FOLDER}headers")))
+    assert find_leaks("\n".join([output.log, *output.errors]))
 
 
-def test_a_direct_invocation_is_answered_with_its_key_and_logs_none(aws: Aws) -> None:
-    one = aws.hear(aws.classifier(LOGGING[0]), {"Jobs": [{"RunId": "direct", "Key": f"{FOLDER}scored.png"}]})
-    assert one.answers[0]["Predictions"][0]["Key"] == f"{FOLDER}scored.png"
-    assert leaks(one.log) == []
-    assert _line(one)["ImagesScored"] == 1
+def test_direct_jobs_are_answered_with_their_keys_and_log_none(aws: Aws) -> None:
+    output = aws.invoke_all(
+        aws.classifier(LOGGING[0]), {"Jobs": [{"RunId": "direct", "Key": f"{FOLDER}scored.png"}]}
+    )
+    assert output.answers[0]["Predictions"][0]["Key"] == f"{FOLDER}scored.png"
+    assert find_leaks(output.log) == []
+    assert _line(output)["ImagesScored"] == 1
