@@ -8,8 +8,9 @@ import pytest
 import test_classifier
 import test_job_creator
 from support import PREFIX, ROOT, image_bytes
+from support import kinesis_event as event
 from synth import synth
-from test_classifier import Brightness, event, job, key, plenty
+from test_classifier import Brightness, job, key, plenty
 
 from cxr.planning import capacity
 
