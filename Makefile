@@ -2,8 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEV := .venv/.dev
-# A process takes up to 1 GB.
-PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --ignore tests/training
+PYTEST := $(BIN)/pytest --numprocesses auto --dist loadgroup --ignore tests/training
 STACK := ChestXray
 # For every platform and Python from 3.11 on; what is pinned already stays, unless UPGRADE=--upgrade.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -11,6 +11,7 @@ from typing import Any
 
 import botocore.session
 import pytest
+from deployment import Deployment
 from moto import mock_aws
 from moto.kinesis.models import KinesisBackend
 from permissions import refused_by_default, watched
@@ -30,6 +31,11 @@ DEFAULT_HANDLERS: dict[signal.Signals, Any] = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
 }
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores, because some tests wait; a process takes up to 1 GB."""
+    return min(4, (os.cpu_count() or 1) + 1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -113,6 +119,13 @@ def xrays() -> list[Path]:
     if not files:
         pytest.skip(f"needs the NIH X-rays in {XRAYS}")
     return files
+
+
+@pytest.fixture(scope="session")
+def deployment() -> Iterator[Deployment]:
+    """One for all tests of the group `deployment`: to deploy takes half a minute."""
+    with Deployment.made() as deployment:
+        yield deployment
 
 
 @pytest.fixture

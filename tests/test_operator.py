@@ -17,6 +17,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import ClientError
+from deployment import Deployment
 from runs import layout
 from runs.attributes import pack
 from support import PREFIX, ROOT, begin_run, counts, recounted, table_items, wait_for
@@ -27,22 +28,20 @@ from cxr.aws_errors import explained
 from cxr.commands import options, run_display
 from cxr.commands import runs as run_commands
 from cxr.commands.app import app
-from cxr.local_aws.local_aws import LocalAws
 from cxr.local_aws.loopback import LoopbackServer, Reply
 from cxr.stack import client
 from cxr.upload import files_in, upload
 
-pytestmark = pytest.mark.xdist_group("operator")  # they share a deployment
+pytestmark = pytest.mark.xdist_group("deployment")
 
 LABELS = ROOT.parent / "shared" / "data" / "nih-cxr" / "labels.csv"
-LARGE = {"few": 20_000, "many": 113_178}  # images of a run; many is all that ChestX-ray14 has to score
+LARGE = {"few": 8_000, "many": 113_178}  # images of a run; many is all that ChestX-ray14 has to score
 MEMORY_MB = 150
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    with LocalAws() as aws:
-        aws.deploy("retries=1", "imagesPerJob=8")
+def stack(deployment: Deployment) -> Iterator[Stack]:
+    with deployment.used():
         yield Stack.find()
 
 
@@ -85,13 +84,23 @@ def error(*arguments: str, exit_code: int = 2) -> str:
 @pytest.fixture
 def held(stack: Stack) -> Iterator[Callable[[bool], None]]:
     """Holds the jobs back on the stream, and lets them go."""
+    functions = boto3.client("lambda")
 
     def hold(on: bool) -> None:
-        functions = boto3.client("lambda")
         functions.update_event_source_mapping(UUID=stack.mapping, Enabled=not on)
 
     yield hold
     hold(False)
+
+
+@pytest.fixture
+def few_retries(stack: Stack) -> Iterator[None]:
+    """Lambda gives a job up after one retry."""
+    functions = boto3.client("lambda")
+    before = functions.get_event_source_mapping(UUID=stack.mapping)["MaximumRetryAttempts"]
+    functions.update_event_source_mapping(UUID=stack.mapping, MaximumRetryAttempts=1)
+    yield
+    functions.update_event_source_mapping(UUID=stack.mapping, MaximumRetryAttempts=before)
 
 
 def test_doctor_finds_all_that_a_run_needs(stack: Stack, folder: Path) -> None:
@@ -201,6 +210,7 @@ def test_a_cancelled_run_drops_what_waits_and_goes_on_when_started_again(
     assert "COMPLETE: nothing is left to cancel" in error("cancel", "rested")
 
 
+@pytest.mark.usefixtures("few_retries")
 def test_what_lambda_gave_up_is_retried_once_its_cause_is_mended(
     stack: Stack, folder: Path, held: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Every library that is installed anywhere is pinned, with hashes, and is what the *.in files ask for."""
 
+import os
 import re
 from pathlib import Path
 
@@ -46,3 +47,11 @@ def test_the_image_and_the_command_line_have_the_same_versions() -> None:
     image = pins((ROOT / "containers" / "classifier" / "requirements.txt").read_text())
     here = pins((ROOT / "requirements.txt").read_text())
     assert {name: here[name] for name in image} == image
+
+
+@pytest.mark.xdist_group("pins")
+def test_groups_of_tests_stay_together(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist names a test's group at the end of its id. With a pytest it does not know, it cannot."""
+    if not os.environ.get("PYTEST_XDIST_WORKER"):
+        pytest.skip("needs pytest-xdist's processes, which `make test` starts")
+    assert request.node.nodeid.endswith("@pins")

@@ -9,18 +9,20 @@ import subprocess
 import venv
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from classifier.model import Model
+from deployment import Deployment
 from runs import layout
 from support import PREFIX, ROOT, begin_run, counts, image_bytes, png, recounted, table_items, uid, wait_for
 
 from cxr.local_aws.local_aws import LocalAws
 
-pytestmark = pytest.mark.xdist_group("pipeline")  # they share a deployment
+pytestmark = pytest.mark.xdist_group("deployment")
 
 AWSCLI = "awscli==1.46.3"
 EVENTS = (ROOT / "docs" / "events.md").read_text()
@@ -75,9 +77,13 @@ class Pipeline:
 @pytest.fixture(scope="module", params=["process", pytest.param("container", marks=pytest.mark.container)])
 def pipeline(request: pytest.FixtureRequest) -> Iterator[Pipeline]:
     """The stack, with the classifier in processes of this Python, and in containers of its image."""
-    image = request.config.getoption("--image") if request.param == "container" else None
-    with LocalAws(image=image) as aws:
-        yield Pipeline(aws, aws.deploy("retries=8", "imagesPerJob=8"))
+    with ExitStack() as stack:
+        if request.param == "container":
+            made = stack.enter_context(Deployment.made(image=request.config.getoption("--image")))
+        else:
+            made = request.getfixturevalue("deployment")
+        stack.enter_context(made.used())
+        yield Pipeline(made.aws, made.outputs)
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +162,13 @@ def test_a_record_that_fails_for_ever_ends_in_the_failure_bucket(pipeline: Pipel
     job = _job("poisoned", "never-there", "a.png")
     _send(pipeline, job)
     wait_for(lambda: len(pipeline.failures()) > before, "an object in the failure bucket")
-    (failure,) = [failure for failure in pipeline.failures() if "poisoned" in str(_jobs_in(failure))]
+    (failure,) = pipeline.failures()
     assert failure["requestContext"]["condition"] == "RetryAttemptsExhausted"
     assert job in _jobs_in(failure)
     assert pipeline.run("poisoned")["state"] == "SCORING"
+    s3, bucket = boto3.client("s3"), pipeline.outputs["FailureBucketName"]
+    for found in s3.list_objects_v2(Bucket=bucket)["Contents"]:
+        s3.delete_object(Bucket=bucket, Key=found["Key"])
 
 
 def test_a_direct_job_is_answered_and_changes_no_run(pipeline: Pipeline, originals: list[str]) -> None:
@@ -223,6 +232,8 @@ def test_the_commands_of_the_docs_start_continue_and_refuse_a_run(
     assert _of_run(pipeline.items(), "first-100") == before
 
 
+@pytest.mark.container  # once is enough
+@pytest.mark.parametrize("pipeline", ["container"], indirect=True)
 def test_a_second_deployment_changes_nothing_that_holds_data(pipeline: Pipeline) -> None:
     assert pipeline.aws.deploy("retries=8", "imagesPerJob=8") == pipeline.outputs
 

@@ -115,11 +115,12 @@ def images() -> list[bytes]:
     return read_images(None)
 
 
-def test_nothing_is_lost_or_doubled(aws: WireAws, stack: Stack, images: list[bytes]) -> None:
-    expected = put_images(stack, "wire", images, 300)
+@pytest.mark.examples(few=100, many=300)
+def test_nothing_is_lost_or_doubled(aws: WireAws, stack: Stack, images: list[bytes], examples: int) -> None:
+    expected = put_images(stack, "wire", images, examples)
     result = run_with_faults(aws, stack, "wire", expected)
     assert (result.state, result.lost, result.doubled, result.wrong) == ("COMPLETE", 0, 0, 0), rows(result)
-    assert result.faults.total() >= 60
+    assert result.faults.total() >= examples / 5
     assert result.kills >= 1
     requests = aws.endpoint.requests  # of both functions
     assert requests["Kinesis PutRecords"]
@@ -148,6 +149,7 @@ def test_an_invocation_whose_answer_is_lost_is_repeated(
     assert invocations[0] == invocations[1]
 
 
+@pytest.mark.examples(many=48)
 @pytest.mark.parametrize(
     ("name", "broken"),
     [
@@ -158,7 +160,7 @@ def test_an_invocation_whose_answer_is_lost_is_repeated(
     ],
 )
 def test_a_broken_classifier_is_caught(
-    aws: WireAws, stack: Stack, images: list[bytes], tmp_path: Path, name: str, broken: str
+    aws: WireAws, stack: Stack, images: list[bytes], tmp_path: Path, name: str, broken: str, examples: int
 ) -> None:
     task_root = tmp_path / "classifier"
     shutil.copytree(CLASSIFIER, task_root)
@@ -170,7 +172,7 @@ def test_a_broken_classifier_is_caught(
     aws.serve(stack, task_root)
     for attempt in range(3):  # only jobs that are delivered again show it, and a short run may have none
         run = f"{name.replace(' ', '-')}-{attempt}"
-        result = run_with_faults(aws, stack, run, put_images(stack, run, images, 48))
+        result = run_with_faults(aws, stack, run, put_images(stack, run, images, examples))
         if not result.passed:
             break
     assert getattr(result, broken) > 0, rows(result)

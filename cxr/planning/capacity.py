@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,8 @@ class Plan:
     workers: int  # classifiers busy at once
     start_seconds: float  # until the first classifier works
     bounds: dict[str, float]  # what bounds the run -> seconds that it needs at least
-    lines: tuple[Line, ...]
+    prices: dict[str, Any]  # the object of that name in prices.json
     idle_dollars: float  # a month in which nothing runs
-    warnings: tuple[str, ...]  # what would go wrong
 
     @property
     def seconds(self) -> float:
@@ -117,6 +116,17 @@ class Plan:
     @property
     def bottleneck(self) -> str:
         return max(self.bounds, key=lambda name: self.bounds[name])
+
+    # Made only when they are read: `suggest` compares thousands of plans by their time.
+    @cached_property
+    def lines(self) -> tuple[Line, ...]:
+        hours = math.ceil(self.seconds / 3600)
+        return tuple(bill(self.workload, self.config, self.bounds, hours, self.prices))
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What would go wrong, and what to do about it."""
+        return tuple(warnings(self.workload, self.config, self.bounds, self.start_seconds))
 
     @property
     def dollars(self) -> float:
@@ -135,7 +145,6 @@ def plan(workload: Workload, config: Config, prices: dict[str, Any]) -> Plan:
         "S3 prefix": bucket_seconds(workload),
     }
     start = POLL_SECONDS + config.batch_window + cold_start_seconds(workload, config)
-    hours = math.ceil((start + max(bounds.values())) / 3600)
     shard_hour = prices["kinesis_shard"]["dollars"]
     if config.stream_retention > 24:
         shard_hour += prices["kinesis_retention"]["dollars"]
@@ -146,11 +155,10 @@ def plan(workload: Workload, config: Config, prices: dict[str, Any]) -> Plan:
         workers=workers(workload, config),
         start_seconds=start,
         bounds=bounds,
-        lines=tuple(bill(workload, config, bounds, hours, prices)),
+        prices=prices,
         idle_dollars=config.shards * HOURS_A_MONTH * shard_hour
         + ALARMS * prices["alarm"]["dollars"]
         + prices["dashboard"]["dollars"],
-        warnings=tuple(warnings(workload, config, bounds, start)),
     )
 
 
