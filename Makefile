@@ -22,8 +22,8 @@ demo: install  ## Score chest X-rays here, through the whole stack on local AWS:
 test: $(DEV) .venv/.chromium  ## Run all tests but those of training/
 	$(PYTEST)
 
-search: $(DEV)  ## Run the tests that draw examples with many of them, where `make test` takes few
-	$(PYTEST) --many-examples
+search: $(DEV)  ## Run the slow tests: those that draw examples with many of them, long runs, faults on the wire
+	$(PYTEST) --search
 
 test-training: .venv-training/.installed $(DEV)  ## Install torch (several GB), check and test training/
 	$(BIN)/mypy --follow-imports silent --python-executable .venv-training/bin/python training tests/training

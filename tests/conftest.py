@@ -41,31 +41,32 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--image", metavar="NAME", help="test this image of the classifier, too, in containers")
     parser.addoption(
-        "--many-examples",
+        "--search",
         action="store_true",
-        help="run only the tests that are marked `examples`, with many each; without it they take few",
+        help="run only tests that are marked `examples`, with many each, or `slow`",
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the tests of the image without one, and leave out the tests that have no examples in this run."""
+    """Skip the tests of the image without one, and leave out the tests that are not of this run."""
     if not config.getoption("--image"):
         for item in items:
             if item.get_closest_marker("container"):
                 item.add_marker(pytest.mark.skip("needs Docker and --image NAME, which `make image` builds"))
     size = _size(config)
-    chosen = [
-        item
-        for item in items
-        for marker in [item.get_closest_marker("examples")]
-        if (size in marker.kwargs if marker else size == "few")
-    ]
+
+    def is_chosen(item: pytest.Item) -> bool:
+        if marker := item.get_closest_marker("examples"):
+            return size in marker.kwargs
+        return (size == "many") == bool(item.get_closest_marker("slow"))
+
+    chosen = [item for item in items if is_chosen(item)]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
 
 
 def _size(config: pytest.Config) -> str:
-    return "many" if config.getoption("--many-examples") else "few"
+    return "many" if config.getoption("--search") else "few"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -375,6 +375,7 @@ class TestFiles:
         shipped = json.loads((ROOT / "containers" / "classifier" / "model" / "model.json").read_text())
         assert next(iter(capacity.read_json(capacity.SERVICE_TIMES)["images_per_second"])) == shipped["name"]
 
+    @pytest.mark.slow
     def test_the_page_on_scaling_is_up_to_date(self, tmp_path: Path) -> None:
         """If it is not: python -m benchmarks.scaling"""
         scaling.write(tmp_path)

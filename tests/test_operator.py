@@ -214,12 +214,13 @@ def test_a_cancelled_run_drops_what_waits_and_goes_on_when_started_again(
 def test_what_lambda_gave_up_is_retried_once_its_cause_is_mended(
     stack: Stack, folder: Path, held: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_display, "IDLE_SECONDS", 1)
     held(True)
     cxr("run", "broken", "--prefix", f"{PREFIX}images_01/")
     model = _set(stack, "broken", model_sha256="0" * 64)["model_sha256"]
     held(False)
-    stuck = cxr_json("status", "broken", "--watch", exit_code=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_display, "IDLE_SECONDS", 1)
+        stuck = cxr_json("status", "broken", "--watch", exit_code=1)
     assert (stuck["state"], stuck["remaining"]) == ("SCORING", 40)
     assert stuck["failure_bucket"]["images"] == 40
     assert "40  in the failure bucket" in cxr("status", "broken").stdout
@@ -281,7 +282,7 @@ def test_lag_is_said_where_cloudwatch_has_it(
 @pytest.fixture(scope="module")
 def large(stack: Stack, request: pytest.FixtureRequest) -> str:
     """A run with a prediction for each of its LARGE images but one."""
-    images = LARGE["many" if request.config.getoption("--many-examples") else "few"]
+    images = LARGE["many" if request.config.getoption("--search") else "few"]
     dynamodb = client("dynamodb", parameter_validation=False)  # which takes as long as all the rest
     fields = {
         "status": "SCORED",

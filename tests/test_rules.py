@@ -69,6 +69,7 @@ def test_aws_solutions_finds_nothing(tmp_path: Path, settings: dict[str, str]) -
     assert [violation.rule_name for violation in violations] == []
 
 
+@pytest.mark.slow
 def test_a_finding_stops_a_deployment(tmp_path: Path) -> None:
     """The CDK synthesizes first, and stops there."""
     npx = shutil.which("npx")

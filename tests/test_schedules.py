@@ -101,7 +101,7 @@ def test_schedules_that_found_a_bug(simulator: Simulator, drawn: Schedule) -> No
     simulator.run(drawn)
 
 
-@pytest.mark.examples(few=2, many=4)
+@pytest.mark.examples(few=1, many=4)
 @pytest.mark.parametrize(
     ("operation", "kind"),
     [(operation, kind) for operation in dict.fromkeys(CLASSIFIER) for kind in fault_kinds(operation)],

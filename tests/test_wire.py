@@ -115,7 +115,7 @@ def images() -> list[bytes]:
     return read_images(None)
 
 
-@pytest.mark.examples(few=100, many=300)
+@pytest.mark.examples(many=300)
 def test_nothing_is_lost_or_doubled(aws: WireAws, stack: Stack, images: list[bytes], examples: int) -> None:
     expected = put_images(stack, "wire", images, examples)
     result = run_with_faults(aws, stack, "wire", expected)
@@ -129,6 +129,7 @@ def test_nothing_is_lost_or_doubled(aws: WireAws, stack: Stack, images: list[byt
     assert requests["AWSEvents PutEvents"]
 
 
+@pytest.mark.slow
 def test_an_invocation_whose_answer_is_lost_is_repeated(
     aws: WireAws, stack: Stack, images: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
