@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -16,6 +17,8 @@ from cxr.errors import InputError
 from cxr.evaluation.csv_table import CsvTable
 from cxr.evaluation.labels import ABNORMAL, NOT_GIVEN
 from cxr.result_rows import labels_of
+from cxr.runs import run_status, run_table
+from cxr.stack import Stack
 
 if TYPE_CHECKING:
     from classifier.model import Model
@@ -40,6 +43,7 @@ class Results:
     decided: bool  # whether it is known which of them were called positive
     labels: Sequence[str] = ()  # that the run has scores of, the primary one first
     threshold: Decimal | None = None  # that the run records
+    model: str = ""  # name:version of the model that the run records
     model_sha256: str = ""  # of the model that made them; empty if not known
 
     @classmethod
@@ -61,7 +65,7 @@ class Results:
             scores = {label: prediction.scores[label]}  # all other labels' scores would fill the memory
             found.append(Prediction(prediction.key, scores, positive, prediction.warnings))
         found.sort(key=lambda prediction: prediction.key)
-        return cls(label, found, True, labels, run.thresholds.get(label), run.model_sha256)
+        return cls(label, found, True, labels, run.thresholds.get(label), run.model, run.model_sha256)
 
     def agree_with(self, threshold: Decimal) -> bool:
         """Whether every decision is the one that this threshold gives. True if no decisions are known."""
@@ -108,6 +112,24 @@ class Results:
             max((one.scores[self.label] for one in scored if not one.positive), default=-INFINITY),
             min((one.scores[self.label] for one in scored if one.positive), default=INFINITY),
         )
+
+
+def find_results(name: str, label: str | None = None, *, stack: str, primary: str = ABNORMAL) -> Results:
+    """The results in a CSV file, or those of the run of this name; see `read_results` and `read_run`.
+
+    Raises InputError, and what boto3 raises while it reads a run.
+    """
+    if name.endswith(".csv") or os.sep in name or Path(name).exists():
+        return read_results(Path(name), label, primary)
+    from cxr.aws_errors import AWS_ERRORS, explained
+
+    try:
+        table = run_table(Stack.find(stack))
+        run = run_status(table, name)
+    except (InputError, *AWS_ERRORS) as error:
+        why = error if isinstance(error, InputError) else explained(error)
+        raise InputError(f"{name} is not a file, and no run was found: {why}") from None
+    return read_run(table, run, label)
 
 
 def read_run(table: RunTable, run: Run, label: str | None = None) -> Results:
