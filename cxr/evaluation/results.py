@@ -13,7 +13,7 @@ from runs.predictions import Prediction
 from runs.run import Run
 from runs.table import RunTable
 
-from cxr.errors import InputError
+from cxr.errors import InputError, NoSuchLabel
 from cxr.evaluation.csv_table import CsvTable
 from cxr.evaluation.labels import ABNORMAL, NOT_GIVEN
 from cxr.result_rows import labels_of
@@ -60,7 +60,9 @@ class Results:
                 continue
             labels = labels or sorted(prediction.scores)
             if label not in prediction.scores:
-                raise InputError(f"there are no scores of {label}; expected {' or '.join(prediction.scores)}")
+                raise NoSuchLabel(
+                    f"there are no scores of {label}; expected {' or '.join(prediction.scores)}"
+                )
             positive = (label,) if label in prediction.positive else ()
             scores = {label: prediction.scores[label]}  # all other labels' scores would fill the memory
             found.append(Prediction(prediction.key, scores, positive, prediction.warnings))
@@ -153,7 +155,7 @@ def read_results(path: Path, label: str | None = None, primary: str = ABNORMAL) 
     label = label or decided_label or primary
     column = f"score_{label}" if f"score_{label}" in table.columns else "score"
     if column == "score" and decided_label not in (None, label):
-        raise InputError(f"{path}: expected a column score_{label}; its scores are of {decided_label}")
+        raise NoSuchLabel(f"{path}: expected a column score_{label}; its scores are of {decided_label}")
     predictions: dict[str, Prediction] = {}
     decided = decided_label == label
     for line, row in table:
