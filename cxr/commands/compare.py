@@ -60,7 +60,7 @@ def compare(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Bundle that made the scores of A. Default: the one that ships, if it can be the one.",
+            help="Bundle that made the scores of A. Default: the one that ships, if A is a run by it.",
         ),
     ] = None,
     bundle_b: Annotated[
@@ -174,9 +174,8 @@ def describe(
     from cxr.evaluation.cohort import TrainingSet
     from cxr.evaluation.comparison import Source
 
-    # Scores alone agree with any model. So they count as the shipped model's only if it says so.
-    told = bundle or results.model_sha256 or results.decided
-    made_by = scored_by_bundle(results, model, bundle, option) if told else None
+    # Two models may have the same threshold, so a CSV does not tell which of them made it.
+    made_by = scored_by_bundle(results, model, bundle, option) if bundle or results.model_sha256 else None
     return Source(
         name=name,
         results=results,
@@ -256,7 +255,7 @@ def _print_training(found: Comparison) -> None:
     if unknown:
         console.print(
             f"[yellow]It is not known whether {' and '.join(unknown)} {'were' if unknown[1:] else 'was'} "
-            "trained on these images.[/]"
+            "trained on these images. Give the bundle with --bundle-a or --bundle-b.[/]"
         )
 
 
