@@ -23,15 +23,12 @@ if TYPE_CHECKING:
     from cxr.evaluation.paired import Agreement, Shift
     from cxr.evaluation.results import Results, Threshold
 
-RESULTS = "RESULTS.csv|RUN"
 MAX_LISTED = 1000
 
 
 def compare(
-    a: Annotated[
-        str, typer.Argument(metavar=f"A:{RESULTS}", help="Results as a CSV file, or the name of a run.")
-    ],
-    b: Annotated[str, typer.Argument(metavar=f"B:{RESULTS}", help="The results to compare with them.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="Results as a CSV file, or the name of a run.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The results to compare with them.")],
     labels: Annotated[
         Path | None,
         typer.Option(
