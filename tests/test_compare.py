@@ -256,7 +256,7 @@ def test_without_labels(run: Compare) -> None:
     assert found["agreement"]["share"]["value"] == 0.75
     text = printed(run())
     assert "abnormal on 8 images that both scored" in text
-    assert "7 of 8 images have another score, the largest change is 0.500000" in text
+    assert "Images with another score: 7 of 8; largest change 0.500000" in text
     assert "Kolmogorov-Smirnov distance" in text
     assert "They disagree most on 7 images, below cxr/" in text
     assert "AUC" not in text

@@ -327,8 +327,8 @@ def _shift_lines(found: Comparison) -> list[str]:
     correlation = "not defined" if shift.rank_correlation is None else f"{shift.rank_correlation:.3f}"
     lines = [
         f"Kolmogorov-Smirnov distance {shift.ks_distance:.3f}, Spearman's rank correlation {correlation}",
-        f"{shift.changed:,} of {counted(found.images, 'image')} {'has' if shift.changed == 1 else 'have'} "
-        f"another score, the largest change is {shift.largest_change:.6f}",
+        f"Images with another score: {shift.changed:,} of {found.images:,}; "
+        f"largest change {shift.largest_change:.6f}",
     ]
     if found.same_model and shift.changed:
         lines.append(
