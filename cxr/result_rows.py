@@ -11,7 +11,7 @@ from runs.predictions import Prediction
 from runs.run import Run, State
 from runs.table import RunTable
 
-from cxr.errors import InputError
+from cxr.errors import InputError, NoSuchLabel
 from cxr.runs import run_status, run_table
 from cxr.stack import Stack
 
@@ -86,7 +86,7 @@ def labels_of(table: RunTable, run: Run, about: str | None = None) -> list[str]:
                 f"of {', '.join(labels)}"
             )
     if about and labels and about not in labels:
-        raise InputError(f"run {run.run_id} has no label {about}; expected {', '.join(labels)}")
+        raise NoSuchLabel(f"run {run.run_id} has no label {about}; expected {', '.join(labels)}")
     return sorted(labels, key=lambda name: name != about)  # which keeps the order of the others
 
 

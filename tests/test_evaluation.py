@@ -181,7 +181,7 @@ def test_resamples_are_measured_as_scikit_learn_does() -> None:
     scores = np.sort(random.integers(0, 20, 200) / 20)[::-1]  # many ties
     positive, times = random.random(200) < scores, random.integers(0, 4, 200)
     times[:20] = 0  # the highest scores are not drawn
-    found = measures._ranking(LabelledScores(scores, positive), np.arange(200))(times)
+    found = measures.ranking(LabelledScores(scores, positive), np.arange(200))(times)
     assert found["auc"] == pytest.approx(roc_auc_score(positive, scores, sample_weight=times))
     expected = average_precision_score(positive, scores, sample_weight=times)
     assert found["average_precision"] == pytest.approx(expected)
@@ -450,7 +450,7 @@ def test_a_run_is_read_from_the_table(bundle: Path, monkeypatch: pytest.MonkeyPa
     ):
         begin_run(name, state="COMPLETE", model=model.name, **fields)
         table.write(name, uid(name), [*predictions, failed], {}, {})
-    monkeypatch.setattr("cxr.commands.evaluate.Stack.find", lambda name: SimpleNamespace(table=TABLE))
+    monkeypatch.setattr("cxr.stack.Stack.find", lambda name: SimpleNamespace(table=TABLE))
     Path("labels.csv").write_text(LABELS)
 
     def evaluated(*arguments: str) -> Any:

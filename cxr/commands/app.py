@@ -11,6 +11,7 @@ import typer
 
 from cxr import RESEARCH_ONLY
 from cxr.commands import runs as run_commands
+from cxr.commands.compare import compare
 from cxr.commands.doctor import doctor
 from cxr.commands.evaluate import evaluate
 from cxr.commands.local import local
@@ -42,7 +43,7 @@ for panel, commands in {
         run_commands.cancel,
         run_commands.delete,
     ),
-    RESULTS: (results, evaluate, report),
+    RESULTS: (results, evaluate, compare, report),
     HERE: (score, explain),
 }.items():
     for command in commands:

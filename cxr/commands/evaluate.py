@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +9,10 @@ import typer
 from rich.table import Table
 
 from cxr import RESEARCH_ONLY
-from cxr.commands.options import Json, StackName
+from cxr.commands.options import Json, StackName, scored_by_bundle
 from cxr.commands.terminal import console, errors_reported, shown
 from cxr.errors import InputError
-from cxr.stack import NAME, Stack
+from cxr.stack import NAME
 
 if TYPE_CHECKING:
     from classifier.model import Model
@@ -87,31 +86,19 @@ def evaluate(
         from cxr.evaluation.assessment import assess, labelled_scores
         from cxr.evaluation.cohort import TrainingSet, join
         from cxr.evaluation.labels import read_labels
-        from cxr.evaluation.results import read_results
+        from cxr.evaluation.results import find_results
 
         check_options(threshold, at_sensitivity, prevalence, out)
         model = load(bundle)
-        if results.endswith(".csv") or os.sep in results or Path(results).exists():
-            found = read_results(Path(results), label, primary=next(iter(model.thresholds)))
-        else:
-            found = find_run(stack, results, label)
-        known = found.may_come_from(model)
-        if bundle and not found.model_sha256:  # only a run records which model made its scores
-            known = found.label in model.thresholds
-        if bundle and not known:
-            raise InputError(
-                f"--bundle {bundle}: {model.name} with SHA-256 {model.sha256[:12]} for "
-                f"{', '.join(model.thresholds)}; expected the bundle that made these scores of {found.label}"
-                f"{f', with {found.model_sha256[:12]}' if found.model_sha256 else ''}"
-            )
-        scored_by = model if known else None
+        found = find_results(results, label, stack=stack, primary=next(iter(model.thresholds)))
+        scored_by = scored_by_bundle(found, model, bundle)
         cohort = join(found, read_labels(labels, found.label, group or ()))
         with console.status("Evaluating"):
             assessment = assess(
                 cohort,
                 choose_threshold(found, cohort, scored_by, threshold, at_sensitivity),
                 model=scored_by,
-                training_set=TrainingSet.read(bundle or SHIPPED) if known else None,
+                training_set=TrainingSet.read(bundle or SHIPPED) if scored_by else None,
                 prevalence=prevalence,
             )
             text = assessment.to_json(results=results, labels=str(labels))
@@ -142,21 +129,6 @@ def check_options(
         raise InputError("--threshold and --at-sensitivity: expected one of the two")
     if out and out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: expected a folder")
-
-
-def find_run(stack: str, run: str, label: str | None) -> Results:
-    """The results of a run. Raises InputError, and what boto3 raises."""
-    from cxr.aws_errors import AWS_ERRORS, explained
-    from cxr.evaluation.results import read_run
-    from cxr.runs import run_status, run_table
-
-    try:
-        table = run_table(Stack.find(stack))
-        found = run_status(table, run)
-    except (InputError, *AWS_ERRORS) as error:
-        why = error if isinstance(error, InputError) else explained(error)
-        raise InputError(f"{run} is not a file, and no run was found: {why}") from None
-    return read_run(table, found, label)
 
 
 def choose_threshold(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cxr.errors import InputError
 from cxr.runs import list_runs
 from cxr.stack import NAME, Stack
+
+if TYPE_CHECKING:
+    from classifier.model import Model
+
+    from cxr.evaluation.results import Results
 
 
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
@@ -32,3 +37,24 @@ Bundle = Annotated[
     typer.Option(metavar="DIR", help="Folder of model.onnx and model.json. Default: the bundle that ships."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def scored_by_bundle(
+    results: Results, model: Model, bundle: Path | None, option: str = "--bundle"
+) -> Model | None:
+    """`model` if it made the results, as far as is known; else None.
+
+    `bundle` is the folder that `option` gave for it, None for the default. Raises InputError if the model of
+    a given folder cannot have made the results.
+    """
+    known = results.may_come_from(model)
+    if bundle and not results.model_sha256:  # only a run records which model made its scores
+        known = results.label in model.thresholds
+    if bundle and not known:
+        recorded = f", with {results.model_sha256[:12]}" if results.model_sha256 else ""
+        raise InputError(
+            f"{option} {bundle}: {model.name} with SHA-256 {model.sha256[:12]} for "
+            f"{', '.join(model.thresholds)}; expected the bundle that made these scores of "
+            f"{results.label}{recorded}"
+        )
+    return model if known else None

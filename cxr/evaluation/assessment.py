@@ -113,7 +113,7 @@ def assess(
         label=cohort.label,
         model=model.name if model else None,
         probability=probability,
-        training_overlap=_training_overlap(cohort, data, training_set),
+        training_overlap=training_overlap(cohort, data, training_set),
         failed=cohort.failed,
         without_label=cohort.without_label,
         labels_without_image=cohort.labels_without_image,
@@ -148,9 +148,10 @@ def labelled_scores(cohort: Cohort) -> LabelledScores:
     )
 
 
-def _training_overlap(
+def training_overlap(
     cohort: Cohort, data: LabelledScores, training_set: TrainingSet | None
 ) -> TrainingOverlap | None:
+    """How much of the cohort is in the training set; None if that is not known. `data` is the cohort."""
     if training_set is None:
         return None
     images, patients = training_set.overlap(cohort)

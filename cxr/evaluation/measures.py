@@ -154,7 +154,7 @@ def measure(data: LabelledScores, threshold: float, *, probability: bool) -> Per
 
     Brier score and calibration slope are included only if the scores are probabilities.
     """
-    data = data[np.argsort(-data.scores, kind="stable")]  # for _ranking; and scikit-learn sorts faster
+    data = data[np.argsort(-data.scores, kind="stable")]  # for `ranking`; and scikit-learn sorts faster
     called = data.scores >= threshold
     correct = called == data.positive
     all_images = np.ones(len(data), dtype=bool)
@@ -306,12 +306,12 @@ def _bootstrapped(data: LabelledScores, called: Booleans) -> dict[str, Estimate]
     clusters = data.clusters
     summed = (*cells.values(), (data.scores - data.positive) ** 2)
     of_clusters = np.stack([np.bincount(clusters, of_images) for of_images in summed])  # [5, clusters]
-    ranking = _ranking(data, clusters)
+    rank_measures = ranking(data, clusters)
     resampled: dict[str, list[float]] = {name: [] for name in values}
-    for times in _resamples(of_clusters.shape[1]):
+    for times in resamples(of_clusters.shape[1]):
         tp, fp, tn, fn, squared_errors = (of_clusters @ times).tolist()
         sample = {
-            **ranking(times),
+            **rank_measures(times),
             **{"tp": tp, "fp": fp, "tn": tn, "fn": fn},
             "f1": _ratio(2 * tp, 2 * tp + fp + fn),
             "brier": squared_errors / (tp + fp + tn + fn),
@@ -321,13 +321,13 @@ def _bootstrapped(data: LabelledScores, called: Booleans) -> dict[str, Estimate]
     return {
         name: Estimate(None, undefined=undefined.get(name, one_class))
         if math.isnan(value)
-        else Estimate(value, _percentile_interval(resampled[name]))
+        else Estimate(value, percentile_interval(resampled[name]))
         for name, value in values.items()
     }
 
 
-def _ranking(data: LabelledScores, clusters: Integers) -> Callable[[Integers], dict[str, float]]:
-    """A function from a resample of _resamples to its AUC and average precision, NaN if it has one class.
+def ranking(data: LabelledScores, clusters: Integers) -> Callable[[Integers], dict[str, float]]:
+    """A function from a resample of `resamples` to its AUC and average precision, NaN if it has one class.
 
     The data are in order of score, highest first, so no resample has to be sorted. Both measures are sums
     over the positive images. AUC sums the negative images that each outranks, a tie counting half (Mann and
@@ -341,7 +341,7 @@ def _ranking(data: LabelledScores, clusters: Integers) -> Callable[[Integers], d
     negatives_to = np.searchsorted(falling_negatives, falling, side="right")
     negatives_before = np.searchsorted(falling_negatives, falling, side="left")
 
-    def ranking(times: Integers) -> dict[str, float]:
+    def rank_measures(times: Integers) -> dict[str, float]:
         weights = times[of_positives]
         tp = np.cumulative_sum(weights, include_initial=True)  # among the first 0, 1, ... positives
         fp = np.cumulative_sum(times[of_negatives], include_initial=True)
@@ -357,17 +357,17 @@ def _ranking(data: LabelledScores, clusters: Integers) -> Callable[[Integers], d
             "average_precision": float((weights * precision).sum()) / positives,
         }
 
-    return ranking
+    return rank_measures
 
 
-def _resamples(clusters: int) -> Iterator[Integers]:
+def resamples(clusters: int) -> Iterator[Integers]:
     """How often each cluster is drawn in a sample of equal size with replacement: [clusters] each."""
     random = np.random.default_rng(0)
     for _ in range(RESAMPLES):
         yield np.bincount(random.integers(clusters, size=clusters), minlength=clusters)
 
 
-def _percentile_interval(values: list[float]) -> Interval | None:
+def percentile_interval(values: list[float]) -> Interval | None:
     """None if too few resamples define the measure, or if all have the same value, which is no interval."""
     defined = np.array(values)[~np.isnan(values)]
     if len(defined) < DEFINED_SHARE * len(values):

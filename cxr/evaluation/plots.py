@@ -1,18 +1,23 @@
-"""Figures of an assessment, for print and for colour-blind readers: line styles and shapes differ, too."""
+"""Figures of an assessment or a comparison, for print and for colour-blind readers.
+
+Line styles and shapes differ, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from cxr import RESEARCH_ONLY
 from cxr.evaluation.assessment import Assessment
+from cxr.evaluation.comparison import Comparison, Pairs
 from cxr.evaluation.measures import Estimate, LabelledScores, reliability
 from cxr.files import whole_file
 
@@ -30,6 +35,8 @@ STYLE: Any = {
     "svg.hashsalt": "cxr",
 }
 DOTS_PER_INCH = 200
+FEW_IMAGES = 1000
+NAME_LENGTH = 40  # characters of a file or a run
 SCORE_BINS = [number / 40 for number in range(41)]
 
 
@@ -38,8 +45,20 @@ def write_files(folder: Path, found: Assessment, data: LabelledScores, text: str
 
     Files of a figure that is not defined are of an earlier assessment, and are deleted. Raises OSError.
     """
+    _write(folder, figures(found, data), folder / "evaluation.json", text)
+
+
+def write_comparison(folder: Path, found: Comparison, pairs: Pairs, text: str) -> None:
+    """Write each figure as PNG and SVG, and `text`, the comparison as JSON, as comparison.json.
+
+    Files of a figure that is not defined are of an earlier comparison, and are deleted. Raises OSError.
+    """
+    _write(folder, comparison_figures(found, pairs), folder / "comparison.json", text)
+
+
+def _write(folder: Path, drawn: Iterable[tuple[str, Figure | None]], document: Path, text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures(found, data):
+    for name, figure in drawn:
         for file_format in ("png", "svg"):
             path = folder / f"{name}.{file_format}"
             if figure is None:
@@ -47,7 +66,7 @@ def write_files(folder: Path, found: Assessment, data: LabelledScores, text: str
             else:
                 with whole_file(path) as part:
                     save(figure, part, file_format)
-    with whole_file(folder / "evaluation.json") as part:
+    with whole_file(document) as part:
         part.write_text(text + "\n")
 
 
@@ -60,6 +79,14 @@ def figures(found: Assessment, data: LabelledScores) -> Iterator[tuple[str, Figu
         yield "calibration", _calibration(found, data) if found.probability else None
 
 
+def comparison_figures(found: Comparison, pairs: Pairs) -> Iterator[tuple[str, Figure | None]]:
+    """Name and figure; None for ROC curves without labels or of one class."""
+    with mpl.rc_context(STYLE):
+        yield "compared-scores", _score_by_score(found, pairs)
+        two_classes = pairs.labelled if pairs.labelled and pairs.labelled[0].two_classes else None
+        yield "compared-roc", _two_roc_curves(found, *two_classes) if two_classes else None
+
+
 def save(figure: Figure, path: Path, file_format: str) -> None:
     """Write the figure as "png" or "svg". Raises OSError."""
     with mpl.rc_context(STYLE):
@@ -69,13 +96,25 @@ def save(figure: Figure, path: Path, file_format: str) -> None:
 
 def _figure(title: str, found: Assessment) -> Figure:
     overall, overlap = found.overall, found.training_overlap
-    figure = Figure(figsize=(5.4, 5.6), layout="constrained")
-    figure.suptitle(
-        f"{title}: {found.label}\n{overall.sample}, prevalence {overall.prevalence:.2f}", fontsize=11
-    )
     note = RESEARCH_ONLY
     if overlap and overlap.any:
         note += f"\nThe model was trained on {overlap.text}."
+    return _sheet(f"{title}: {found.label}\n{overall.sample}, prevalence {overall.prevalence:.2f}", note)
+
+
+def _comparison_figure(title: str, found: Comparison) -> Figure:
+    note = RESEARCH_ONLY
+    for name, side in (("A", found.a), ("B", found.b)):
+        source = side.name.replace("$", r"\$")  # between two of them, matplotlib reads a formula
+        note += f"\n{name}: {source[-NAME_LENGTH:]}"
+        if side.training_overlap and side.training_overlap.any:
+            note += f", trained on {side.training_overlap.text}"
+    return _sheet(f"{title}: {found.label}\n{found.sample}", note)
+
+
+def _sheet(heading: str, note: str) -> Figure:
+    figure = Figure(figsize=(5.4, 5.6), layout="constrained")
+    figure.suptitle(heading, fontsize=11)
     figure.supxlabel(note, fontsize=8, color=GREY)
     return figure
 
@@ -155,6 +194,48 @@ def _scores(found: Assessment, data: LabelledScores) -> Figure:
     axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:g}")
     axes.set(xlabel="score", ylabel="images", xlim=(0, 1))
     axes.spines["bottom"].set(linewidth=1.5, zorder=3)  # covers the outlines of empty bins
+    _legend(axes)
+    return figure
+
+
+def _two_roc_curves(found: Comparison, a: LabelledScores, b: LabelledScores) -> Figure:
+    figure = _comparison_figure("ROC curves", found)
+    axes = _unit_square(figure, "1 - specificity", "sensitivity")
+    of_auc = found.reference.differences["auc"] if found.reference else None
+    for name, data, colour, line in (("A", a, VERMILLION, "--"), ("B", b, BLUE, "-")):
+        fall_out, sensitivity, _ = roc_curve(data.positive, data.scores)
+        auc = f": AUC {_text(getattr(of_auc, name.lower()))}" if of_auc else ""
+        axes.plot(fall_out, sensitivity, color=colour, linestyle=line, label=f"{name}{auc}")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="chance")
+    if found.reference and found.reference.specificity is not None:
+        fall_out = 1 - found.reference.specificity
+        axes.axvline(fall_out, color="black", linewidth=0.8, label="compared at this specificity")
+    _legend(axes)
+    return figure
+
+
+def _score_by_score(found: Comparison, pairs: Pairs) -> Figure:
+    figure = _comparison_figure("Scores of the same images", found)
+    axes = _unit_square(figure, "score of A", "score of B")
+    everything = np.ones(len(pairs.a), dtype=bool)
+    classes = [(everything, "image", BLUE, "o")]
+    if pairs.labelled:
+        positive = pairs.labelled[0].positive
+        classes = [(~positive, f"not {found.label}", BLUE, "o"), (positive, found.label, VERMILLION, "^")]
+    # Few images are clear marks, many are a cloud that is darker where there are more.
+    few = len(pairs.a) <= FEW_IMAGES
+    size, opacity = (18, 0.7) if few else (4, max(0.04, FEW_IMAGES / len(pairs.a)))
+    for which, name, colour, marker in classes:
+        style: Any = {"s": size, "alpha": opacity, "color": colour, "marker": marker, "linewidths": 0}
+        # As vectors, a hundred thousand points would be tens of megabytes.
+        axes.scatter(pairs.a[which], pairs.b[which], rasterized=True, **style)
+        axes.scatter([], [], s=18, color=colour, marker=marker, label=f"{name} ({int(which.sum()):,})")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="the same score")
+    for side, draw in ((found.a, axes.axvline), (found.b, axes.axhline)):
+        if side.threshold:
+            draw(side.threshold.value, color="black", linestyle="--", linewidth=0.8)
+    if found.a.threshold or found.b.threshold:
+        axes.plot([], [], color="black", linestyle="--", linewidth=0.8, label="threshold")
     _legend(axes)
     return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -12,10 +13,12 @@ from runs.predictions import Prediction
 from runs.run import Run
 from runs.table import RunTable
 
-from cxr.errors import InputError
+from cxr.errors import InputError, NoSuchLabel
 from cxr.evaluation.csv_table import CsvTable
 from cxr.evaluation.labels import ABNORMAL, NOT_GIVEN
 from cxr.result_rows import labels_of
+from cxr.runs import run_status, run_table
+from cxr.stack import Stack
 
 if TYPE_CHECKING:
     from classifier.model import Model
@@ -40,6 +43,7 @@ class Results:
     decided: bool  # whether it is known which of them were called positive
     labels: Sequence[str] = ()  # that the run has scores of, the primary one first
     threshold: Decimal | None = None  # that the run records
+    model: str = ""  # name:version of the model that the run records
     model_sha256: str = ""  # of the model that made them; empty if not known
 
     @classmethod
@@ -56,12 +60,14 @@ class Results:
                 continue
             labels = labels or sorted(prediction.scores)
             if label not in prediction.scores:
-                raise InputError(f"there are no scores of {label}; expected {' or '.join(prediction.scores)}")
+                raise NoSuchLabel(
+                    f"there are no scores of {label}; expected {' or '.join(prediction.scores)}"
+                )
             positive = (label,) if label in prediction.positive else ()
             scores = {label: prediction.scores[label]}  # all other labels' scores would fill the memory
             found.append(Prediction(prediction.key, scores, positive, prediction.warnings))
         found.sort(key=lambda prediction: prediction.key)
-        return cls(label, found, True, labels, run.thresholds.get(label), run.model_sha256)
+        return cls(label, found, True, labels, run.thresholds.get(label), run.model, run.model_sha256)
 
     def agree_with(self, threshold: Decimal) -> bool:
         """Whether every decision is the one that this threshold gives. True if no decisions are known."""
@@ -110,6 +116,24 @@ class Results:
         )
 
 
+def find_results(name: str, label: str | None = None, *, stack: str, primary: str = ABNORMAL) -> Results:
+    """The results in a CSV file, or those of the run of this name; see `read_results` and `read_run`.
+
+    Raises InputError, and what boto3 raises while it reads a run.
+    """
+    if name.endswith(".csv") or os.sep in name or Path(name).exists():
+        return read_results(Path(name), label, primary)
+    from cxr.aws_errors import AWS_ERRORS, explained
+
+    try:
+        table = run_table(Stack.find(stack))
+        run = run_status(table, name)
+    except (InputError, *AWS_ERRORS) as error:
+        why = error if isinstance(error, InputError) else explained(error)
+        raise InputError(f"{name} is not a file, and no run was found: {why}") from None
+    return read_run(table, run, label)
+
+
 def read_run(table: RunTable, run: Run, label: str | None = None) -> Results:
     """The run's results for `label`, by default the primary one. Raises InputError, and what boto3 raises."""
     about = next(iter(labels_of(table, run, label)), label or ABNORMAL)
@@ -131,7 +155,7 @@ def read_results(path: Path, label: str | None = None, primary: str = ABNORMAL) 
     label = label or decided_label or primary
     column = f"score_{label}" if f"score_{label}" in table.columns else "score"
     if column == "score" and decided_label not in (None, label):
-        raise InputError(f"{path}: expected a column score_{label}; its scores are of {decided_label}")
+        raise NoSuchLabel(f"{path}: expected a column score_{label}; its scores are of {decided_label}")
     predictions: dict[str, Prediction] = {}
     decided = decided_label == label
     for line, row in table:
