@@ -15,6 +15,7 @@ import matplotlib as mpl
 from classifier.handler import FETCHES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from runs.layout import COUNTERS, PARTITIONS
 
 from benchmarks import NIH_IMAGES
 from cxr.evaluation.plots import STYLE, save
@@ -289,14 +290,14 @@ def changes() -> Iterator[str]:
 
     yield "### DynamoDB partition"
     yield (
-        "Predictions are spread over 64 partition keys, which take "
-        f"{64_000 / 2:,.0f} images a second. All counters of a run share one partition key, so that one "
-        f"request reads them. It takes 500 jobs a second: {500 * 32:,} images a second with "
+        f"Predictions are spread over {PARTITIONS} partition keys, which take "
+        f"{PARTITIONS * 1000 / 2:,.0f} images a second. All counters of a run share one partition "
+        f"key, so that one request reads them. It takes 500 jobs a second: {500 * 32:,} images a second with "
         f"`imagesPerJob=32`, and {500 * 99:,} with 99. DynamoDB may split that key under load, but does not "
         "promise it. The formula leaves one thing out: two transactions on one counter at the same moment "
         "conflict, and one is repeated.\n\n"
-        "*Beyond:* start several runs. Or give each counter its own partition key; then 16 reads tell the "
-        "state of a run."
+        "*Beyond:* start several runs. Or give each counter its own partition key; then "
+        f"{COUNTERS} reads tell the state of a run."
     )
 
     yield "### stream"

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cxr.errors import InputError
+from stacks.config import DEFAULT_NAME
 
 if TYPE_CHECKING:
     import boto3
 
-NAME = "ChestXray"
 ATTEMPTS = 5  # of a request that failed for a reason that may pass
 
 
@@ -33,7 +33,7 @@ class Stack:
     settings: Mapping[str, Any] = field(default_factory=dict)  # by their names for -c; {} of older stacks
 
     @classmethod
-    def find(cls, name: str = NAME) -> Stack:
+    def find(cls, name: str = DEFAULT_NAME) -> Stack:
         """The stack of this name in the account and region of the environment.
 
         Raises InputError if it is not there or not a stack of this app, and what boto3 raises.
@@ -54,7 +54,7 @@ class Stack:
         return cls.of(outputs, name)
 
     @classmethod
-    def of(cls, outputs: Mapping[str, str], name: str = NAME) -> Stack:
+    def of(cls, outputs: Mapping[str, str], name: str = DEFAULT_NAME) -> Stack:
         """The stack with these outputs. Raises InputError if one is missing."""
         try:
             return cls(

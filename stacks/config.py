@@ -26,6 +26,7 @@ ONE_VCPU_MB = (
 STOP_SECONDS = 10  # the classifier stops this long before its deadline, to report the jobs that are not done
 
 STACK_NAME = "stackName"  # a setting of the app, not of the stack: two stacks in one account need two names
+DEFAULT_NAME = "ChestXray"  # of the stack
 
 # The settings that bear on how a run goes. Every run records them.
 RUN_SETTINGS = (
@@ -220,7 +221,7 @@ def context_name(field_name: str) -> str:
 
 def stack_name(context: Mapping[str, object]) -> str:
     """The name that `-c stackName=NAME` gives the stack. Raises ConfigError for one that is not allowed."""
-    name = str(context.get(STACK_NAME, "ChestXray"))
+    name = str(context.get(STACK_NAME, DEFAULT_NAME))
     # CloudFormation API reference, CreateStack, StackName
     if not re.fullmatch("[A-Za-z][A-Za-z0-9-]{0,127}", name):
         raise ConfigError(

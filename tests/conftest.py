@@ -33,6 +33,7 @@ DEFAULT_HANDLERS: dict[signal.Signals, Any] = {
 }
 
 
+@pytest.hookimpl(optionalhook=True)  # not there without pytest-xdist
 def pytest_xdist_auto_num_workers() -> int:
     """One process more than cores, because some tests wait; a process takes up to 1 GB."""
     return min(4, (os.cpu_count() or 1) + 1)

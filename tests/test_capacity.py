@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -376,8 +377,13 @@ class TestFiles:
         assert next(iter(capacity.read_json(capacity.SERVICE_TIMES)["images_per_second"])) == shipped["name"]
 
     @pytest.mark.slow
-    def test_the_page_on_scaling_is_up_to_date(self, tmp_path: Path) -> None:
-        """If it is not: python -m benchmarks.scaling"""
+    def test_the_page_on_scaling_is_up_to_date(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """For the partitions and counters that it names. If it is not: python -m benchmarks.scaling"""
+        page = (ROOT / "docs" / "scaling.md").read_text()
+        for name, named in (("PARTITIONS", r"over (\d+) partition keys"), ("COUNTERS", r"then (\d+) reads")):
+            (number,) = re.findall(named, page)
+            for module in (capacity, scaling):
+                monkeypatch.setattr(module, name, int(number))
         scaling.write(tmp_path)
         names = sorted(path.name for path in tmp_path.iterdir())
         assert names == ["scaling-cost.svg", "scaling-shards.svg", "scaling-time.svg", "scaling.md"]

@@ -13,8 +13,8 @@ from cxr import RESEARCH_ONLY
 from cxr.commands.options import Json, StackName, scored_by_bundle
 from cxr.commands.terminal import console, errors_reported, shown
 from cxr.errors import InputError, NoSuchLabel
-from cxr.stack import NAME
 from cxr.words import counted
+from stacks.config import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from classifier.model import Model
@@ -37,7 +37,8 @@ def compare(
         ),
     ] = None,
     label: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Label to compare. Default: the primary one of A.")
+        str | None,
+        typer.Option(metavar="NAME", help="Label to compare. Default: the primary one of A."),
     ] = None,
     at_specificity: Annotated[
         float | None,
@@ -69,7 +70,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for plots (PNG, SVG) and comparison.json.")
     ] = None,
-    stack: StackName = NAME,
+    stack: StackName = DEFAULT_NAME,
     as_json: Json = False,
 ) -> None:
     """Compare two models on the same images, or two runs of one model.

@@ -10,12 +10,12 @@ from rich.table import Column, Table
 
 from cxr.commands.options import Json, StackName
 from cxr.commands.terminal import console, errors_reported, shown
-from cxr.stack import NAME
+from stacks.config import DEFAULT_NAME
 
 SIGNS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
 
 
-def doctor(stack: StackName = NAME, as_json: Json = False) -> None:
+def doctor(stack: StackName = DEFAULT_NAME, as_json: Json = False) -> None:
     """Check credentials, stack, quotas and tools, and say what to do about each problem.
 
     Changes nothing. A check that these credentials may not make, or that local

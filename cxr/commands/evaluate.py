@@ -12,7 +12,7 @@ from cxr import RESEARCH_ONLY
 from cxr.commands.options import Json, StackName, scored_by_bundle
 from cxr.commands.terminal import console, errors_reported, shown
 from cxr.errors import InputError
-from cxr.stack import NAME
+from stacks.config import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from classifier.model import Model
@@ -70,7 +70,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for plots (PNG, SVG) and evaluation.json.")
     ] = None,
-    stack: StackName = NAME,
+    stack: StackName = DEFAULT_NAME,
     as_json: Json = False,
 ) -> None:
     """Measure scores against reference labels, each measure with its 95% interval.

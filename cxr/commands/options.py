@@ -9,7 +9,8 @@ import typer
 
 from cxr.errors import InputError
 from cxr.runs import list_runs
-from cxr.stack import NAME, Stack
+from cxr.stack import Stack
+from stacks.config import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from classifier.model import Model
@@ -22,14 +23,15 @@ def complete_run(context: typer.Context, incomplete: str) -> list[str]:
     from cxr.aws_errors import AWS_ERRORS
 
     try:
-        runs = list_runs(Stack.find(context.params.get("stack") or NAME))
+        runs = list_runs(Stack.find(context.params.get("stack") or DEFAULT_NAME))
     except (InputError, *AWS_ERRORS):
         return []
     return [run.run_id for run in runs if run.run_id.startswith(incomplete)]
 
 
 StackName = Annotated[
-    str, typer.Option("--stack", metavar="NAME", help="The deployed stack, in AWS_REGION and AWS_PROFILE.")
+    str,
+    typer.Option("--stack", metavar="NAME", help="The deployed stack, in AWS_REGION and AWS_PROFILE."),
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", autocompletion=complete_run)]
 Bundle = Annotated[

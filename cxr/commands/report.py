@@ -13,7 +13,8 @@ from cxr.commands.terminal import console, errors_reported, notes, shown
 from cxr.errors import InputError
 from cxr.result_rows import labels_of
 from cxr.runs import run_status, run_table
-from cxr.stack import NAME, Stack
+from cxr.stack import Stack
+from stacks.config import DEFAULT_NAME
 
 
 def report(
@@ -35,7 +36,8 @@ def report(
         typer.Option(metavar="COLUMN", help="Also measure by this column of the labels. Repeatable."),
     ] = None,
     label: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Label of the report. Default: the primary one.")
+        str | None,
+        typer.Option(metavar="NAME", help="Label of the report. Default: the primary one."),
     ] = None,
     no_images: Annotated[
         bool, typer.Option("--no-images", help="Leave out the pictures: only keys and scores are left.")
@@ -47,7 +49,7 @@ def report(
             help="Bundle that scored the run, for its model card and heatmaps. Default: the one that ships.",
         ),
     ] = None,
-    stack: StackName = NAME,
+    stack: StackName = DEFAULT_NAME,
 ) -> None:
     """Write a run as one HTML file: figures, charts, gallery, every prediction.
 

@@ -16,8 +16,9 @@ from cxr.errors import InputError
 from cxr.files import whole_file
 from cxr.result_rows import Row, write_csv, write_json_lines
 from cxr.result_rows import results as read_results
-from cxr.stack import NAME, Stack
+from cxr.stack import Stack
 from cxr.words import counted
+from stacks.config import DEFAULT_NAME
 
 
 class Format(StrEnum):
@@ -57,7 +58,7 @@ def results(
     ] = None,
     min_score: Annotated[float | None, typer.Option(metavar="X", help="Only scores of at least X.")] = None,
     max_score: Annotated[float | None, typer.Option(metavar="X", help="Only scores of at most X.")] = None,
-    stack: StackName = NAME,
+    stack: StackName = DEFAULT_NAME,
 ) -> None:
     """Write a run's predictions, as CSV or JSON Lines.
 

@@ -31,9 +31,10 @@ from cxr.operations import cancel_run, check_deletable, delete_run, start_run
 from cxr.retry import retry_run
 from cxr.runs import RunStatus, list_runs
 from cxr.runs import status as read_status
-from cxr.stack import NAME, Stack
+from cxr.stack import Stack
 from cxr.upload import files_in
 from cxr.words import counted
+from stacks.config import DEFAULT_NAME
 
 
 def upload(
@@ -42,7 +43,7 @@ def upload(
         str | None,
         typer.Option(metavar="PREFIX", help="Folder in the bucket to put them in. Default: the stack's."),
     ] = None,
-    stack: StackName = NAME,
+    stack: StackName = DEFAULT_NAME,
     as_json: Json = False,
 ) -> None:
     """Upload a folder of images into the stack's bucket.
@@ -87,7 +88,7 @@ def run(
             "--no-wait", help="Do not wait for the job creator. Its errors are then in its log only."
         ),
     ] = False,
-    stack: StackName = NAME,
+    stack: StackName = DEFAULT_NAME,
     as_json: Json = False,
 ) -> None:
     """Start or continue a run.
@@ -128,7 +129,7 @@ def run(
             )
 
 
-def runs(stack: StackName = NAME, as_json: Json = False) -> None:
+def runs(stack: StackName = DEFAULT_NAME, as_json: Json = False) -> None:
     """List the runs, the newest first.
 
     The JSON is a list of objects: run, state, model, expected, scored, failed,
@@ -168,7 +169,7 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", help="Follow the run until it is complete, cancelled or stuck.")
     ] = False,
-    stack: StackName = NAME,
+    stack: StackName = DEFAULT_NAME,
     as_json: Json = False,
 ) -> None:
     """Show how far a run is, in at most 20 requests whatever its size.
@@ -204,7 +205,7 @@ def retry(
         ),
     ] = None,
     all_failed: Annotated[bool, typer.Option("--all-failed", help="Also all FAILED images.")] = False,
-    stack: StackName = NAME,
+    stack: StackName = DEFAULT_NAME,
     as_json: Json = False,
 ) -> None:
     """Send failed images again, after their cause is removed.
@@ -253,7 +254,7 @@ def retry(
             console.print(f"Follow the run by `cxr status {run}{watch}`", markup=False, soft_wrap=True)
 
 
-def cancel(run: RunName, stack: StackName = NAME, as_json: Json = False) -> None:
+def cancel(run: RunName, stack: StackName = DEFAULT_NAME, as_json: Json = False) -> None:
     """Cancel a run: waiting jobs are dropped, predictions stay.
 
     The same command that started the run continues it.
@@ -280,7 +281,7 @@ def cancel(run: RunName, stack: StackName = NAME, as_json: Json = False) -> None
 def delete(
     run: RunName,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    stack: StackName = NAME,
+    stack: StackName = DEFAULT_NAME,
     as_json: Json = False,
 ) -> None:
     """Delete a run for good: its predictions, and its jobs in the failure bucket.
@@ -340,6 +341,6 @@ def start_line(stack: Stack, run: RunStatus) -> str:
         words += ["--keys", "FILE"]
     if "job_count" in run.source:
         words += ["--count", str(run.source["job_count"])]
-    if stack.name != NAME:
+    if stack.name != DEFAULT_NAME:
         words += ["--stack", stack.name]
     return shlex.join(words)

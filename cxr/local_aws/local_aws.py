@@ -27,7 +27,7 @@ from cxr.local_aws.containers import Containers
 from cxr.local_aws.execution_environment import Function, FunctionSpec
 from cxr.local_aws.function_host import FunctionHost
 from cxr.local_aws.processes import Processes, signals_held
-from cxr.stack import NAME
+from stacks.config import DEFAULT_NAME
 
 ACCOUNT, REGION = "000000000000", "us-east-1"  # MiniStack's own
 START_SECONDS = 60
@@ -98,7 +98,7 @@ class LocalAws:
         self._cdk("deploy", *options, *settings, cwd=self._project)
         if self._host:
             self._host.plug_in()
-        stack = boto3.Session().client("cloudformation").describe_stacks(StackName=NAME)["Stacks"][0]
+        stack = boto3.Session().client("cloudformation").describe_stacks(StackName=DEFAULT_NAME)["Stacks"][0]
         return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
 
     @property
