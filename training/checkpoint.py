@@ -27,11 +27,7 @@ _UNREADABLE = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError),
     *(RuntimeError, TypeError, ValueError),
 )
-STATE_NAMES = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-)  # where programs keep the tensors among other things
+STATE_NAMES = ("state_dict", "model_state_dict", "model")  # of the tensors, in a file that holds more
 
 
 class CheckpointError(Exception):

@@ -20,8 +20,8 @@ your X-rays. The command prints how much the scores of these X-rays change, and 
 
 No code in a checkpoint is run: a file with anything but tensors, numbers and names is refused.
 
-Any other image classifier of PyTorch: a function of yours that returns the module, or the name of a network of
-torchvision or timm, with your weights.
+Any other image classifier of PyTorch: a function of yours that returns the module, or the name of a network
+of torchvision or timm, with your weights.
 
     .venv-training/bin/python -m training.export torchvision resnet18 --weights weights.pt --out DIR \\
         --labels normal,pneumonia,other --resize 256 --crop 224 \\
@@ -165,9 +165,8 @@ def to_graph(network: nn.Module, name: str, channels: int, side: int) -> onnx.Mo
     graph: onnx.ModelProto = program.model_proto
     found = open_session(graph.SerializeToString()).run(None, {"image": images.numpy()})[0]
     if not np.allclose(found, expected.numpy(), rtol=1e-4, atol=1e-4):
-        raise CheckpointError(
-            f"{name}: ONNX Runtime gives other outputs than torch, by {abs(found - expected.numpy()).max():.2g}"
-        )
+        difference = abs(found - expected.numpy()).max()
+        raise CheckpointError(f"{name}: outputs of ONNX Runtime and of torch differ by {difference:.2g}")
     return graph
 
 

@@ -142,8 +142,9 @@ def _card_problems(card: Mapping[str, Any]) -> Iterator[str]:
         pair = isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds))
         if name not in ("brightness", "contrast") or not pair or bounds[0] > bounds[1]:
             yield f"training_range: expected brightness and contrast, each [least, greatest], found {name}"
+    names = label_names(card)
     for label, score in _object(card, "self_test").items():
-        if not _is_score(score) or label not in label_names(card):
+        if not _is_score(score) or (names and label not in names):
             yield f"self_test: expected a score from 0 to 1 for a label, found {label}: {score!r}"
     for name in ("training_range", "self_test", "training", "metrics"):
         if not isinstance(card.get(name, {}), dict):
