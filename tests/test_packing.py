@@ -1,6 +1,8 @@
 """`cxr model pack`: bundles of ONNX files of every form, and why a file cannot be packed."""
 
+import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from classifier.model import Model
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from support import ROOT
 from test_model_commands import cxr
 from typer.testing import Result
 
@@ -361,3 +364,35 @@ def test_a_packed_bundle_is_a_model_in_a_notebook(tmp_path: Path) -> None:
     pack(tmp_path, network())
     model = Model(tmp_path / "bundle", trial=True)
     assert model.name == "network:1.0.0"
+
+
+def test_a_run_scores_with_the_packed_model(tmp_path: Path) -> None:
+    """From a file in ONNX to rows of results, through the whole stack."""
+    if not shutil.which("node") or not (ROOT / "node_modules").exists():
+        pytest.skip("needs Node.js and `npm ci`")
+    model = network()
+    pack(tmp_path, model)
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        draw_phantom(number, opacity=True).save(tmp_path / "images" / f"{number}.png")
+    csv_file = tmp_path / "results.csv"
+    result = cxr(
+        *("local", "demo", "--bundle", tmp_path / "bundle"),
+        *("--images", tmp_path / "images", "--csv", csv_file),
+    )
+    assert result.exit_code == 0, result.output
+    assert "3 scored by network:1.0.0" in result.stdout
+    with csv_file.open() as file:
+        rows = list(csv.DictReader(file))
+    expected = [softmax(logits(model, draw_phantom(n, opacity=True), 3)[0])[0] for n in range(3)]
+    assert [float(row["score"]) for row in rows] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_demo_refuses_a_bundle_before_it_starts_anything(tmp_path: Path) -> None:
+    pack(tmp_path, network())
+    card = json.loads((tmp_path / "bundle" / "model.json").read_text())
+    (tmp_path / "bundle" / "model.json").write_text(json.dumps(card | {"labels": card["labels"][:2]}))
+    result = cxr("local", "demo", "--bundle", tmp_path / "bundle", "--csv", tmp_path / "results.csv")
+    assert result.exit_code == 2
+    assert "expected scores of float [images, 2] by model.json" in result.stderr
+    assert not (tmp_path / "results.csv").exists()
