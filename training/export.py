@@ -160,7 +160,7 @@ def to_graph(network: nn.Module, name: str, channels: int, side: int) -> onnx.Mo
     except Exception as error:  # noqa: BLE001 - the code of the network, and torch's exporter
         cause = error.__cause__ or error
         raise CheckpointError(
-            f"{name}: torch cannot export it: {type(cause).__name__}: {one_line(cause)}"
+            f"{name}: torch cannot run or export it: {type(cause).__name__}: {one_line(cause)}"
         ) from None
     graph: onnx.ModelProto = program.model_proto
     found = open_session(graph.SerializeToString()).run(None, {"image": images.numpy()})[0]
