@@ -9,21 +9,23 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--custom-compile-command 'make lock' $(UPGRADE)
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help install demo test search test-training bench soak wire image lint format docs lock audit synth deploy destroy clean
+.PHONY: help install install-training demo test search test-training bench soak wire image lint format docs lock audit synth deploy destroy clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: .venv/.installed  ## Set up what the demo, the cxr command and cdk need
 
-demo: install  ## Score chest X-rays here, through the whole stack on local AWS: make demo [IMAGES=DIR]
-	@$(BIN)/cxr local demo $(if $(IMAGES),--images "$(IMAGES)")
+demo: install  ## Score chest X-rays here, through the whole stack on local AWS: make demo [IMAGES=DIR] [MODEL=DIR]
+	@$(BIN)/cxr local demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--bundle "$(MODEL)")
 
 test: $(DEV) .venv/.chromium  ## Run all tests but those of training/
 	$(PYTEST)
 
 search: $(DEV)  ## Run the slow tests: those that draw examples with many of them, long runs, faults on the wire
 	$(PYTEST) --search
+
+install-training: .venv-training/.installed  ## Install what training/ needs into .venv-training: torch, several GB
 
 test-training: .venv-training/.installed $(DEV)  ## Install torch (several GB), check and test training/
 	$(BIN)/mypy --follow-imports silent --python-executable .venv-training/bin/python training tests/training
@@ -39,8 +41,8 @@ soak: $(DEV)  ## Random faults and damaged images for a long time: make soak [SE
 wire: $(DEV)  ## Score 2,000 images on local AWS with faults on the wire: make wire [IMAGES=DIR]
 	$(BIN)/python -m reliability.wire $(if $(IMAGES),--images-from "$(IMAGES)")
 
-image: install  ## Build the classifier's image and score an X-ray in it: make image [XRAY=FILE] [BASE_IMAGE=NAME]
-	$(BIN)/python -m tools.build_image $(if $(XRAY),--xray "$(XRAY)") $(if $(BASE_IMAGE),--base "$(BASE_IMAGE)")
+image: install  ## Build the classifier's image and score an X-ray in it: make image [XRAY=FILE] [BASE_IMAGE=NAME] [MODEL=DIR]
+	$(BIN)/python -m tools.build_image $(if $(XRAY),--xray "$(XRAY)") $(if $(BASE_IMAGE),--base "$(BASE_IMAGE)") $(if $(MODEL),--model "$(MODEL)")
 
 lint: $(DEV)  ## Check style and types
 	$(BIN)/ruff check .

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import tempfile
+from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from classifier.bounds import MAX_BYTES, ImageError
-from classifier.model import BundleError, Model
+from classifier.bundle import BundleError
+from classifier.model import Model
 from runs.predictions import Prediction
 
 from cxr import PROJECT
@@ -16,12 +23,52 @@ from cxr.phantoms import draw_phantom
 SHIPPED = PROJECT / "containers" / "classifier" / "model"
 
 
-def load(folder: Path | None = None) -> Model:
-    """The bundle in a folder, by default the one that ships. Raises InputError."""
+def load(folder: Path | None = None, *, trial: bool = False) -> Model:
+    """The bundle in a folder, by default the one that ships. With `trial` it must also score test images.
+
+    Raises InputError.
+    """
     try:
-        return Model(folder or SHIPPED)
+        return Model(folder or SHIPPED, trial=trial)
     except BundleError as error:
         raise InputError(str(error)) from None
+
+
+def write(graph: bytes, card: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write a bundle to a new folder, complete or not at all. Returns what its model.json holds.
+
+    That is `card` with the `sha256` of the graph and the `self_test`. Raises InputError for a bundle that the
+    classifier would refuse, and for a folder that exists; and OSError.
+    """
+    expect_new(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        part = Path(unfinished) / "bundle"  # a temporary folder has other permissions
+        part.mkdir()
+        try:
+            written = fill(graph, card, part)
+        except InputError as error:
+            raise InputError(str(error).replace(str(part), str(folder))) from None
+        part.rename(folder)
+    return written
+
+
+def expect_new(folder: Path) -> None:
+    """Raises InputError for a folder that exists: no bundle is overwritten."""
+    if folder.exists() or folder.is_symlink():
+        raise InputError(f"{folder}: exists, and no bundle is overwritten: expected a new folder")
+
+
+def fill(graph: bytes, card: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the two files of a bundle to a folder. Returns and raises what `write` does."""
+    (folder / "model.onnx").write_bytes(graph)
+    sha256 = hashlib.sha256(graph).hexdigest()
+    full = {"name": card["name"], "version": card["version"], "sha256": sha256, **card}
+    _write_json(full, folder / "model.json")
+    scores = _drawing_scores(load(folder, trial=True))
+    full["self_test"] = {label: float(score) for label, score in scores.items()}
+    _write_json(full, folder / "model.json")
+    return full
 
 
 def score_file(model: Model, file: Path) -> Prediction:
@@ -50,8 +97,16 @@ def self_test(model: Model) -> dict[str, tuple[float, float]]:
     expected = model.card.get("self_test")
     if not expected:
         raise InputError(f"{model.name}: model.json has no self_test, so the model cannot be checked here")
+    scores = _drawing_scores(model)
+    return {label: (float(scores[label]), value) for label, value in expected.items()}
+
+
+def _drawing_scores(model: Model) -> dict[str, Decimal]:
     drawing = io.BytesIO()
     draw_phantom(0, opacity=True).save(drawing, "PNG")
     pixels, _ = model.prepare(drawing.getvalue())
-    scores = model.score([pixels])[0]
-    return {label: (float(scores[label]), value) for label, value in expected.items()}
+    return model.score([pixels])[0]
+
+
+def _write_json(content: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

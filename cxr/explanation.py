@@ -6,7 +6,8 @@ from decimal import Decimal
 
 import numpy as np
 import numpy.typing as npt
-from classifier.model import BundleError, Model
+from classifier.bundle import BundleError
+from classifier.model import Model
 from classifier.preprocessing import Pixels
 from PIL import Image, ImageDraw, ImageFont
 

@@ -1,7 +1,5 @@
 """The function that scores images, the model in its image, and the mapping that feeds it from the stream."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +26,15 @@ from aws_cdk.aws_lambda import (
     Tracing,
 )
 from aws_cdk.aws_s3 import IBucket
+from classifier.bundle import Bundle, BundleError
 from constructs import Construct
 
 from stacks.config import Config, ConfigError
 from stacks.function_role import FunctionRole
+from stacks.image_context import DOCKERFILE, PROJECT, SHIPPED, image_context
 from stacks.job_stream import JobStream
 from stacks.permissions import allow, allow_shared, through
 from stacks.storage import Storage
-
-PROJECT = Path(__file__).parents[1]
-MODEL_BUNDLE = PROJECT / "containers" / "classifier" / "model"
 
 
 @dataclass(frozen=True)
@@ -49,24 +46,23 @@ class Model:
     labels: list[dict[str, Any]]  # name and threshold of each, in the order of the bundle: the primary first
 
 
+def bundle_folder(config: Config) -> Path:
+    """The folder of the model that the stack scores with."""
+    return PROJECT / Path(config.model).expanduser() if config.model else SHIPPED
+
+
 def read_model(bundle: Path) -> Model:
-    """The model in a bundle's folder. Raises ConfigError if a file or a field is missing or wrong."""
+    """The model in a bundle's folder. Raises ConfigError for a bundle that the classifier would refuse."""
     try:
-        card = json.loads((bundle / "model.json").read_text(encoding="utf-8"))
-        model = Model(
-            name=f"{card['name']}:{card['version']}",
-            sha256=card["sha256"],
-            labels=[{"name": label["name"], "threshold": label["threshold"]} for label in card["labels"]],
-        )
-        found = hashlib.sha256((bundle / "model.onnx").read_bytes()).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{bundle}: expected model.json (with name, version, sha256, labels) beside model.onnx, "
-            f"but {type(error).__name__}: {error}"
-        ) from error
-    if found != model.sha256:
-        raise ConfigError(f"{bundle}: expected model.onnx with SHA-256 {model.sha256}, found {found}")
-    return model
+        found = Bundle.read(bundle, trial=True)
+    except BundleError as error:
+        raise ConfigError(f"model: {error}") from None
+    card = found.card
+    return Model(
+        name=f"{card['name']}:{card['version']}",
+        sha256=found.sha256,
+        labels=[{"name": label["name"], "threshold": label["threshold"]} for label in card["labels"]],
+    )
 
 
 @jsii.implements(IEventSourceDlq)
@@ -99,32 +95,35 @@ class Classifier(Construct):
             "arm64": (Architecture.ARM_64, Platform.LINUX_ARM64),
         }[config.architecture]
         role = FunctionRole(self, "Role", config=config, key=key)
-        self.function = DockerImageFunction(
-            self,
-            "Function",
-            description="Scores the images of its jobs and writes a prediction for each",
-            code=DockerImageCode.from_image_asset(
-                str(PROJECT),
-                file="containers/classifier/Dockerfile",
-                platform=platform,
-                build_args={"BASE_IMAGE": config.base_image} if config.base_image else None,
-            ),
-            architecture=architecture,
-            role=role,
-            log_group=role.log_group,
-            logging_format=LoggingFormat.JSON,
-            # Above INFO, Lambda would drop its own reports and the line that CloudWatch takes metrics from.
-            application_log_level_v2=ApplicationLogLevel.INFO,
-            system_log_level_v2=SystemLogLevel.INFO,
-            tracing=Tracing.ACTIVE,
-            timeout=Duration.seconds(config.timeout),
-            memory_size=config.memory,
-            environment_encryption=key,
-            environment={
-                "BUCKET_NAME": storage.images.bucket_name,
-                "TABLE_NAME": storage.table.table_name,
-            },
-        )
+        # The CDK copies the context to cdk.out within the block.
+        with image_context(bundle_folder(config)) as context:
+            self.function = DockerImageFunction(
+                self,
+                "Function",
+                description="Scores the images of its jobs and writes a prediction for each",
+                code=DockerImageCode.from_image_asset(
+                    str(context),
+                    file=DOCKERFILE,
+                    platform=platform,
+                    build_args={"BASE_IMAGE": config.base_image} if config.base_image else None,
+                ),
+                architecture=architecture,
+                role=role,
+                log_group=role.log_group,
+                logging_format=LoggingFormat.JSON,
+                # Above INFO, Lambda would drop its own reports and the line that CloudWatch takes metrics
+                # from.
+                application_log_level_v2=ApplicationLogLevel.INFO,
+                system_log_level_v2=SystemLogLevel.INFO,
+                tracing=Tracing.ACTIVE,
+                timeout=Duration.seconds(config.timeout),
+                memory_size=config.memory,
+                environment_encryption=key,
+                environment={
+                    "BUCKET_NAME": storage.images.bucket_name,
+                    "TABLE_NAME": storage.table.table_name,
+                },
+            )
         self.mapping = EventSourceMapping(
             self,
             "Mapping",

@@ -135,6 +135,13 @@ class Config:
         "an image by its digest, NAME@sha256: and 64 hex digits",
         "base of the classifier's image, by digest. Without this, AWS's newest image for Python 3.13",
     )
+    model: str | None = _text(
+        None,
+        r"[^\x00-\x1f\x7f]+",
+        "a folder",
+        "folder with the model.json and model.onnx that score; a relative one is looked for in the project's "
+        "folder. Without this, the model that ships",
+    )
     failure_expiry: int = _number(90, range(1, 3651), "days that the failure bucket keeps an object")
     log_retention: int = _number(30, LOG_RETENTION_DAYS, "days that CloudWatch keeps the functions' logs")
     alarm_topic: str | None = _text(

@@ -4,7 +4,7 @@ from aws_cdk import Stack
 from aws_cdk.aws_kms import Key
 from constructs import Construct
 
-from stacks.classifier import MODEL_BUNDLE, Classifier, read_model
+from stacks.classifier import Classifier, bundle_folder, read_model
 from stacks.config import Config
 from stacks.job_creator import JobCreator
 from stacks.job_stream import JobStream
@@ -20,6 +20,7 @@ class InferenceStack(Stack):
         super().__init__(
             scope, construct_id, description="Scores chest X-rays. Research use only, not for patient care."
         )
+        model = read_model(bundle_folder(config))
         key = Key.from_key_arn(self, "Key", config.kms_key) if config.kms_key else None
         storage = Storage(self, "Storage", config=config, key=key)
         jobs = JobStream(self, "Jobs", config=config, key=key, access_logs=storage.access_logs)
@@ -30,7 +31,7 @@ class InferenceStack(Stack):
             config=config,
             storage=storage,
             jobs=jobs,
-            model=read_model(MODEL_BUNDLE),
+            model=model,
             key=key,
         )
         Monitoring(

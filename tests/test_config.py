@@ -31,6 +31,7 @@ DEFAULTS = {
     "timeout": 120,
     "architecture": "x86_64",
     "base_image": None,
+    "model": None,
     "failure_expiry": 90,
     "log_retention": 30,
     "data": "keep",
@@ -76,6 +77,7 @@ def test_defaults() -> None:
         ("architecture", "x86_64", "architecture", "x86_64"),
         ("architecture", "arm64", "architecture", "arm64"),
         ("baseImage", BASE_IMAGE, "base_image", BASE_IMAGE),
+        ("model", "../our model/v2", "model", "../our model/v2"),
         ("failureExpiry", "1", "failure_expiry", 1),
         ("failureExpiry", "3650", "failure_expiry", 3650),
         ("logRetention", "1", "log_retention", 1),
@@ -132,6 +134,7 @@ def test_numbers_of_cdk_json_need_no_quotes() -> None:
         ("kmsKey", "alias/xrays", "the ARN of a KMS key"),
         ("alarmTopic", "on-call", "the ARN of an SNS topic"),
         ("baseImage", "public.ecr.aws/lambda/python:3.13", "an image by its digest"),
+        ("model", "", "a folder"),
         ("prefix", "", "each ending in '/'"),
         ("prefix", "/", "each ending in '/'"),
         ("prefix", "/cxr/", "each ending in '/'"),
@@ -274,6 +277,7 @@ ALL_SET = Config.from_context(
         "timeout": "90",
         "architecture": "arm64",
         "baseImage": BASE_IMAGE,
+        "model": "../our model",
         "failureExpiry": "14",
         "logRetention": "400",
         "alarmTopic": "arn:aws:sns:eu-west-1:111122223333:on-call",
@@ -303,7 +307,7 @@ def test_settings_have_the_names_of_the_command_line() -> None:
 
 
 def test_settings_without_a_value_are_left_out() -> None:
-    assert {"imagesBucket", "imagesKmsKey", "kmsKey", "baseImage", "alarmTopic"} == (
+    assert {"imagesBucket", "imagesKmsKey", "kmsKey", "baseImage", "model", "alarmTopic"} == (
         ALL_SET.settings().keys() - Config().settings().keys()
     )
 

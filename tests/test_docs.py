@@ -1,6 +1,5 @@
 """The documentation: its tables are what the code says, its links lead somewhere, its examples work."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -8,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from classifier.model import Model
+from classifier.preprocessing import Preprocessing
 from support import ROOT
 
-from cxr.bundles import SHIPPED
+from cxr.bundles import self_test
 from tools.markdown import filled
 from tools.tables import TABLES
 
@@ -73,14 +73,18 @@ def test_every_alarm_links_to_what_to_do() -> None:
     assert set(re.findall(r"^\| \[\w+\]\(#(\w+)\)", runbook.read_text(), re.MULTILINE)) <= anchors(runbook)
 
 
-def test_the_model_json_of_the_docs_is_a_bundle(tmp_path: Path) -> None:
-    """It describes the graph that ships; the digest is the only field that may be of an older one."""
-    (example,) = re.findall(
-        r"^## model\.json\n.*?^```json\n(.*?)^```", (ROOT / "docs" / "models.md").read_text(), re.M | re.S
-    )
-    shipped = Model(SHIPPED)
-    card = json.loads(example) | {"sha256": shipped.sha256}
-    (tmp_path / "model.json").write_text(json.dumps(card))
-    (tmp_path / "model.onnx").symlink_to(SHIPPED / "model.onnx")
-    model = Model(tmp_path)
-    assert (model.name, list(model.thresholds)) == ("my-model:1.0.0", ["abnormal"])
+def test_the_bundle_of_the_docs_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model.json has every field of the tables, and describes the graph that the page's Python writes."""
+    page = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "model.json").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "docs/bundle.md", "exec"), {})
+    model = Model(tmp_path, trial=True)
+    for score, expected in self_test(model).values():
+        assert score == pytest.approx(expected, abs=1e-3)
+    rows = re.findall(r"^\| (`.+?) \| (?:yes|no) \|", page, re.MULTILINE)
+    assert {name for row in rows for name in row.split(", ")} == {f"`{field}`" for field in model.card}
+    fields = re.findall(r"^\| `(\w+)` \| (?:required|`[^`]+`) \|", page, re.MULTILINE)
+    assert set(fields) == model.card["preprocessing"].keys() == Preprocessing.__dataclass_fields__.keys()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
-from classifier.model import BundleError, Model
+from classifier.bundle import BundleError
+from classifier.model import Model
+from onnx import TensorProto, helper
 from support import ROOT
 
 BUNDLE = ROOT / "containers" / "classifier" / "model"
@@ -107,7 +111,7 @@ def test_an_input_that_the_graph_does_not_take_is_refused(
     [
         ({"labels": [{"name": "abnormal"}]}, r"model\.json: expected a field 'threshold', found none"),
         ({"labels": [{"name": "abnormal", "threshold": "high"}]}, r"model\.json: "),
-        ({"preprocessing": {"channels": 3}}, r"model\.json: .*missing 2 required .* 'resize' and 'crop'"),
+        ({"preprocessing": {"channels": 3}}, r"model\.json: preprocessing: expected resize, crop"),
         ({"preprocessing": {"channels": 2, "resize": 9, "crop": 9}}, "channels is 1 or 3"),
     ],
 )
@@ -116,6 +120,139 @@ def test_a_card_that_says_too_little_or_too_much_is_refused(
 ) -> None:
     with pytest.raises(BundleError, match=message):
         Model(altered(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"name": ""}, "name: expected text, found ''"),
+        ({"version": 1.0}, "version: expected text, found 1.0"),
+        ({"labels": []}, "labels: expected a list of one or more, found []"),
+        ({"labels": ["abnormal"]}, "labels: expected objects with name and threshold, found 'abnormal'"),
+        (
+            {"labels": [{"name": "abnormal", "threshold": 50}]},
+            "labels: expected a threshold from 0 to 1, found 50",
+        ),
+        (
+            {"labels": [{"name": "abnormal", "threshold": math.nan}]},
+            "labels: expected a threshold from 0 to 1, found nan",
+        ),
+        ({"labels": [{"name": "", "threshold": 0.5}]}, "labels: expected a name of one or more letters"),
+        ({"labels": [{"name": "a", "threshold": 0.5}] * 2}, "labels: expected each once"),
+        ({"preprocessing": [56]}, "preprocessing: expected an object, found [56]"),
+        ({"preprocessing": {"channels": 1, "resize": "64", "crop": 56}}, "channels is 1 or 3"),
+        ({"preprocessing": {"channels": 1, "resize": 10**9, "crop": 56}}, "resize at most 4096"),
+        (
+            {"preprocessing": {"channels": 1, "resize": 64, "crop": 56, "mean": 0.5}},
+            "square, resampling, bit_depth, found mean",
+        ),
+        ({"cam": "yes"}, "cam: expected true or false, found 'yes'"),
+        ({"score": "percent"}, 'score: expected "probability" or "operating point", found \'percent\''),
+        ({"training_range": {"brightness": [9, 3]}}, "training_range: expected brightness and contrast"),
+        ({"self_test": {"edema": 0.5}}, "self_test: expected a score from 0 to 1 for a label, found edema"),
+        ({"self_test": {"abnormal": 1.5}}, "self_test: expected a score from 0 to 1"),
+        ({"metrics": []}, "metrics: expected an object, found []"),
+        ({"limitations": "none"}, "limitations: expected a list of sentences"),
+        ({"licence": None}, "licence: expected text, found None"),
+    ],
+)
+def test_each_field_is_checked(altered: Callable[..., Path], fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(BundleError) as refused:
+        Model(altered(**fields))
+    assert problem in str(refused.value)
+
+
+def graph(
+    scores: list[onnx.NodeProto],
+    *,
+    pixels: str = "pixels",
+    images: str | int = "images",
+    sizes: tuple[int, ...] = (1,),
+    extra: tuple[str, ...] = (),
+) -> bytes:
+    """The mean of [images, 1, 8, 8] in a value `mean` [images, 1], and nodes that make `scores` of it."""
+    nodes = [
+        helper.make_node("Cast", [pixels], ["grey"], to=TensorProto.FLOAT),
+        helper.make_node("GlobalAveragePool", ["grey"], ["average"]),
+        helper.make_node("Flatten", ["average"], ["mean"]),
+        *scores,
+    ]
+    inputs = [helper.make_tensor_value_info(pixels, TensorProto.UINT8, [images, 1, 8, 8])]
+    inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["images", 1]) for name in extra]
+    outputs = [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["images", *sizes])]
+    made = helper.make_graph(nodes, "graph", inputs, outputs)
+    opset = helper.make_opsetid("", 20)
+    return bytes(helper.make_model(made, ir_version=10, opset_imports=[opset]).SerializeToString())
+
+
+def bundle_of(folder: Path, content: bytes) -> Path:
+    (folder / "model.onnx").write_bytes(content)
+    card = {
+        "name": "mean",
+        "version": "1",
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "labels": [{"name": "bright", "threshold": 0.5}],
+        "preprocessing": {"channels": 1, "resize": 8, "crop": 8},
+    }
+    (folder / "model.json").write_text(json.dumps(card))
+    return folder
+
+
+SIGMOID = [helper.make_node("Sigmoid", ["mean"], ["scores"])]
+
+
+def test_a_bundle_of_the_smallest_graph_works(tmp_path: Path) -> None:
+    assert Model(bundle_of(tmp_path, graph(SIGMOID)), trial=True).name == "mean:1"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (graph(SIGMOID, pixels="image"), "expected one input, pixels, found image"),
+        (graph([*SIGMOID, helper.make_node("Abs", ["age"], ["a"])], extra=("age",)), "found pixels, age"),
+        (graph(SIGMOID, images=4), "expected any number of images in pixels, found always 4"),
+        (
+            graph([helper.make_node("Sigmoid", ["average"], ["scores"])], sizes=(1, 1, 1)),
+            "expected scores of float [images, 1] by model.json",
+        ),
+    ],
+)
+def test_a_graph_of_another_form_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+    with pytest.raises(BundleError) as refused:
+        Model(bundle_of(tmp_path, content))
+    assert problem in str(refused.value)
+
+
+def test_scores_outside_0_to_1_are_refused(tmp_path: Path) -> None:
+    """Without its sigmoid, a model would be deployed, run to COMPLETE, and end in figures above 1."""
+    content = graph([helper.make_node("Identity", ["mean"], ["scores"])])
+    with pytest.raises(BundleError, match=r"expected scores from 0 to 1, found 1\d\d.* is a sigmoid missing"):
+        Model(bundle_of(tmp_path, content), trial=True)
+    zero = helper.make_node("Sub", ["mean", "mean"], ["zero"])
+    nothing = graph([zero, helper.make_node("Div", ["zero", "zero"], ["scores"])])
+    with pytest.raises(BundleError, match="found nan to nan"):
+        Model(bundle_of(tmp_path, nothing), trial=True)
+
+
+def test_scores_that_depend_on_the_batch_are_refused(tmp_path: Path) -> None:
+    content = graph(
+        [
+            helper.make_node("ReduceMean", ["mean"], ["middle"], keepdims=1),
+            helper.make_node("Sub", ["mean", "middle"], ["centred"]),
+            helper.make_node("Sigmoid", ["centred"], ["scores"]),
+        ]
+    )
+    with pytest.raises(BundleError, match="expected the same score for an image alone and beside others"):
+        Model(bundle_of(tmp_path, content), trial=True)
+
+
+def test_all_problems_are_listed_at_once(altered: Callable[..., Path]) -> None:
+    folder = altered(sha256="0000", version="", cam="yes", labels=[{"name": "a", "threshold": 2}] * 2)
+    with pytest.raises(BundleError) as refused:
+        Model(folder)
+    first, *problems = str(refused.value).splitlines()
+    assert first == f"{len(problems)} problems:"
+    assert len(problems) == 8
 
 
 def test_a_bundle_that_is_not_there_or_not_json(tmp_path: Path) -> None:

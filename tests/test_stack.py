@@ -1,6 +1,5 @@
 """stacks/: the template of the stack for each setting, and `cdk synth` itself."""
 
-import hashlib
 import json
 import os
 import re
@@ -22,8 +21,9 @@ from support import ROOT
 from synth import synth, synthesize
 
 from stacks import inference_stack, job_stream, storage
-from stacks.classifier import MODEL_BUNDLE, Model, read_model
+from stacks.classifier import Model, bundle_folder, read_model
 from stacks.config import Config, ConfigError
+from stacks.image_context import SHIPPED
 from stacks.job_stream import JobStream
 from stacks.storage import PrivateBucket, Storage
 
@@ -239,7 +239,7 @@ def test_job_creator(template: Template) -> None:
         "STREAM_NAME": "JobsStream",
         "IMAGES_PER_JOB": "32",
     }
-    card = json.loads((MODEL_BUNDLE / "model.json").read_text())
+    card = json.loads((SHIPPED / "model.json").read_text())
     assert run_fields == {
         "model": f"{card['name']}:{card['version']}",
         "model_sha256": card["sha256"],
@@ -355,7 +355,7 @@ def test_the_stack_creates_no_bucket_beside_an_existing_one() -> None:
 
 def test_every_setting_has_a_test() -> None:
     # test_existing_bucket_..., test_image_is_built_..., test_data_is_kept_...
-    elsewhere = {"imagesBucket", "imagesKmsKey", "baseImage", "data"}
+    elsewhere = {"imagesBucket", "imagesKmsKey", "baseImage", "model", "data"}
     assert len(SETTINGS) + len(elsewhere) == len(Config.__dataclass_fields__)
 
 
@@ -538,26 +538,57 @@ def test_a_name_that_the_template_gives_is_noticed() -> None:
     assert is_named(dashboard)
 
 
-def bundle(folder: Path, **card: Any) -> Path:
-    (folder / "model.onnx").write_bytes(b"onnx")
-    (folder / "model.json").write_text(json.dumps(card))
-    return folder
+def test_the_model_of_the_setting_is_in_the_image_and_pins_the_runs(tmp_path: Path) -> None:
+    """The rest of the image is as with the model that ships."""
+    shutil.copy(SHIPPED / "model.onnx", tmp_path)
+    card = json.loads((SHIPPED / "model.json").read_text()) | {"name": "own"}
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    (tmp_path / "notes.txt").write_text("not for the image")
+    found = synth(f"model={tmp_path}")
+    (dockerfile,) = found.folder.glob("asset.*/containers/classifier/Dockerfile")
+    (default,) = synth().folder.glob("asset.*/containers/classifier/Dockerfile")
+    context, default = dockerfile.parents[2], default.parents[2]
+    assert files_in(context) == files_in(default)
+    other = {
+        file for file in files_in(context) if (context / file).read_bytes() != (default / file).read_bytes()
+    }
+    assert other == {Path("containers/classifier/model/model.json")}
+    (function,) = found.template.find_resources("AWS::Lambda::Function", {"Properties": JOB_CREATOR}).values()
+    fields = json.loads(function["Properties"]["Environment"]["Variables"]["RUN_FIELDS"])
+    assert (fields["model"], fields["model_sha256"]) == (f"own:{card['version']}", card["sha256"])
 
 
-LABELS = [
-    {"name": "mass", "threshold": 0.35, "measured": {"auc": 0.8}},
-    {"name": "\u00e4dem, 2", "threshold": 1},
-]
-ONNX_SHA256 = hashlib.sha256(b"onnx").hexdigest()
+def test_the_shipped_model_by_its_folder_changes_no_asset(tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED, tmp_path / "copy")
+
+    def assets(*settings: str) -> set[str]:
+        return {path.name for path in synth(*settings).folder.glob("asset.*")}
+
+    assert assets(f"model={tmp_path / 'copy'}") == assets(f"model={SHIPPED}") == assets()
 
 
-def test_model_is_read_from_its_card(tmp_path: Path) -> None:
-    bundle(tmp_path, name="lite", version="1.2.0", sha256=ONNX_SHA256, labels=LABELS)
-    assert read_model(tmp_path) == Model(
-        name="lite:1.2.0",
-        sha256=ONNX_SHA256,
-        labels=[{"name": "mass", "threshold": 0.35}, {"name": "\u00e4dem, 2", "threshold": 1}],
-    )
+def test_a_models_folder_is_looked_for_in_the_projects() -> None:
+    assert bundle_folder(Config()) == SHIPPED
+    assert bundle_folder(Config(model="models/own")) == ROOT / "models" / "own"
+    assert bundle_folder(Config(model="/models/own")) == Path("/models/own")
+    assert bundle_folder(Config(model="~/own")) == Path.home() / "own"
+
+
+def test_a_model_that_the_classifier_would_refuse_stops_the_app(tmp_path: Path) -> None:
+    card = json.loads((SHIPPED / "model.json").read_text())
+    del card["version"]
+    (tmp_path / "model.json").write_text(json.dumps(card | {"labels": []}))
+    (tmp_path / "model.onnx").write_bytes(b"onnx")
+    with pytest.raises(ConfigError) as refused:
+        read_model(tmp_path)
+    first, *problems = str(refused.value).splitlines()
+    assert first == "model: 4 problems:"
+    assert [problem.rpartition(str(tmp_path))[2].partition(":")[0] for problem in problems] == [
+        "/model.json",
+        "/model.json",
+        "/model.json",
+        "/model.onnx",
+    ]
 
 
 def test_model_with_too_many_labels_for_lambda_is_refused(
@@ -576,21 +607,6 @@ def test_model_with_too_many_labels_for_lambda_is_refused(
     )
     with pytest.raises(ConfigError, match=message):
         deploy(60)
-
-
-def test_missing_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"expected model\.json .*, but FileNotFoundError: .*model\.json"):
-        read_model(tmp_path)
-
-
-def test_model_without_a_version_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="but KeyError: 'version'"):
-        read_model(bundle(tmp_path, name="lite", sha256="0"))
-
-
-def test_model_with_another_hash_than_in_its_card_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"expected model\.onnx with SHA-256 0, found"):
-        read_model(bundle(tmp_path, name="lite", version="1.2.0", sha256="0", labels=[]))
 
 
 def test_wrong_setting_stops_the_app_with_one_line() -> None:

@@ -20,9 +20,9 @@ from cxr import PROJECT
 from cxr.files import whole_file
 from cxr.local_aws.local_aws import LocalAws
 from cxr.phantoms import draw_phantom
+from stacks.image_context import DOCKERFILE, SHIPPED, image_context
 
 IMAGE = "chest-xray-classifier"
-CLASSIFIER = PROJECT / "containers" / "classifier"
 MB = 1_000_000
 TOLERANCE = 1e-4  # between the scores of two builds of one library
 
@@ -31,11 +31,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build the classifier's image and score an X-ray in it.")
     parser.add_argument("--base", help="image to build it on; default: AWS's own, as the Dockerfile says")
     parser.add_argument("--xray", type=Path, metavar="FILE", help="image to score; default: a drawing")
+    parser.add_argument("--model", type=Path, metavar="DIR", default=SHIPPED, help="bundle to build in")
     options = parser.parse_args()
     xray = options.xray.read_bytes() if options.xray else drawing()
-    build(options.base)
+    build(options.base, options.model)
     base, added = sizes()
-    score = check_score(xray)
+    score = check_score(xray, options.model)
     print(f"\n{base / MB:7.1f} MB  base")
     for line, size in added:
         print(f"{size / MB:7.1f} MB  {line[:90]}")
@@ -55,12 +56,14 @@ def drawing() -> bytes:
     return file.getvalue()
 
 
-def build(base: str | None) -> None:
-    """Build IMAGE, on `base` if it is given. Exits where Docker fails."""
+def build(base: str | None, bundle: Path) -> None:
+    """Build IMAGE with the model of a bundle, on `base` if it is given. Exits where Docker fails."""
     argument = [f"--build-arg=BASE_IMAGE={base}"] if base else []
-    command = ["docker", "build", "--network=host", "--file", str(CLASSIFIER / "Dockerfile"), "--tag", IMAGE]
+    command = ["docker", "build", "--network=host", "--tag", IMAGE, *argument]
     try:
-        subprocess.run([*command, *argument, str(PROJECT)], check=True)  # noqa: S603 - ours
+        with image_context(bundle) as context:
+            command += ["--file", str(context / DOCKERFILE), str(context)]
+            subprocess.run(command, check=True)  # noqa: S603 - ours
     except (OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"make image: docker build failed ({error}); is Docker installed and running?")
 
@@ -75,13 +78,13 @@ def sizes() -> tuple[int, list[tuple[str, int]]]:
     return sum(int(entry["Size"]) for entry in history[:first]), added
 
 
-def check_score(xray: bytes) -> float:
+def check_score(xray: bytes, bundle: Path) -> float:
     """The score that a container gives the X-ray, as a function of the stack deployed to local AWS.
 
     Exits if this machine's score differs.
     """
     with LocalAws(image=IMAGE) as aws:
-        outputs = aws.deploy()
+        outputs = aws.deploy(f"model={bundle.absolute()}")
         key = f"{outputs['KeyPrefix']}x.png"
         boto3.client("s3").put_object(Bucket=outputs["ImagesBucketName"], Key=key, Body=xray)
         payload = json.dumps({"Jobs": [{"RunId": "image", "Key": key}]})
@@ -91,7 +94,7 @@ def check_score(xray: bytes) -> float:
     scores = document.get("Predictions", [{}])[0].get("Scores")
     if not scores:
         sys.exit(f"make image: the container answered {document}\n{log}")
-    model = Model(CLASSIFIER / "model")
+    model = Model(bundle)
     expected = model.score([model.prepare(xray)[0]])[0]
     if any(abs(scores[label] - float(score)) > TOLERANCE for label, score in expected.items()):
         sys.exit(f"make image: the container scores {scores}, this machine {expected}")

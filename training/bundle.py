@@ -1,7 +1,5 @@
 """Writes model bundles: the graph, its model.json, and fingerprints of what the model was trained on."""
 
-import hashlib
-import io
 import json
 import tempfile
 from pathlib import Path, PurePosixPath
@@ -9,12 +7,11 @@ from typing import Any
 
 import onnx
 import torch
-from classifier.model import Model
 from classifier.preprocessing import Preprocessing
 from torch import nn
 
+from cxr import bundles
 from cxr.evaluation.cohort import fingerprint, patient_fingerprint
-from cxr.phantoms import draw_phantom
 from training.data import Images
 
 
@@ -43,20 +40,11 @@ def write(model: onnx.ModelProto, card: dict[str, Any], images: Images, folder: 
 def write_model(model: onnx.ModelProto, card: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write model.onnx and model.json, and return what model.json holds: `card`, `sha256` and `self_test`.
 
-    The graph takes pixels [N, channels, crop, crop] with the preprocessing that `card` names. Raises OSError.
+    The graph takes pixels [N, channels, crop, crop] with the preprocessing that `card` names. Raises OSError,
+    and InputError for a bundle that the classifier would refuse.
     """
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, folder / "model.onnx")
-    digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
-    card = {"name": card["name"], "version": card["version"], "sha256": digest, **card}
-    _write_json(card, folder / "model.json")
-    scorer = Model(folder)
-    drawing = io.BytesIO()
-    draw_phantom(0, opacity=True).save(drawing, "PNG")
-    (scores,) = scorer.score([scorer.prepare(drawing.getvalue())[0]])
-    card["self_test"] = {label: float(score) for label, score in scores.items()}
-    _write_json(card, folder / "model.json")
-    return card
+    return bundles.fill(model.SerializeToString(), card, folder)
 
 
 def to_onnx(scorer: nn.Module, preprocessing: Preprocessing) -> onnx.ModelProto:

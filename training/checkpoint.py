@@ -27,6 +27,7 @@ _UNREADABLE = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError),
     *(RuntimeError, TypeError, ValueError),
 )
+STATE_NAMES = ("state_dict", "model_state_dict", "model")  # of the tensors, in a file that holds more
 
 
 class CheckpointError(Exception):
@@ -88,7 +89,7 @@ def load(network: nn.Module, saved: Mapping[str, Any], path: Path) -> None:
 
 def state_dict(saved: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint's `state_dict`, by their current names. Raises CheckpointError."""
-    state = saved.get("state_dict", saved)
+    state = next((saved[name] for name in STATE_NAMES if name in saved), saved)
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):

@@ -17,6 +17,7 @@ from rich.table import Table
 from runs.predictions import Prediction
 
 from cxr import PROJECT, RESEARCH_ONLY
+from cxr.commands.options import Bundle
 from cxr.commands.run_display import follow, print_started, upload_files
 from cxr.commands.terminal import console, errors_reported, shown, stage
 from cxr.errors import Failed, InputError
@@ -92,17 +93,20 @@ def demo(
     csv: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the results.")] = Path(
         "demo-results.csv"
     ),
+    bundle: Bundle = None,
     context: Context = None,
 ) -> None:
     """Score a folder of images on local AWS: S3, job creator, Kinesis, classifier, DynamoDB.
 
-    Without --images it scores a few drawings. The results are a CSV with the
+    Without --images it scores a few drawings. With --bundle it deploys that
+    model, as `cdk deploy -c model=DIR` does. The results are a CSV with the
     columns key, status, score, label, error. The label is `abnormal` if the
     score reaches the model's threshold, else `normal` (for a model with another
     label X: `X` or `no X`).
 
     Ends with 0 if every image has a prediction, SCORED or FAILED.
     """
+    from cxr import bundles
     from cxr.local_aws.local_aws import LocalAws, LocalAwsError
     from cxr.phantoms import write_phantoms
 
@@ -115,6 +119,9 @@ def demo(
             write_phantoms(images)
             console.print("No --images given: these are [bold]drawings[/], and their scores mean nothing.")
         files = files_in(images)
+        if bundle:
+            bundles.load(bundle, trial=True)  # before anything is started: the CDK would refuse it as well
+            context = [*(context or ()), f"model={bundle.absolute()}"]
         with LocalAws() as aws:
             with whole_file(csv) as part:  # opened here, to fail early if it cannot be written
                 deployed = Stack.of(deploy(aws, context))

@@ -140,11 +140,27 @@ class LocalAws:
         spec = FunctionSpec(
             configuration,
             task_root=self._project / "containers" / "classifier",
-            environment=self.environment | ({} if self._containers else {"TMPDIR": str(self._folder)}),
+            environment=self.environment | self._process_variables(configuration),
             log=self.logs / "classifier.log",
             containers=self._containers,
         )
         return Function(spec, self._processes, concurrency=os.cpu_count() or 1)
+
+    def _process_variables(self, configuration: Mapping[str, Any]) -> dict[str, str]:
+        """For a function in a process: its temporary folder, and the model that it was deployed with.
+
+        The CDK keeps what an image is built from in its output folder, and tags the image with the hash.
+        """
+        if self._containers:
+            return {}
+        variables = {"TMPDIR": str(self._folder)}
+        code = self.client("lambda").get_function(FunctionName=configuration["FunctionName"])["Code"]
+        asset = f"asset.{code.get('ImageUri', '').rpartition(':')[2]}"
+        for output in (self._folder / "cdk.out", self._project / "cdk.out"):
+            bundle = output / asset / "containers" / "classifier" / "model"
+            if bundle.is_dir():
+                return {**variables, "MODEL_DIR": str(bundle)}
+        return variables
 
     def _start_ministack(self, port: int) -> None:
         log = self.logs / "ministack.log"

@@ -2,10 +2,13 @@
 
 import contextlib
 import hashlib
+import importlib
 import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from torchvision import models, transforms
 from torchvision.transforms import InterpolationMode
 
 from benchmarks.random_densenet import randomise
+from cxr.phantoms import write_phantoms
 from training import export, quantise
 from training.densenet121 import densenet121
 
@@ -454,3 +458,164 @@ def test_missing_thresholds(bare: dict[str, Tensor], tmp_path: Path, monkeypatch
     torch.save(bare, tmp_path / "bare.pt")
     arguments = "torchxrayvision", tmp_path / "bare.pt", "--labels", "A,B,C,D,E", "--out", tmp_path / "bundle"
     assert "no op_threshs: give --thresholds" in refusal(monkeypatch, *arguments)
+
+
+IMAGENET = [
+    *("--resize", "256", "--crop", "224"),
+    *("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"),
+]
+MODULES = """
+import torch
+
+def grey():
+    torch.manual_seed(3)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 7, stride=4),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 1),
+    )
+
+class Two(torch.nn.Module):
+    def forward(self, images):
+        return images, images
+
+def text():
+    return "network"
+"""
+
+
+@pytest.fixture(scope="module")
+def chests(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("chests")
+    write_phantoms(folder, 4)
+    return sorted(folder.iterdir())
+
+
+def test_a_network_of_torchvision_scores_as_in_torch(
+    chests: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    network = models.resnet18(num_classes=3).eval()
+    torch.save({"model_state_dict": network.state_dict(), "epoch": 3}, tmp_path / "resnet.pt")
+    arguments = [
+        "--weights",
+        tmp_path / "resnet.pt",
+        "--labels",
+        "a,b,c",
+        *IMAGENET,
+        "--activation",
+        "softmax",
+    ]
+    run_export(monkeypatch, "torchvision", "resnet18", *arguments, "--out", tmp_path / "bundle")
+    with torch.inference_mode():
+        expected = network(nih_inputs(chests)).softmax(1).numpy()
+    assert abs(score_files(Model(tmp_path / "bundle"), chests) - expected).max() <= TOLERANCE
+    card = json.loads((tmp_path / "bundle" / "model.json").read_text())
+    assert (card["name"], card["architecture"]) == ("resnet18", "ResNet")
+    assert card["training"]["checkpoint_sha256"]
+    assert set(card["self_test"]) == {"a", "b", "c"}
+
+
+def test_a_module_of_ones_own_scores_as_in_torch(
+    chests: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_networks.py").write_text(MODULES)
+    monkeypatch.syspath_prepend(tmp_path)
+    own_networks = importlib.import_module("own_networks")
+    options = "--labels", "effusion", "--resize", "144", "--crop", "128", "--mean", "0.5", "--std", "0.25"
+    run_export(
+        monkeypatch,
+        *("module", "own_networks:grey", *options, "--activation", "sigmoid", "--thresholds", "0.4"),
+        *("--out", tmp_path / "bundle"),
+    )
+    prepare = transforms.Compose(
+        [
+            transforms.Resize(144),
+            transforms.CenterCrop(128),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5], [0.25]),
+        ]
+    )
+    inputs = torch.stack([prepare(Image.open(path)) for path in chests])
+    with torch.inference_mode():
+        expected = own_networks.grey().eval()(inputs).sigmoid().numpy()
+    model = Model(tmp_path / "bundle")
+    assert abs(score_files(model, chests) - expected).max() <= TOLERANCE
+    assert (model.name, model.card["labels"]) == ("grey:1.0.0", [{"name": "effusion", "threshold": 0.4}])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["module", "no_such_package.x:y"], "No module named 'no_such_package'; install no_such_package"),
+        (["module", "own_networks"], "own_networks: AttributeError"),
+        (["module", "own_networks:gone"], "own_networks:gone: AttributeError"),
+        (["module", "own_networks:text"], "expected a torch.nn.Module, found str"),
+        (["module", "own_networks:Two"], "it returns tuple: expected one tensor"),
+        (["module", "own_networks:grey"], "torch cannot run or export it: RuntimeError"),
+        (["torchvision", "gone", "--weights", "gone.pt"], "Unknown model gone"),
+        (["torchvision", "resnet18", "--weights", "gone.pt"], "No such file"),
+        (["torchvision", "resnet18", "--weights", "other.pt"], "state_dict has no conv1.weight"),
+    ],
+)
+def test_a_network_that_cannot_be_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "own_networks.py").write_text(MODULES)
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_networks", raising=False)
+    monkeypatch.chdir(tmp_path)
+    options = [*IMAGENET, "--labels", "a,b", "--activation", "softmax", "--out", "bundle"]
+    assert said in refusal(monkeypatch, *arguments, *options)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_what_packing_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = models.resnet18(num_classes=2)
+    torch.save(network.state_dict(), tmp_path / "resnet.pt")
+    options = ["--weights", tmp_path / "resnet.pt", *IMAGENET, "--labels", "a,b", "--activation", "none"]
+    said = refusal(monkeypatch, "torchvision", "resnet18", *options, "--out", tmp_path / "bundle")
+    assert "these are no probabilities" in said
+
+
+class FakeLibrary:
+    """torchxrayvision as far as it is used; it downloads weights and has a name for each output."""
+
+    def __init__(self, network: models.DenseNet) -> None:
+        def make(weights: str) -> models.DenseNet:
+            if weights != "densenet121-res224-all":
+                raise Exception(f"weights {weights} not found\nmore")
+            return network
+
+        self.models = SimpleNamespace(DenseNet=make)
+
+
+def test_torchxrayvision_by_the_name_of_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = densenet121(outputs=5, channels=1)
+    network.register_buffer("op_threshs", torch.tensor(XRV_POINTS))
+    network.pathologies = list(XRV_LABELS)
+    monkeypatch.setitem(sys.modules, "torchxrayvision", FakeLibrary(network))
+    monkeypatch.chdir(tmp_path)
+    run_export(monkeypatch, "torchxrayvision", "densenet121-res224-all", "--out", tmp_path / "bundle")
+    card = json.loads((tmp_path / "bundle" / "model.json").read_text())
+    assert [label["name"] for label in card["labels"]] == ["Atelectasis", "Edema", "Hernia"]
+    said = refusal(monkeypatch, "torchxrayvision", "gone", "--out", tmp_path / "second")
+    assert said.endswith("gone: torchxrayvision: weights gone not found")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "library"),
+    [(["torchxrayvision", "densenet121-res224-all"], "torchxrayvision"), (["timm", "resnet18"], "timm")],
+)
+def test_a_library_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], library: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "w.pt")
+    options = ["--weights", tmp_path / "w.pt", *IMAGENET, "--labels", "a,b", "--activation", "softmax"]
+    more = options if library == "timm" else []
+    assert f"install {library}" in refusal(monkeypatch, *arguments, *more, "--out", tmp_path / "bundle")

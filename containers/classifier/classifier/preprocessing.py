@@ -10,6 +10,7 @@ from PIL import Image
 
 from classifier import resampling
 
+MAX_SIDE = 4096  # pixels of a side that an image is resized to: a larger one would need too much memory
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]  # 0..255
 
 
@@ -27,17 +28,29 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Preprocessing":
-        """Raises TypeError for a missing or unknown field and ValueError for a value out of range."""
+        """Raises TypeError or ValueError for a missing or unknown field, and for a value out of range."""
+        if not isinstance(fields, Mapping):
+            raise TypeError(f"preprocessing: expected an object, found {fields!r}")
+        if missing := [name for name in ("channels", "resize", "crop") if name not in fields]:
+            raise TypeError(f"preprocessing: expected {', '.join(missing)}")
+        if unknown := sorted(fields.keys() - cls.__dataclass_fields__.keys()):
+            raise TypeError(
+                f"preprocessing: expected {', '.join(cls.__dataclass_fields__)}, found {unknown[0]}"
+            )
         spec = cls(**fields)
+        sizes = (spec.channels, spec.resize, spec.crop, spec.bit_depth)
         if (
-            spec.channels not in (1, 3)
-            or not 0 < spec.crop <= spec.resize
+            not all(type(size) is int for size in sizes)
+            or type(spec.square) is not bool
+            or spec.channels not in (1, 3)
+            or not 0 < spec.crop <= spec.resize <= MAX_SIDE
             or not 8 < spec.bit_depth <= 16
             or spec.resampling not in ("bilinear", "gaussian")
             or (spec.resampling == "gaussian" and not (spec.channels == 1 and spec.square))
         ):
             raise ValueError(
-                f"preprocessing {dict(fields)}: channels is 1 or 3, crop at most resize, bit_depth 9 to 16, "
+                f"preprocessing {dict(fields)}: channels is 1 or 3, crop at most resize, resize at most "
+                f"{MAX_SIDE}, bit_depth 9 to 16, square true or false, "
                 "resampling bilinear, or gaussian for one channel and square"
             )
         return spec
