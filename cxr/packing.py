@@ -113,7 +113,7 @@ def pack_graph(graph: onnx.ModelProto, source: str, recipe: Recipe, out: Path, *
 def read_onnx(file: Path) -> onnx.ModelProto:
     """The graph in a file, with all its weights. Raises InputError and OSError."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     if file.is_dir():
         raise InputError(f"{file}: expected a file in ONNX, found a folder")
@@ -268,12 +268,13 @@ def _output_problems(graph: onnx.ModelProto, output: str, raw: Floats, recipe: R
 
 
 def _activated(raw: Floats, activation: Activation) -> Floats:
+    scores = raw
     if activation == "sigmoid":
-        return 1 / (1 + np.exp(-raw))
+        scores = 1 / (1 + np.exp(-raw))
     if activation == "softmax":
-        powers: Floats = np.exp(raw - raw.max(1, keepdims=True))
-        return powers / powers.sum(1, keepdims=True)
-    return raw
+        powers = np.exp(raw - raw.max(1, keepdims=True))
+        scores = powers / powers.sum(1, keepdims=True)
+    return scores
 
 
 def _kept(recipe: Recipe) -> list[int]:
@@ -332,7 +333,7 @@ def _packed(
     inputs = [value for value in inner.input if value.name != given]
     del inner.node[:], inner.input[:], inner.output[:], inner.value_info[:]
     inner.node.extend(nodes)
-    sizes = ["images", image.channels, recipe.crop, recipe.crop]
+    sizes: list[str | int | None] = ["images", image.channels, recipe.crop, recipe.crop]
     inner.input.extend([helper.make_tensor_value_info("pixels", TensorProto.UINT8, sizes), *inputs])
     inner.output.append(
         helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["images", len(_kept(recipe))])
@@ -386,7 +387,7 @@ def _serialized(graph: onnx.ModelProto, source: str) -> bytes:
     from google.protobuf.message import EncodeError
 
     try:
-        return graph.SerializeToString()
+        return bytes(graph.SerializeToString())
     except (EncodeError, ValueError):
         raise InputError(f"{source}: with its weights it is larger than 2 GB: expected less") from None
 
