@@ -35,7 +35,8 @@ def render(card: dict[str, Any]) -> str:
         parts.append(_groups(column, groups, labels_by))
     parts += _calibration(metrics, labels_by)
     parts += _sizes(metrics)
-    parts += ["## What it cannot tell", *_bullets(card["limitations"]), "## How it was made"]
+    limitations = [*card["limitations"], *_disagreement(metrics["disagreement"], labels_by)]
+    parts += ["## What it cannot tell", *_bullets(limitations), "## How it was made"]
     shown = {
         name: value for name, value in training.items() if not isinstance(value, dict) and name != "outputs"
     }
@@ -126,6 +127,16 @@ def _calibration(metrics: dict[str, Any], labels_by: str) -> list[str]:
                 for one in found["bins"]
             ),
         ),
+    ]
+
+
+def _disagreement(found: dict[str, Any], labels_by: str) -> list[str]:
+    if not found:
+        return []
+    return [
+        f"Of the {found['images']:,} images that radiologists read: of those that they read as normal, "
+        f"{found['normal_with_label']:.0%} are abnormal by {labels_by}; of those that they read as abnormal, "
+        f"{found['abnormal_without_label']:.0%} are normal by {labels_by}. No model can agree with both."
     ]
 
 

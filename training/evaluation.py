@@ -109,6 +109,19 @@ def compare(scored: Scored, old: Floats) -> dict[str, Any]:
     return found
 
 
+def measure_disagreement(images: Images) -> dict[str, Any]:
+    """How often the labels and radiologists disagree on the images that radiologists read."""
+    read = images[np.flatnonzero(images.radiologist != "")]
+    normal = read.read_abnormal == 0
+    if not 0 < normal.sum() < len(read):
+        return {}
+    return {
+        "images": len(read),
+        "normal_with_label": round(float(read.abnormal[normal].mean()), 3),
+        "abnormal_without_label": round(float(1 - read.abnormal[~normal].mean()), 3),
+    }
+
+
 def show_auc(images: Images, scores: Floats) -> str:
     """AUC by the labels and, if radiologists read images, by them."""
     scored = Scored(images, scores, 0.5)

@@ -26,6 +26,7 @@ FINDINGS = (
     *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia"),
     *("Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax"),
 )
+THREADS = 2  # with another number, sums are added in another order, and the training ends elsewhere
 GRADIENT_NORM = 5.0  # longer gradients are shortened to this
 
 
@@ -45,7 +46,6 @@ class Settings:
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
     findings_weight: float = 0.15
-    average: float = 0.999  # share of the old average of the weights that a step keeps
     seed: int = 0
 
 
@@ -66,12 +66,13 @@ def fit(
     progress: ProgressDisplay,
     watch: Callable[[Network], str],
 ) -> Network:
-    """The network whose weights are an average over the steps of the training.
+    """The network whose weights are an average over the steps of the training, the late ones counting most.
 
     `pixels` are [images, pixels, pixels]. Every finished epoch is kept in `work`, with which the same
     training goes on. `watch` describes the average after an epoch. Raises InputError if `work` holds another
     training, and OSError.
     """
+    torch.set_num_threads(THREADS)
     torch.manual_seed(settings.seed)
     torch.use_deterministic_algorithms(True)
     network = build(settings.architecture, settings.side, targets.shape[1])
@@ -104,7 +105,7 @@ def fit(
             optimiser.step()
             schedule.step()
             total += loss.item()
-            _move_average(average, network, settings.average, epoch * batches + step)
+            _move_average(average, network, epoch * batches + step)
         saved.save(state, epoch + 1)
         progress.print(
             f"epoch {epoch + 1} of {settings.epochs}: loss {total / batches:.3f}; {watch(average)}"
@@ -150,11 +151,11 @@ def build_scorer(network: Network, settings: Settings, outputs: int, slope: floa
     return Scorer(prepare, network.trunk, slope * weight, slope * bias + offset)
 
 
-def _move_average(average: nn.Module, network: nn.Module, keep: float, step: int) -> None:
-    keep = min(keep, (1 + step) / (10 + step))  # the first steps count less
+def _move_average(average: nn.Module, network: nn.Module, step: int) -> None:
+    """Polynomial-decay averaging (Shamir & Zhang, ICML 2013), mostly of the last tenth of the steps."""
     for old, new in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
         if old.is_floating_point():
-            old.lerp_(new, 1 - keep)
+            old.lerp_(new, 9 / (10 + step))
 
 
 def _identify(pixels: Bytes, targets: Targets, settings: Settings) -> dict[str, str]:

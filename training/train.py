@@ -93,6 +93,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=int, default=Settings.epochs, help="default: %(default)s")
     add("--seed", type=int, default=0)
     add(
+        "--validation-only",
+        action="store_true",
+        help="stop before the test patients are looked at: to choose among settings",
+    )
+    add(
         "--quick",
         action="store_true",
         help=f"{QUICK} images of each part, one epoch: tests the command, and makes no useful model",
@@ -131,6 +136,8 @@ def train(options: argparse.Namespace, console: Console) -> None:
         progress.print(f"{len(fitted_on)} images to train on, {len(validated_on)} to make choices on")
         pixels, validation_pixels = (_read_pixels(x, preprocessing) for x in (fitted_on, validated_on))
         graphs, notes = _fit(pixels, fitted_on, validation_pixels, validated_on, settings, options, progress)
+        if options.validation_only:
+            return
         fields = {
             **{name: about[name] for name in ("name", "version", "intended_use", "licence", "attribution")},
             "architecture": ARCHITECTURES[settings.architecture],
@@ -255,6 +262,7 @@ def _measure(
             found["collections"][f"{name}, radiologists"] = of_radiologists
     for name, one in found["collections"].items():
         progress.print(f"{name}: {card.describe(one)}")
+    found["disagreement"] = evaluation.measure_disagreement(images)
     found["groups"] = evaluation.measure_groups(test)
     found["calibration"] = evaluation.measure_calibration(test)
     if options.compare_with:

@@ -7,7 +7,17 @@ import pytest
 
 from cxr.phantoms import draw_phantom
 
-FIELDS = "file,patient_id,view,age,sex,pixel_spacing_mm,findings,abnormal,radiologist".split(",")
+FIELDS = [
+    "file",
+    "patient_id",
+    "view",
+    "age",
+    "sex",
+    "pixel_spacing_mm",
+    "findings",
+    "abnormal",
+    "radiologist",
+]
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +26,7 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawings")
     with (folder / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(FIELDS)
+        writer.writerow([*FIELDS, "radiologist"])
         for number in range(240):
             abnormal, patient = number % 2, number // 2
             collection = "first" if number < 120 else "second"
