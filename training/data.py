@@ -76,12 +76,12 @@ class Images:
         return np.flatnonzero(self.collection == collection)
 
     def describe(self, indices: Ints) -> dict[str, Any]:
-        """The collections of some images, and how many images, patients and abnormal images they are."""
+        """How many images and patients some images are, and how many are abnormal or were read."""
         return {
-            "collection": " and ".join(dict.fromkeys(self.collection[indices].tolist())),
             "images": len(indices),
             "patients": len(np.unique(self.patient[indices])),
             "abnormal": int(self.abnormal[indices].sum()),
+            "read_by_radiologists": int((self.radiologist[indices] != "").sum()),
         }
 
 

@@ -135,47 +135,37 @@ def train(options: argparse.Namespace, console: Console) -> None:
         preprocessing = Preprocessing(channels=1, resize=settings.pixels, crop=settings.pixels)
         progress.print(f"{len(fitted_on)} images to train on, {len(validated_on)} to make choices on")
         pixels, validation_pixels = (_read_pixels(x, preprocessing) for x in (fitted_on, validated_on))
-        graphs, notes = _fit(pixels, fitted_on, validation_pixels, validated_on, settings, options, progress)
+        graphs, choices = _fit(
+            pixels, fitted_on, validation_pixels, validated_on, settings, options, progress
+        )
         if options.validation_only:
             return
         fields = {
-            **{name: about[name] for name in ("name", "version", "intended_use", "licence", "attribution")},
+            **{name: value for name, value in about.items() if name != "limitations"},
             "architecture": ARCHITECTURES[settings.architecture],
-            "labels": [{"name": ABNORMAL, "threshold": notes["threshold"]}],
+            "labels": [{"name": ABNORMAL, "threshold": choices["threshold"]}],
             "score": "probability",
             "cam": True,
             "preprocessing": {name: getattr(preprocessing, name) for name in ("channels", "resize", "crop")},
             "training_range": evaluation.training_range(pixels),
             "training": {
                 **asdict(settings),
-                "outputs": f"abnormal by {about['labels_by']}, {len(fitting.FINDINGS)} findings"
-                + ", abnormal by radiologists" * bool(notes["read"]),
-                "parts": {
-                    part: {
-                        **images[indices].describe(np.arange(len(indices))),
-                        "read_by_radiologists": int((images.radiologist[indices] != "").sum()),
-                    }
-                    for part, indices in chosen.items()
-                },
-                **{name: notes[name] for name in ("temperature", "offset", "quantisation")},
+                **{name: choices[name] for name in ("outputs", "temperature", "offset", "quantisation")},
+                "parts": {part: images.describe(indices) for part, indices in chosen.items()},
             },
-            "labels_by": about["labels_by"],
             "limitations": about["limitations"],
         }
         unmeasured = options.work / "bundle"
         unmeasured.mkdir(exist_ok=True)
         bundle.write_model(graphs["ships"], fields, unmeasured)
-        model = Model(unmeasured)
         progress.print("measuring on the test patients")
-        trained_on = set(fitted_on.patient.tolist()) | set(validated_on.patient.tolist())
-        fields["metrics"] = _measure(
-            model, images, tested_on, trained_on, options, about["labels_by"], progress
-        )
-        fields["metrics"]["int8"] = notes["int8"]
         used = images[np.concatenate([chosen[splits.TRAIN], chosen[splits.VALIDATION]])]
-        written = bundle.write(graphs["ships"], fields, used, options.out)
+        metrics = _measure(Model(unmeasured), images, tested_on, used, options, about["labels_by"], progress)
+        metrics["int8"] = choices["int8"]
+        written = bundle.write(graphs["ships"], fields | {"metrics": metrics}, used, options.out)
         if options.float and "float" in graphs:
-            bundle.write(graphs["float"], fields | {"metrics": {}}, used, options.float)
+            in_float = {"name": f"{about['name']}-float", "metrics": {}}
+            bundle.write(graphs["float"], fields | in_float, used, options.float)
         with whole_file(options.card) as unfinished:
             unfinished.write_text(card.render(written))
         progress.print(f"wrote {options.out}, {options.card}; sha256 {written['sha256']}")
@@ -221,7 +211,13 @@ def _fit(
     progress.print("8 bits ship" if int8 else "float ships")
     scores = small_scores if int8 else exact_scores
     return {"ships": small, "float": exact} if int8 else {"ships": exact}, {
-        "read": read,
+        "outputs": ", ".join(
+            [
+                "abnormal by the labels",
+                *["abnormal by radiologists"] * read,
+                f"{len(fitting.FINDINGS)} findings",
+            ]
+        ),
         "threshold": measures.balanced_threshold(validated_on.abnormal, scores),
         "temperature": round(1 / slope, 4),
         "offset": round(offset, 4),
@@ -234,7 +230,7 @@ def _measure(
     model: Model,
     images: Images,
     tested_on: Images,
-    trained_on: set[str],
+    used: Images,
     options: argparse.Namespace,
     labels_by: str,
     progress: ProgressDisplay,
@@ -249,8 +245,7 @@ def _measure(
     collections = {"test patients": test}
     if options.collections:
         others = data.read_labels(options.others / "labels.csv", options.others, options.collections)
-        others = others[np.flatnonzero([patient not in trained_on for patient in others.patient.tolist()])]
-        others = others.with_readings(images)
+        others = others[np.flatnonzero(~np.isin(others.patient, used.patient))].with_readings(images)
         scores = _score(model, others)
         for name in options.collections:
             members = others.in_collection(name)
