@@ -5,7 +5,9 @@ The model that ships, in about half an hour on two cores:
     .venv-training/bin/python -m training.train --data nih-cxr-128 --split training/split.csv \\
         --others nih-cxr --collections images-512 other-patients-64 --sizes images-512 originals \\
         --about training/about_default.json --out containers/classifier/model --card MODEL_CARD.md \\
-        --log docs/training-log.txt
+        --float training/nih-abnormal-float --work build/training --log docs/training-log.txt
+
+If 8 bits cost too much, the model ships in float, and --float is not used.
 
 DIR/labels.csv of --data has columns for the image (file, key, image or Image Index), the patient (patient_id
 or Patient ID) and the label (abnormal, 0 or 1; or Finding Labels). With a column radiologist (normal, or what
