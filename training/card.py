@@ -5,175 +5,168 @@ from typing import Any
 
 from tools.markdown import table
 
-HEADER = ("images of", "images", "patients", "abnormal", "AUC", "average precision")
+COUNTS = ("images", "patients", "abnormal")
+AT_THRESHOLD = ("sensitivity", "specificity")
 
 
 def render(card: dict[str, Any]) -> str:
     """The page in Markdown. `card` is the content of a model.json that training.train wrote."""
-    metrics = card["metrics"]
+    metrics, training = card["metrics"], card["training"]
     (label,) = card["labels"]
+    labels_by = card["labels_by"]
     parts = [
         f"# Model card: {card['name']} {card['version']}",
         f"> {card['intended_use']}",
-        "Written by `python -m training.train` from what it measured; `model.json` in the bundle holds the "
-        f"same figures. Intervals in brackets: {metrics['interval']}.",
-        "## What it is",
-        _bullet_list(
-            [
-                f"{card['architecture']}; input {_show_fields(card['preprocessing'])}; "
-                f"SHA-256 `{card['sha256']}`",
-                f"one label, `{label['name']}`, positive from {label['threshold']} on: there, sensitivity "
-                "and specificity were the most alike",
-                f"trained: {card['training']['method']}",
-                *(
-                    f"{_spaced(name)}: {_show_value(value)}"
-                    for name, value in card["training"].items()
-                    if name != "method"
-                ),
-                "the score is a probability as far as the calibration below goes; a class activation map "
-                "comes with it, which is not evidence of where a finding is",
-            ]
-        ),
-        "## What it is worth",
-        f"Scores {metrics['scores']}. AUC 0.5 is chance.",
-        table(HEADER, (_measured_cells(name, found) for name, found in metrics["collections"].items())),
-    ]
-    for name, found in metrics["collections"].items():
-        for title, groups in (
-            ("view", found["by_view"]),
-            ("pixel spacing of the detector, mm", found["by_detector"]),
-        ):
-            if groups:
-                parts += [
-                    f"Within {name}:",
-                    table(
-                        (title, *HEADER[1:]),
-                        (_measured_cells(value, group) for value, group in groups.items()),
-                    ),
-                ]
-    if metrics["across_collections"]:
-        parts += [
-            "Trained on one collection and tested on all images of the other, the recipe chosen on the "
-            "former alone. The starting point, a logistic regression on the same network's features of "
-            "224 x 224 pixels, was trained and tested on the same images; on coarse pixels it sees no more "
-            "detail than the model does:",
-            table(
-                (
-                    "trained on",
-                    "tested on",
-                    *HEADER[1:],
-                    "AUC of the starting point",
-                    "difference",
-                    "AUC of the starting point on coarse pixels",
-                ),
-                (
-                    (
-                        found["trained_on"]["collection"],
-                        *_measured_cells(found["collection"], found),
-                        *_starting_point_cells(found),
-                    )
-                    for found in metrics["across_collections"]
-                ),
-            ),
-        ]
-    if "starting_point" in metrics:
-        found = metrics["starting_point"]
-        parts += [
-            f"Against the same starting point, fitted on the {found['collection']} images of the same folds "
-            f"and tested on {_describe_images(found)}: AUC {_estimate(found['auc'])} against "
-            f"{_estimate(found['starting_point_auc'])}, a difference of {_estimate(found['difference'])}, "
-            "paired by patient.",
-        ]
-    if "against_fp32" in metrics:
-        found = metrics["against_fp32"]
-        parts += [
-            "### What 8 bits cost",
-            f"Against {found['model']}, the same network in float: the same recipe in every fold, paired by "
-            "patient. Log-loss is after calibration on the other folds of the collection.",
-            table(
-                ("images of", *HEADER[1:4], "change of AUC", "change of log-loss"),
-                (
-                    (
-                        one["collection"],
-                        *(str(one[key]) for key in ("images", "patients", "abnormal")),
-                        _estimate(one["auc"]),
-                        _estimate(one["log_loss"]),
-                    )
-                    for one in found["collections"]
-                ),
-            ),
-        ]
-    parts += [
-        "### What else tells the label",
-        "AUC of plain properties of a file on the same images, the higher the more abnormal. One far from "
-        "0.5, on either side, means that the label could be read without looking at the chest.",
+        f"Written by `python -m training.train`, which measured every figure. Scores {metrics['scores']}, "
+        f"looked at once. In brackets: {metrics['interval']}. AUC 0.5 is chance.",
+        "## How good it is",
         table(
-            ("images of", *next(iter(metrics["collections"].values()))["nuisances"]),
+            ("images, and who labelled them", *COUNTS, "AUC", *AT_THRESHOLD),
             (
-                (name, *map(_estimate, found["nuisances"].values()))
+                (name, *_counts(found), estimate(found["auc"]), *(estimate(found[x]) for x in AT_THRESHOLD))
                 for name, found in metrics["collections"].items()
             ),
         ),
-        "### At the threshold, and as a probability",
-        f"On {_describe_images(metrics['calibration'])}; {metrics['calibration']['fitted']}. "
-        f"Sensitivity {_estimate(metrics['calibration']['sensitivity'])}, "
-        f"specificity {_estimate(metrics['calibration']['specificity'])}.",
-        table(
-            ("", "calibration slope (1 is best)", "Brier score", "log-loss"),
-            (
-                (f"{when} calibration", *map(_estimate, metrics["calibration"][when].values()))
-                for when in ("before", "after")
-            ),
-        ),
-        "## Limitations",
-        _bullet_list(card["limitations"]),
-        "## Licence and attribution",
-        card["licence"],
-        card["attribution"],
+        f"Sensitivity and specificity are those at the shipped threshold, {label['threshold']}. There, the "
+        f"two were most alike on the validation patients, by {labels_by}.",
     ]
+    parts += _compared(metrics, labels_by)
+    for column, groups in metrics["groups"].items():
+        parts.append(_groups(column, groups, labels_by))
+    parts += _calibration(metrics, labels_by)
+    parts += _sizes(metrics)
+    limitations = [*card["limitations"], *_disagreement(metrics["disagreement"], labels_by)]
+    parts += ["## What it cannot tell", *_bullets(limitations), "## How it was made"]
+    shown = {
+        name: value for name, value in training.items() if not isinstance(value, dict) and name != "outputs"
+    }
+    parts += _bullets(
+        [
+            f"{card['architecture']} from ImageNet weights, all layers trained. "
+            f"Outputs: {training['outputs']}. "
+            "The score comes from the mean of the logits of abnormal",
+            "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items()),
+            *(
+                f"{part}: {found['images']} images ({found['read_by_radiologists']} read by radiologists) of "
+                f"{found['patients']} patients, {found['abnormal']} abnormal by {labels_by}"
+                for part, found in training["parts"].items()
+            ),
+            _int8(metrics["int8"], labels_by),
+            f"SHA-256 `{card['sha256']}`",
+        ]
+    )
+    parts += ["## Licence and attribution", card["licence"], card["attribution"]]
     return "\n\n".join(parts) + "\n"
 
 
-def _measured_cells(name: str, found: dict[str, Any]) -> tuple[str, ...]:
-    counts = (str(found[key]) for key in ("images", "patients", "abnormal"))
-    return (name, *counts, _estimate(found["auc"]), _estimate(found["average_precision"]))
+def describe(found: dict[str, Any]) -> str:
+    """Measures of a collection in one line."""
+    counts = ", ".join(f"{found[name]} {name}" for name in COUNTS)
+    return f"{counts}; AUC {estimate(found['auc'])}"
 
 
-def _starting_point_cells(found: dict[str, Any]) -> Iterable[str]:
-    return (
-        _estimate(found[key]) for key in ("starting_point_auc", "difference", "coarse_starting_point_auc")
-    )
-
-
-def _describe_images(found: dict[str, Any]) -> str:
-    return (
-        f"{found['collection']} ({found['images']} images, {found['patients']} patients, "
-        f"{found['abnormal']} abnormal)"
-    )
-
-
-def _estimate(found: dict[str, Any] | None) -> str:
+def estimate(found: dict[str, Any] | None) -> str:
+    """A value and its interval."""
     if found is None:
         return "too few"
     low, high = found["ci95"]
     return f"{found['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _bullet_list(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+def _counts(found: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{found[name]:,}" for name in COUNTS)
 
 
-def _show_value(value: Any) -> str:
-    if isinstance(value, list):
-        return "; ".join(map(_show_value, value))
-    if isinstance(value, dict):
-        return _describe_images(value) if "patients" in value else _show_fields(value)
-    return str(value)
+def _compared(metrics: dict[str, Any], labels_by: str) -> list[str]:
+    found = metrics.get("compared_with")
+    if not found:
+        return []
+    names = {"labels": labels_by, "read": "radiologists"}
+    differences = "; ".join(
+        f"by {name}, AUC {found[key]['auc_before']['value']:.3f} before, "
+        f"difference {estimate(found[key]['difference'])}"
+        for key, name in names.items()
+        if key in found
+    )
+    return [f"Against {found['model']} on the same test images, paired by patient: {differences}."]
 
 
-def _show_fields(fields: dict[str, Any]) -> str:
-    return ", ".join(f"{_spaced(name)} {value}" for name, value in fields.items())
+def _groups(column: str, groups: dict[str, Any], labels_by: str) -> str:
+    header = (
+        *(column, "images", "patients", f"AUC by {labels_by}", "AUC by radiologists (images)"),
+        *AT_THRESHOLD,
+    )
+    return table(
+        header,
+        (
+            (
+                value,
+                *_counts(found["labels"])[:2],
+                estimate(found["labels"]["auc"]),
+                f"{estimate(found['read']['auc'])} ({found['read']['images']})",
+                *(estimate(found["labels"][name]) for name in AT_THRESHOLD),
+            )
+            for value, found in groups.items()
+        ),
+    )
 
 
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
+def _calibration(metrics: dict[str, Any], labels_by: str) -> list[str]:
+    found = metrics["calibration"]
+    if not found:
+        return []
+    return [
+        "## As a probability",
+        f"By {labels_by}, on the test patients: calibration slope {estimate(found['slope'])} (1 is best), "
+        f"Brier score {estimate(found['brier'])}. Where fewer images are abnormal, scores are too high: "
+        "`cxr evaluate --prevalence` tells what becomes of PPV and NPV.",
+        table(
+            ("images", "mean score", "share abnormal"),
+            (
+                (str(one["images"]), f"{one['mean_score']:.3f}", estimate(one["abnormal"]))
+                for one in found["bins"]
+            ),
+        ),
+    ]
+
+
+def _disagreement(found: dict[str, Any], labels_by: str) -> list[str]:
+    if not found:
+        return []
+    return [
+        f"Of the {found['images']:,} images that radiologists read: of those that they read as normal, "
+        f"{found['normal_with_label']:.0%} are abnormal by {labels_by}; of those that they read as abnormal, "
+        f"{found['abnormal_without_label']:.0%} are normal by {labels_by}. No model can agree with both."
+    ]
+
+
+def _sizes(metrics: dict[str, Any]) -> list[str]:
+    if not metrics["sizes"]:
+        return []
+    rows = [
+        (name, str(found["files"]), version, f"{one['median']:.4f}", f"{one['greatest']:.4f}")
+        for name, found in metrics["sizes"].items()
+        for version, one in [*found["versions"].items(), ("any two of these and the file", found["any_two"])]
+    ]
+    return [
+        "## The same X-ray in other files",
+        "Absolute differences of the score from that of the file. Smaller versions are made with a bilinear, "
+        "antialiased filter:",
+        table(("folder", "files", "version", "median", "greatest"), rows),
+    ]
+
+
+def _int8(found: dict[str, Any], labels_by: str) -> str:
+    names = {"labels": labels_by, "read": "radiologists"}
+    changes = "; ".join(
+        f"by {names[key]} {one['auc_before']['value']:.3f}, change {estimate(one['difference'])}"
+        for key, one in found["validation"].items()
+    )
+    return (
+        f"{'8 bits ship' if found['ships'] else 'float ships'}: 8 bits may lower the AUC on the validation "
+        f"patients by {found['most_auc_lost']} at most. AUC in float, and its change in 8 bits: {changes}"
+    )
+
+
+def _bullets(lines: Iterable[str]) -> list[str]:
+    return ["\n".join(f"- {line}" for line in lines)]

@@ -1,7 +1,7 @@
-"""The images that a labels CSV names, with their labels, to train a model on."""
+"""The images that a labels CSV names, with their labels and pixels, to train a model on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from cxr.evaluation.labels import ABNORMAL, FINDINGS_COLUMNS, IMAGE_COLUMNS, NO_
 VIEW_COLUMNS = ("view", "View Position")
 DETECTOR_COLUMNS = ("pixel_spacing_mm", "OriginalImagePixelSpacing[x")  # differs between NIH's detectors
 AGE_COLUMNS = ("age", "Patient Age")
+SEX_COLUMNS = ("sex", "Patient Gender")
+RADIOLOGIST, NORMAL = "radiologist", "normal"  # what a radiologist read, and its value for a normal image
 ALL_IMAGES = "all images"  # the collection of every image if none is given
 
+Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Texts = npt.NDArray[np.str_]
@@ -39,6 +42,8 @@ class Images:
     view: Texts
     detector: Texts
     age: Texts  # years
+    sex: Texts
+    radiologist: Texts  # what a radiologist read; empty for an image that none read
 
     def __len__(self) -> int:
         return len(self.file)
@@ -52,22 +57,31 @@ class Images:
         return list(dict.fromkeys(self.collection.tolist()))
 
     @property
-    def finding_count(self) -> Floats:
-        """The number of findings of each image; 1 for an abnormal image whose findings are unknown."""
-        counts = [len(set(text.split("|")) - {NO_FINDING, ""}) for text in self.findings.tolist()]
-        return np.maximum(counts, self.abnormal).astype(float) * self.abnormal
+    def read_abnormal(self) -> Floats:
+        """Whether radiologists read something abnormal, 0 or 1; NaN for an image that none read."""
+        return np.where(self.radiologist == "", np.nan, (self.radiologist != NORMAL).astype(float))
+
+    def shows(self, finding: str) -> Floats:
+        """Whether each image has this finding, 0 or 1."""
+        return np.array([float(finding in text.split("|")) for text in self.findings.tolist()])
+
+    def with_readings(self, read: "Images") -> "Images":
+        """These images with what radiologists read in images of the same base name."""
+        readings = {Path(name).name: text for name, text in zip(read.name, read.radiologist, strict=True)}
+        texts = [readings.get(Path(name).name, "") for name in self.name.tolist()]
+        return replace(self, radiologist=np.array(texts))
 
     def in_collection(self, collection: str) -> Ints:
         """Indices of the images of a collection."""
         return np.flatnonzero(self.collection == collection)
 
     def describe(self, indices: Ints) -> dict[str, Any]:
-        """The collections of some images, and how many images, patients and abnormal images they are."""
+        """How many images and patients some images are, and how many are abnormal or were read."""
         return {
-            "collection": " and ".join(dict.fromkeys(self.collection[indices].tolist())),
             "images": len(indices),
             "patients": len(np.unique(self.patient[indices])),
             "abnormal": int(self.abnormal[indices].sum()),
+            "read_by_radiologists": int((self.radiologist[indices] != "").sum()),
         }
 
 
@@ -79,9 +93,17 @@ def read_labels(labels: Path, folder: Path, collections: Sequence[str] = ()) -> 
     """
     table = CsvTable(labels)
     image, patient = _required_column(table, IMAGE_COLUMNS), _required_column(table, PATIENT_COLUMNS)
-    findings, view, detector, age = map(
-        table.first, (FINDINGS_COLUMNS, VIEW_COLUMNS, DETECTOR_COLUMNS, AGE_COLUMNS)
-    )
+    others = [
+        table.first(names)
+        for names in (
+            FINDINGS_COLUMNS,
+            VIEW_COLUMNS,
+            DETECTOR_COLUMNS,
+            AGE_COLUMNS,
+            SEX_COLUMNS,
+            (RADIOLOGIST,),
+        )
+    ]
     label = _required_column(table, (ABNORMAL, *FINDINGS_COLUMNS))
     files = _Folder(folder)
     seen: dict[str, int] = {}
@@ -104,7 +126,7 @@ def read_labels(labels: Path, folder: Path, collections: Sequence[str] = ()) -> 
                 row[patient],
                 _parse_label(row[label], label, where),
                 collection,
-                *(row[column] if column else "" for column in (findings, view, detector, age)),
+                *(row[column] if column else "" for column in others),
             )
         )
     for collection in collections or (ALL_IMAGES,):
@@ -124,19 +146,6 @@ def read_pixels(file: str, preprocessing: Preprocessing) -> Pixels:
         return preprocessing(decode(Path(file).read_bytes(), preprocessing.bit_depth))
     except ImageError as error:
         raise InputError(f"{file}: {error.code}; expected a PNG, JPEG or DICOM file") from None
-
-
-def sample(images: Images, count: int) -> Images:
-    """At most `count` images, equally many of each collection and class, each of a different patient."""
-    each = count // (2 * len(images.collections))
-    chosen: list[int] = []
-    for collection in images.collections:
-        for label in (0, 1):
-            members = images.in_collection(collection)
-            members = members[images.abnormal[members] == label]
-            _, first = np.unique(images.patient[members], return_index=True)
-            chosen += members[np.sort(first)[:each]].tolist()
-    return images[np.array(sorted(chosen))]
 
 
 class _Folder:

@@ -1,231 +1,196 @@
-"""Fits models: a head on frozen features, or the whole network. Fits that were saved are not repeated."""
+"""Trains the whole network, and goes on after the last finished epoch of a training that was stopped."""
 
-from collections import Counter
+import copy
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from classifier.preprocessing import Preprocessing
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-from torch import nn
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
+from cxr.errors import InputError
 from cxr.files import whole_file
-from training import bundle, features, networks, quantise, recipe, tuning
-from training.data import Floats, Images, Ints, read_pixels
+from training.augmentation import augment
+from training.data import Bytes, Floats, Images
+from training.networks import DEVIATION, MEAN, Network, build
 from training.progress import ProgressDisplay
-from training.scorer import CoarseNormalise
-from training.splits import Split
+from training.scorer import Enlarge, Normalise, Scorer
 
-
-@dataclass(frozen=True, eq=False)
-class CrossCollectionTest:
-    """Scores of all images of a collection by models fitted on the other collections."""
-
-    trained_on: Ints
-    tested_on: Ints
-    recipe: recipe.Recipe
-    scores: Floats  # [tested_on]
-    starting_point: Floats  # [tested_on]
-    coarse_starting_point: Floats  # [tested_on], by a starting point on features of coarse pixels
+FINDINGS = (
+    *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia"),
+    *("Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax"),
+)
+THREADS = 2  # with another number, sums are added in another order, and the training ends elsewhere
+GRADIENT_NORM = 5.0  # longer gradients are shortened to this
 
 
 @dataclass(frozen=True)
-class ChosenRecipes:
-    """The recipes that the inner loops chose."""
+class Settings:
+    """How to train.
 
-    folds: list[recipe.Recipe]  # for every fit of the split
-    all_images: recipe.Recipe  # for the model fitted on all images
-    stage_sizes: list[int]  # number of features after each stage that a recipe may use
-
-
-@dataclass(frozen=True, eq=False)
-class FittedModel:
-    """A model fitted on all images, and scores of each image by models that saw no image of its patient.
-
-    Scores are [repeats, images], NaN for images that are never tested.
+    The loss is the sum of three: of the label, of what radiologists read (of the images that they read), and
+    of all findings together, weighted by `findings_weight`. The learning rate goes through one cycle.
     """
 
-    scores: Floats
-    export: Callable[[float, float], onnx.ModelProto]  # of slope and offset that calibrate the scores
-    preprocessing: Preprocessing
-    description: dict[str, Any]
-    starting_point: Floats | None = None
-    cross_collection_tests: list[CrossCollectionTest] = field(default_factory=list)
-    chosen: ChosenRecipes | None = None  # of a head
+    architecture: str = "efficientnet-lite0"
+    pixels: int = 128  # side of the input
+    side: int = 128  # that the input is enlarged to, for the network
+    epochs: int = 6
+    batch: int = 48
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    findings_weight: float = 0.15
+    seed: int = 0
 
 
-def fit_head(
-    images: Images,
-    split: Split,
-    architecture: str,
-    weights: str,
-    inner_folds: int,
+Targets = npt.NDArray[np.float32]
+
+
+def make_targets(images: Images) -> Targets:
+    """[images, 2 + findings], 0 or 1: the label, what radiologists read (NaN if none did), each finding."""
+    columns = (images.abnormal, images.read_abnormal, *(images.shows(finding) for finding in FINDINGS))
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def fit(
+    pixels: Bytes,
+    targets: Targets,
+    settings: Settings,
     work: Path,
     progress: ProgressDisplay,
-) -> FittedModel:
-    """Choose a recipe and fit a head in every fold, and then on all images. Fits are saved in `work`."""
-    network = networks.build(architecture, weights)
-    extracted = features.extract(network, architecture, images, work / "features.npz", progress)
-    progress.print(f"features of {len(images)} images")
-    data = recipe.LabelledFeatures(images, extracted.coarse)
-    first = images.in_collection(images.collections[0])
-    scores, start = (np.full(split.folds.shape, np.nan) for _ in range(2))
-    by_name = {str(one): one for one in data.recipes(list(recipe.GROUPS))}
-    chosen: list[recipe.Recipe] = []
-    fits = sum(1 for _ in split.fits())
-    with threadpool_limits(1):  # these fits are small, and slower when threads wait for each other
-        for repeat, fold, train, test in split.fits():
-            saved_fit = work / f"head-{repeat + 1}-{fold}.npz"
-            if not saved_fit.exists():
-                best, _ = data.choose(train, inner_folds)
-                own = np.intersect1d(train, first)
-                _save_arrays(
-                    saved_fit,
-                    scores=data.fit_head(best, train)(data.features)[test],
-                    start=recipe.score_by_starting_point(extracted.full, images, own, inner_folds)[test],
-                    recipe=np.array(str(best)),
-                )
-            with np.load(saved_fit) as saved:
-                scores[repeat, test], start[repeat, test] = saved["scores"], saved["start"]
-                chosen.append(by_name[str(saved["recipe"])])
-                progress.print(f"split {repeat + 1}, fold {fold}: {chosen[-1]}")
-            progress.show("folds", len(chosen), fits)
-        all_images = np.arange(len(images))
-        best, inner_auc = data.choose(all_images, inner_folds)
-        progress.print(f"on all images: {best}; inner AUC {inner_auc:.3f}")
-        head = data.fit_head(best, all_images)
-        cross_collection_tests = [
-            _test_across_collections(data, extracted, train, test, inner_folds)
-            for train, test in _cross_collection_pairs(images, first)
-        ]
-    compared = len(data.recipes(list(recipe.GROUPS) if len(images.collections) > 1 else [recipe.OWN]))
-    return FittedModel(
-        scores,
-        lambda slope, offset: _export_head(head, slope, offset, architecture, network),
-        features.COARSE,
-        {
-            "method": "ridge regression on frozen features, group-centred; recipe chosen in an inner loop",
-            "recipe": str(best),
-            "recipes_in_the_inner_loop": compared,
-            "features": len(head.weight),
-            "chosen_in_outer_folds": [f"{count} x {one}" for one, count in Counter(chosen).most_common()],
-            "inner_auc": round(inner_auc, 3),
-        },
-        start,
-        cross_collection_tests,
-        ChosenRecipes(chosen, best, [found.shape[1] for found in extracted.coarse[: recipe.STAGES]]),
-    )
+    watch: Callable[[Network], str],
+) -> Network:
+    """The network whose weights are an average over the steps of the training, the late ones counting most.
 
-
-def refit_in_int8(
-    images: Images,
-    split: Split,
-    fp32: FittedModel,
-    chosen: ChosenRecipes,
-    architecture: str,
-    weights: str,
-    progress: ProgressDisplay,
-) -> FittedModel:
-    """Refit the recipes of `fit_head` in the same folds, on features of the network in 8 bits.
-
-    The ranges of the activations come from a sample of all images, without their labels. Raises InputError.
+    `pixels` are [images, pixels, pixels]. Every finished epoch is kept in `work`, with which the same
+    training goes on. `watch` describes the average after an epoch. Raises InputError if `work` holds another
+    training, and OSError.
     """
-    network = networks.build(architecture, weights)
-    pixels = [read_pixels(file, fp32.preprocessing) for file in images.file.tolist()]
-    sample = [pixels[i] for i in quantise.sample_indices(len(pixels))]
-    graphs, features_of_stages = [], []
-    for stage, size in enumerate(chosen.stage_sizes):
-        any_head = recipe.Head(stage, np.ones(size), 1.0)
-        graph = _export_head(any_head, 1.0, 0.0, architecture, network)
-        graphs.append(quantise.quantise(graph, sample))
-        features_of_stages.append(quantise.pooled_features(graphs[-1], pixels))
-        progress.print(f"features of {len(images)} images in 8 bits, stage {stage + 1}")
-    data = recipe.LabelledFeatures(images, features_of_stages)
-    scores = np.full(split.folds.shape, np.nan)
-    with threadpool_limits(1):
-        for (repeat, _, train, test), one in zip(split.fits(), chosen.folds, strict=True):
-            scores[repeat, test] = data.fit_head(one, train)(data.features)[test]
-        cross_collection_tests = [
-            replace(one, scores=data.fit_head(one.recipe, one.trained_on)(data.features)[one.tested_on])
-            for one in fp32.cross_collection_tests
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(settings.seed)
+    torch.use_deterministic_algorithms(True)
+    network = build(settings.architecture, settings.side, targets.shape[1])
+    network = network.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(network).eval().requires_grad_(False)
+    decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+    )
+    batches = max(1, len(pixels) // settings.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=batches * settings.epochs, pct_start=0.25
+    )
+    saved = _Checkpoint(work / "epoch.pt", _identify(pixels, targets, settings))
+    state = {"network": network, "average": average, "optimiser": optimiser, "schedule": schedule}
+    for epoch in range(saved.load(state), settings.epochs):
+        network.train()
+        torch.manual_seed(1000 * settings.seed + epoch)  # so that a training that goes on ends the same
+        order = np.random.default_rng([settings.seed, epoch]).permutation(len(pixels))
+        total = 0.0
+        for step, chosen in enumerate(np.array_split(order, batches)):
+            progress.show(f"epoch {epoch + 1}", step, batches)
+            grey = augment(enlarge(pixels[chosen], settings.side))
+            loss = compute_loss(network(normalise(grey)), torch.from_numpy(targets[chosen]), settings)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
+            optimiser.step()
+            schedule.step()
+            total += loss.item()
+            _move_average(average, network, epoch * batches + step)
+        saved.save(state, epoch + 1)
+        progress.print(
+            f"epoch {epoch + 1} of {settings.epochs}: loss {total / batches:.3f}; {watch(average)}"
+        )
+    return average
+
+
+def compute_loss(logits: Tensor, targets: Tensor, settings: Settings) -> Tensor:
+    """The loss of a batch; an image without a radiologist's reading does not count in that part."""
+    known = ~targets.isnan()
+    each = functional.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), reduction="none") * known
+    read = each[:, 1].sum() / known[:, 1].sum().clamp(min=1)
+    return each[:, 0].mean() + read + settings.findings_weight * each[:, 2:].sum(1).mean()
+
+
+def enlarge(pixels: Bytes, side: int) -> Tensor:
+    """Grey values [N, 1, side, side] of pixels [N, height, width], bilinear."""
+    grey = torch.from_numpy(pixels).float()[:, None]
+    return functional.interpolate(grey, (side, side), mode="bilinear")
+
+
+def normalise(grey: Tensor) -> Tensor:
+    """Grey values as the network takes them."""
+    return ((grey - MEAN) / DEVIATION).contiguous(memory_format=torch.channels_last)
+
+
+def compute_logits(network: Network, pixels: Bytes, settings: Settings, outputs: int) -> Floats:
+    """The mean of the first outputs, [images]."""
+    with torch.inference_mode():
+        parts = [
+            network(normalise(enlarge(part, settings.side)))[:, :outputs].mean(1)
+            for part in np.array_split(pixels, -(-len(pixels) // 64))
         ]
-        head = data.fit_head(chosen.all_images, np.arange(len(images)))
-    return replace(
-        fp32,
-        scores=scores,
-        export=lambda slope, offset: quantise.replace_head(
-            graphs[head.stage], slope * head.weight, slope * head.bias + offset
-        ),
-        description={
-            **fp32.description,
-            "method": f"{fp32.description['method']}; head refitted on features of the network in 8 bits",
-            "quantisation": f"{quantise.DESCRIPTION}; ranges from the pixels, and not the labels, of "
-            f"{len(sample)} images of all folds",
-        },
-        cross_collection_tests=cross_collection_tests,
-    )
+    found: Floats = torch.cat(parts).double().numpy()
+    return found
 
 
-def fit_network(
-    images: Images, split: Split, settings: tuning.Settings, work: Path, progress: ProgressDisplay
-) -> FittedModel:
-    """Fit the whole network in every fold, and then on all images. A split in parts has only one fit."""
-    scores = np.full(split.folds.shape, np.nan)
-    for repeat, fold, train, test in split.fits():
-        stop = split.validation(repeat, fold)
-        saved = work / f"network-{repeat + 1}-{fold}.pt"
-        network = tuning.fit(images, np.setdiff1d(train, stop), stop, settings, saved, progress)
-        scores[repeat, test] = tuning.compute_logits(network, images, test, settings)
-    if not split.parts:
-        stop = np.flatnonzero(split.folds[0] == 0)
-        train = np.flatnonzero(split.folds[0] != 0)
-        network = tuning.fit(images, train, stop, settings, work / "network-shipped.pt", progress)
-    return FittedModel(
-        scores,
-        lambda slope, offset: bundle.to_onnx(
-            tuning.build_scorer(network.cpu(), settings.architecture, slope, offset), features.FULL
-        ),
-        features.FULL,
-        {
-            "method": "whole network, Adam, binary cross-entropy, stopped early on validation images",
-            "learning_rate": tuning.LEARNING_RATE,
-            "batch": tuning.BATCH,
-            "most_epochs": settings.epochs,
-        },
-    )
+def build_scorer(network: Network, settings: Settings, outputs: int, slope: float, offset: float) -> Scorer:
+    """The module to export: its logit is `slope` x the mean of the first outputs + `offset`."""
+    weight, bias = (part[:outputs].mean(0, keepdim=True) for part in (network.head.weight, network.head.bias))
+    factor = settings.side / settings.pixels
+    prepare = Normalise([MEAN], [DEVIATION]) if factor == 1 else Enlarge(MEAN, DEVIATION, factor)
+    return Scorer(prepare, network.trunk, slope * weight, slope * bias + offset)
 
 
-def _export_head(
-    head: recipe.Head, slope: float, offset: float, architecture: str, network: nn.Module
-) -> onnx.ModelProto:
-    parts = networks.coarse_stages(network)
-    prepare = CoarseNormalise(*networks.pixel_statistics(architecture))
-    return bundle.to_onnx(recipe.build_scorer(head, slope, offset, prepare, parts), features.COARSE)
+def _move_average(average: nn.Module, network: nn.Module, step: int) -> None:
+    """Polynomial-decay averaging (Shamir & Zhang, ICML 2013), mostly of the last tenth of the steps."""
+    for old, new in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if old.is_floating_point():
+            old.lerp_(new, 9 / (10 + step))
 
 
-def _cross_collection_pairs(images: Images, first: Ints) -> list[tuple[Ints, Ints]]:
-    """Images to train on and images to test on: the first collection against all others, both ways."""
-    others = np.setdiff1d(np.arange(len(images)), first)
-    return [(others, first), (first, others)] if len(others) else []
+def _identify(pixels: Bytes, targets: Targets, settings: Settings) -> dict[str, str]:
+    """What must be the same for a training to go on."""
+    digest = hashlib.sha256(pixels.tobytes() + targets.tobytes()).hexdigest()[:16]
+    return {
+        **{name: str(value) for name, value in asdict(settings).items()},
+        "images and labels": digest,
+        **{name: metadata.version(name) for name in ("numpy", "torch")},
+    }
 
 
-def _test_across_collections(
-    data: recipe.LabelledFeatures, extracted: features.Features, train: Ints, test: Ints, inner_folds: int
-) -> CrossCollectionTest:
-    best, _ = data.choose(train, inner_folds)
-    return CrossCollectionTest(
-        train,
-        test,
-        best,
-        data.fit_head(best, train)(data.features)[test],
-        recipe.score_by_starting_point(extracted.full, data.images, train, inner_folds)[test],
-        recipe.score_by_starting_point(extracted.coarse[-1], data.images, train, inner_folds)[test],
-    )
+class _Checkpoint:
+    """A training after a finished epoch, in a file."""
 
+    def __init__(self, path: Path, identity: dict[str, str]) -> None:
+        self._path, self._identity = path, identity
 
-def _save_arrays(path: Path, **arrays: Any) -> None:
-    with whole_file(path) as part, part.open("wb") as file:
-        np.savez(file, **arrays)
+    def load(self, state: dict[str, Any]) -> int:
+        """Load the state, if there is a file, and return how many epochs are finished."""
+        if not self._path.exists():
+            return 0
+        saved = torch.load(self._path, weights_only=True)
+        for name, value in self._identity.items():
+            if (found := saved["identity"].get(name)) != value:
+                raise InputError(
+                    f"{self._path}: {name} is {found}, expected {value}: this is another training. Choose "
+                    "another --work, or delete the folder"
+                )
+        for name, part in state.items():
+            part.load_state_dict(saved[name])
+        return int(saved["epoch"])
+
+    def save(self, state: dict[str, Any], epoch: int) -> None:
+        content = {name: part.state_dict() for name, part in state.items()}
+        content |= {"identity": self._identity, "epoch": epoch}
+        with whole_file(self._path) as unfinished:
+            torch.save(content, unfinished)

