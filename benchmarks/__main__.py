@@ -29,7 +29,7 @@ from cxr.phantoms import draw_phantom
 PYTHON = Path(sys.executable)
 XRAYS = PROJECT.parent / "shared" / "data" / "nih-cxr" / "originals" / "cxr-nih"
 SHIPPED = PROJECT / "containers" / "classifier" / "model"
-FP32 = PROJECT / "training" / "nih-lite0-demo"
+FP32 = PROJECT / "training" / "nih-abnormal-float"
 TOLERANCE = 1e-4  # largest difference of scores between two engines in fp32
 QUICK_IMAGES = 8
 LIBRARIES = ("numpy", "pillow", "kornia-rs", "onnxruntime", "boto3", "ministack")

@@ -38,13 +38,14 @@ def render(card: dict[str, Any]) -> str:
     limitations = [*card["limitations"], *_disagreement(metrics["disagreement"], labels_by)]
     parts += ["## What it cannot tell", *_bullets(limitations), "## How it was made"]
     shown = {
-        name: value for name, value in training.items() if not isinstance(value, dict) and name != "outputs"
+        name: value
+        for name, value in training.items()
+        if not isinstance(value, dict) and name not in ("outputs", "score")
     }
     parts += _bullets(
         [
             f"{card['architecture']} from ImageNet weights, all layers trained. "
-            f"Outputs: {training['outputs']}. "
-            "The score comes from the mean of the logits of abnormal",
+            f"Outputs: {training['outputs']}. The score is made of {training['score']}",
             "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items()),
             *(
                 f"{part}: {found['images']} images ({found['read_by_radiologists']} read by radiologists) of "

@@ -20,13 +20,14 @@ from training.augmentation import augment
 from training.data import Bytes, Floats, Images
 from training.networks import DEVIATION, MEAN, Network, build
 from training.progress import ProgressDisplay
-from training.scorer import Enlarge, Normalise, Scorer
+from training.scorer import Enlarge, Mirrored, Normalise, Scorer
 
 FINDINGS = (
     *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia"),
     *("Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax"),
 )
 THREADS = 2  # with another number, sums are added in another order, and the training ends elsewhere
+LABEL_SHARE = 2 / 3  # decision 5
 GRADIENT_NORM = 5.0  # longer gradients are shortened to this
 
 
@@ -132,23 +133,30 @@ def normalise(grey: Tensor) -> Tensor:
     return ((grey - MEAN) / DEVIATION).contiguous(memory_format=torch.channels_last)
 
 
-def compute_logits(network: Network, pixels: Bytes, settings: Settings, outputs: int) -> Floats:
-    """The mean of the first outputs, [images]."""
+def compute_logits(scorer: Scorer, pixels: Bytes) -> Floats:
+    """The logits of the scores of pixels [images, height, width]."""
     with torch.inference_mode():
         parts = [
-            network(normalise(enlarge(part, settings.side)))[:, :outputs].mean(1)
+            scorer(torch.from_numpy(part[:, None]))[0]
             for part in np.array_split(pixels, -(-len(pixels) // 64))
         ]
-    found: Floats = torch.cat(parts).double().numpy()
-    return found
+    return torch.cat(parts).flatten().double().logit().numpy()
 
 
-def build_scorer(network: Network, settings: Settings, outputs: int, slope: float, offset: float) -> Scorer:
-    """The module to export: its logit is `slope` x the mean of the first outputs + `offset`."""
-    weight, bias = (part[:outputs].mean(0, keepdim=True) for part in (network.head.weight, network.head.bias))
+def build_scorer(
+    network: Network, settings: Settings, read: bool, slope: float = 1.0, offset: float = 0.0
+) -> Scorer:
+    """The module to export. Its logit is `slope` x the mean of two logits + `offset`.
+
+    LABEL_SHARE is the share of the label's logit in the mean. With `read`, the rest is that of what
+    radiologists read.
+    """
+    shares = torch.tensor([LABEL_SHARE, 1 - LABEL_SHARE] if read else [1.0])
+    weight = (shares[:, None] * network.head.weight[: len(shares)]).sum(0, keepdim=True)
+    bias = (shares * network.head.bias[: len(shares)]).sum(0, keepdim=True)
     factor = settings.side / settings.pixels
     prepare = Normalise([MEAN], [DEVIATION]) if factor == 1 else Enlarge(MEAN, DEVIATION, factor)
-    return Scorer(prepare, network.trunk, slope * weight, slope * bias + offset)
+    return Scorer(prepare, Mirrored(network.trunk), slope * weight, slope * bias + offset)
 
 
 def _move_average(average: nn.Module, network: nn.Module, step: int) -> None:

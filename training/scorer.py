@@ -37,6 +37,19 @@ class Enlarge(Normalise):
         return super().forward(enlarged)
 
 
+class Mirrored(nn.Module):
+    """Feature maps [N, features, h, w]: the mean of those of an image and of its mirror image."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, grey: Tensor) -> Tensor:
+        maps = self.trunk(torch.cat([grey, grey.flip(3)]))
+        as_is, mirrored = maps.reshape(2, -1, *maps.shape[1:])
+        return (as_is + mirrored.flip(3)) / 2
+
+
 class Scorer(nn.Module):
     """Scores grey values from 0 to 255: normalisation, network, linear head and sigmoid in one module.
 

@@ -152,7 +152,10 @@ def train(options: argparse.Namespace, console: Console) -> None:
             "training_range": evaluation.training_range(pixels),
             "training": {
                 **asdict(settings),
-                **{name: choices[name] for name in ("outputs", "temperature", "offset", "quantisation")},
+                **{
+                    name: choices[name]
+                    for name in ("outputs", "score", "temperature", "offset", "quantisation")
+                },
                 "parts": {part: images.describe(indices) for part, indices in chosen.items()},
             },
             "limitations": about["limitations"],
@@ -167,7 +170,8 @@ def train(options: argparse.Namespace, console: Console) -> None:
         written = bundle.write(graphs["ships"], fields | {"metrics": metrics}, used, options.out)
         if options.float and "float" in graphs:
             in_float = {"name": f"{about['name']}-float", "metrics": {}}
-            bundle.write(graphs["float"], fields | in_float, used, options.float)
+            options.float.mkdir(parents=True, exist_ok=True)
+            bundle.write_model(graphs["float"], fields | in_float, options.float)
         with whole_file(options.card) as unfinished:
             unfinished.write_text(card.render(written))
         progress.print(f"wrote {options.out}, {options.card}; sha256 {written['sha256']}")
@@ -184,10 +188,9 @@ def _fit(
 ) -> tuple[dict[str, onnx.ModelProto], dict[str, Any]]:
     """The graph that `ships`, the one in `float` if it does not, and what was chosen on validation."""
     read = bool((fitted_on.radiologist != "").any())
-    outputs = 1 + read
 
     def validate(network: Network) -> Floats:
-        return fitting.compute_logits(network, validation_pixels, settings, outputs)
+        return fitting.compute_logits(fitting.build_scorer(network, settings, read), validation_pixels)
 
     network = fitting.fit(
         *(pixels, fitting.make_targets(fitted_on), settings, options.work, progress),
@@ -196,7 +199,7 @@ def _fit(
     logits = validate(network)
     slope, offset = measures.fit_temperature(validated_on.abnormal, logits)
     preprocessing = Preprocessing(channels=1, resize=settings.pixels, crop=settings.pixels)
-    exact = bundle.to_onnx(fitting.build_scorer(network, settings, outputs, slope, offset), preprocessing)
+    exact = bundle.to_onnx(fitting.build_scorer(network, settings, read, slope, offset), preprocessing)
     sample = [pixels[place][None] for place in quantise.sample_indices(len(pixels))]
     small = quantise.quantise(exact, sample)
     planes = list(validation_pixels[:, None])
@@ -220,6 +223,10 @@ def _fit(
                 f"{len(fitting.FINDINGS)} findings",
             ]
         ),
+        "score": f"the mean over the image and its mirror image of {fitting.LABEL_SHARE:.2f} of the logit of "
+        f"abnormal by the labels and {1 - fitting.LABEL_SHARE:.2f} of that by radiologists"
+        if read
+        else "the mean logit of the image and its mirror image",
         "threshold": measures.balanced_threshold(validated_on.abnormal, scores),
         "temperature": round(1 / slope, 4),
         "offset": round(offset, 4),

@@ -7,17 +7,7 @@ import pytest
 
 from cxr.phantoms import draw_phantom
 
-FIELDS = [
-    "file",
-    "patient_id",
-    "view",
-    "age",
-    "sex",
-    "pixel_spacing_mm",
-    "findings",
-    "abnormal",
-    "radiologist",
-]
+FIELDS = ("file", "patient_id", "view", "age", "sex", "pixel_spacing_mm", "findings", "abnormal")
 
 
 @pytest.fixture(scope="session")
