@@ -83,7 +83,7 @@ def unusual_files() -> Iterator[BadFile]:
     yield bad_file("in colour", jpeg(blue), SCORED, (WarningCode.COLOUR,))
     yield bad_file("CMYK", jpeg(blue.convert("CMYK")), SCORED, (WarningCode.COLOUR,))
     yield bad_file("YCCK", encode_ycck(blue), SCORED, (WarningCode.COLOUR,))
-    even: tuple[WarningCode, ...] = (WarningCode.LOOKS_INVERTED, WarningCode.OUT_OF_TRAINING_RANGE)
+    even: tuple[WarningCode, ...] = (WarningCode.NOT_A_FRONTAL_CHEST, WarningCode.OUT_OF_TRAINING_RANGE)
     yield bad_file("arithmetic coding of almost no data", use_arithmetic_coding(jpeg()), SCORED, even)
     yield bad_file("quality 1", encode(image, "JPEG", quality=1), SCORED)
 

@@ -309,7 +309,7 @@ class TestTheCodeThatIsPlannedFor:
         """Bytes of an item are those of its names and values (DynamoDB guide, CapacityUnitCalculations)."""
         done = Prediction(NIH_KEY, {"abnormal": Decimal("0.123456")}, ("abnormal",), ("NOT_A_FRONTAL_CHEST",))
         stamp = {
-            "model": "nih-lite0-demo:2.0.0",
+            "model": "nih-abnormal:1.0.0",
             "model_sha256": "a" * 64,
             "scored_at": "2026-11-24T12:00:00+00:00",
         }

@@ -289,7 +289,7 @@ def large(stack: Stack, request: pytest.FixtureRequest) -> str:
         "scores": {"abnormal": Decimal("0.383928")},
         "positive": [],
         "warnings": [],
-        "model": "nih-lite0-demo:2.0.0",
+        "model": "nih-abnormal:1.0.0",
         "model_sha256": "a" * 64,
         "scored_at": "2026-11-24T21:20:00+00:00",
     }
