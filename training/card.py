@@ -25,14 +25,14 @@ def render(card: dict[str, Any]) -> str:
             (
                 (name, *_counts(found), estimate(found["auc"]), *(estimate(found[x]) for x in AT_THRESHOLD))
                 for name, found in metrics["collections"].items()
+                if found["auc"]
             ),
         ),
         f"Sensitivity and specificity are those at the shipped threshold, {label['threshold']}. There, the "
         f"two were most alike on the validation patients, by {labels_by}.",
     ]
     parts += _compared(metrics, labels_by)
-    for column, groups in metrics["groups"].items():
-        parts.append(_groups(column, groups, labels_by))
+    parts += _groups(metrics["groups"], labels_by)
     parts += _calibration(metrics, labels_by)
     parts += _sizes(metrics)
     limitations = [*card["limitations"], *_disagreement(metrics["disagreement"], labels_by)]
@@ -89,45 +89,38 @@ def _compared(metrics: dict[str, Any], labels_by: str) -> list[str]:
         for key, name in names.items()
         if key in found
     )
-    return [f"Against {found['model']} on the same test images, paired by patient: {differences}."]
+    favoured = f" It was trained on {found['trained_on']} of these images." if found["trained_on"] else ""
+    return [f"Against {found['model']} on the same images, paired by patient: {differences}.{favoured}"]
 
 
-def _groups(column: str, groups: dict[str, Any], labels_by: str) -> str:
-    header = (
-        *(column, "images", "patients", f"AUC by {labels_by}", "AUC by radiologists (images)"),
-        *AT_THRESHOLD,
-    )
-    return table(
-        header,
+def _groups(groups: dict[str, Any], labels_by: str) -> list[str]:
+    rows = [
         (
-            (
-                value,
-                *_counts(found["labels"])[:2],
-                estimate(found["labels"]["auc"]),
-                f"{estimate(found['read']['auc'])} ({found['read']['images']})",
-                *(estimate(found["labels"][name]) for name in AT_THRESHOLD),
-            )
-            for value, found in groups.items()
-        ),
-    )
+            f"{column}: {value}",
+            str(found["labels"]["images"]),
+            estimate(found["labels"]["auc"]),
+            estimate(found["read"]["auc"]),
+            *(f"{found['labels'][name]['value']:.2f}" for name in AT_THRESHOLD),
+        )
+        for column, values in groups.items()
+        for value, found in values.items()
+        if found["labels"]["auc"]
+    ]
+    header = ("test patients", "images", f"AUC by {labels_by}", "AUC by radiologists", *AT_THRESHOLD)
+    return [table(header, rows)] if rows else []
 
 
 def _calibration(metrics: dict[str, Any], labels_by: str) -> list[str]:
     found = metrics["calibration"]
     if not found:
         return []
+    bins = ", ".join(f"{one['mean_score']:.2f} ({one['abnormal']['value']:.2f})" for one in found["bins"])
     return [
         "## As a probability",
         f"By {labels_by}, on the test patients: calibration slope {estimate(found['slope'])} (1 is best), "
-        f"Brier score {estimate(found['brier'])}. Where fewer images are abnormal, scores are too high: "
+        f"Brier score {estimate(found['brier'])}. Mean score of a fifth of the images, and in brackets the "
+        f"share that is abnormal: {bins}. Where fewer images are abnormal, scores are too high: "
         "`cxr evaluate --prevalence` tells what becomes of PPV and NPV.",
-        table(
-            ("images", "mean score", "share abnormal"),
-            (
-                (str(one["images"]), f"{one['mean_score']:.3f}", estimate(one["abnormal"]))
-                for one in found["bins"]
-            ),
-        ),
     ]
 
 
@@ -142,19 +135,27 @@ def _disagreement(found: dict[str, Any], labels_by: str) -> list[str]:
 
 
 def _sizes(metrics: dict[str, Any]) -> list[str]:
-    if not metrics["sizes"]:
+    folders = metrics["sizes"]
+    if not folders:
         return []
+    found = {
+        name: {**one["versions"], "any two of these and the file": one["any_two"]}
+        for name, one in folders.items()
+    }
     rows = [
-        (name, str(found["files"]), version, f"{one['median']:.4f}", f"{one['greatest']:.4f}")
-        for name, found in metrics["sizes"].items()
-        for version, one in [*found["versions"].items(), ("any two of these and the file", found["any_two"])]
+        (version, *(_difference(found[name].get(version)) for name in found))
+        for version in dict.fromkeys(x for one in sorted(found.values(), key=len, reverse=True) for x in one)
     ]
     return [
         "## The same X-ray in other files",
-        "Absolute differences of the score from that of the file. Smaller versions are made with a bilinear, "
-        "antialiased filter:",
-        table(("folder", "files", "version", "median", "greatest"), rows),
+        "Absolute difference of the score from that of the file, median and greatest. Smaller versions are "
+        "made with a bilinear, antialiased filter.",
+        table(("version", *(f"{name} ({one['files']} files)" for name, one in folders.items())), rows),
     ]
+
+
+def _difference(found: dict[str, float] | None) -> str:
+    return f"{found['median']:.3f}, {found['greatest']:.3f}" if found else "-"
 
 
 def _int8(found: dict[str, Any], labels_by: str) -> str:

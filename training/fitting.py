@@ -87,7 +87,7 @@ def fit(
     )
     batches = max(1, len(pixels) // settings.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=batches * settings.epochs, pct_start=0.25
+        optimiser, settings.learning_rate, total_steps=max(5, batches * settings.epochs), pct_start=0.25
     )
     saved = _Checkpoint(work / "epoch.pt", _identify(pixels, targets, settings))
     state = {"network": network, "average": average, "optimiser": optimiser, "schedule": schedule}

@@ -32,6 +32,7 @@ from classifier.preprocessing import Preprocessing
 from rich.console import Console
 
 from cxr.errors import InputError
+from cxr.evaluation.cohort import TrainingSet, fingerprint
 from cxr.evaluation.labels import ABNORMAL
 from cxr.files import whole_file
 from training import bundle, card, data, evaluation, fitting, measures, quantise, sizes, splits
@@ -272,7 +273,10 @@ def _measure(
     if options.compare_with:
         old = Model(options.compare_with)
         change = evaluation.compare(test, _score(old, tested_on))
-        found["compared_with"] = {"model": old.name, **change}
+        trained_on = TrainingSet.read(options.compare_with)
+        names = [Path(name).name for name in tested_on.name.tolist()]
+        seen = sum(fingerprint(name) in trained_on.images for name in names) if trained_on else 0
+        found["compared_with"] = {"model": old.name, "trained_on": seen, **change}
         for name, one in change.items():
             progress.print(f"AUC less that of {old.name}, {name}: {card.estimate(one['difference'])}")
     found["sizes"] = {}
