@@ -45,9 +45,10 @@ class Mirrored(nn.Module):
         self.trunk = trunk
 
     def forward(self, grey: Tensor) -> Tensor:
-        maps = self.trunk(torch.cat([grey, grey.flip(3)]))
+        maps: Tensor = self.trunk(torch.cat([grey, grey.flip(3)]))
         as_is, mirrored = maps.reshape(2, -1, *maps.shape[1:])
-        return (as_is + mirrored.flip(3)) / 2
+        mean: Tensor = (as_is + mirrored.flip(3)) / 2
+        return mean
 
 
 class Scorer(nn.Module):

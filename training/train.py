@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from classifier.model import BundleError, Model
+from classifier.bundle import BundleError
+from classifier.model import Model
 from classifier.preprocessing import Preprocessing
 from rich.console import Console
 

@@ -502,7 +502,7 @@ def test_a_network_of_torchvision_scores_as_in_torch(
     torch.save({"model_state_dict": network.state_dict(), "epoch": 3}, tmp_path / "resnet.pt")
     arguments = [
         "--weights",
-        tmp_path / "resnet.pt",
+        str(tmp_path / "resnet.pt"),
         "--labels",
         "a,b,c",
         *IMAGENET,
@@ -577,7 +577,15 @@ def test_a_network_that_cannot_be_exported(
 def test_what_packing_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = models.resnet18(num_classes=2)
     torch.save(network.state_dict(), tmp_path / "resnet.pt")
-    options = ["--weights", tmp_path / "resnet.pt", *IMAGENET, "--labels", "a,b", "--activation", "none"]
+    options = [
+        "--weights",
+        str(tmp_path / "resnet.pt"),
+        *IMAGENET,
+        "--labels",
+        "a,b",
+        "--activation",
+        "none",
+    ]
     said = refusal(monkeypatch, "torchvision", "resnet18", *options, "--out", tmp_path / "bundle")
     assert "these are no probabilities" in said
 
@@ -616,6 +624,14 @@ def test_a_library_that_is_not_installed(
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     torch.save({"weight": torch.zeros(1)}, tmp_path / "w.pt")
-    options = ["--weights", tmp_path / "w.pt", *IMAGENET, "--labels", "a,b", "--activation", "softmax"]
+    options = [
+        "--weights",
+        str(tmp_path / "w.pt"),
+        *IMAGENET,
+        "--labels",
+        "a,b",
+        "--activation",
+        "softmax",
+    ]
     more = options if library == "timm" else []
     assert f"install {library}" in refusal(monkeypatch, *arguments, *more, "--out", tmp_path / "bundle")
