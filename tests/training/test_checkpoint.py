@@ -205,8 +205,8 @@ def test_refuses_another_network(network: nn.Module, path: Path, other: Any, sai
     [
         ([1, 2], "expected a dictionary, found list"),
         (
-            {"model": 1, "epoch": 2},
-            "state_dict: expected a dictionary of tensors by name, found model, epoch",
+            {"trunk": 1, "epoch": 2},
+            "state_dict: expected a dictionary of tensors by name, found trunk, epoch",
         ),
         ({"state_dict": {"features": 1}}, "state_dict: expected a dictionary of tensors by name"),
         ({"state_dict": {0: torch.zeros(1)}}, "state_dict: expected a dictionary of tensors by name"),

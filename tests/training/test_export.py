@@ -587,7 +587,8 @@ def test_what_packing_refuses_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
         "none",
     ]
     said = refusal(monkeypatch, "torchvision", "resnet18", *options, "--out", tmp_path / "bundle")
-    assert "these are no probabilities" in said
+    # Random outputs may lie within 0 and 1 on the drawings and beyond on the test images.
+    assert "these are no probabilities" in said or "expected scores from 0 to 1" in said
 
 
 class FakeLibrary:
