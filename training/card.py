@@ -17,8 +17,8 @@ def render(card: dict[str, Any]) -> str:
     parts = [
         f"# Model card: {card['name']} {card['version']}",
         f"> {card['intended_use']}",
-        f"Written by `python -m training.train`, which measured every figure. Scores {metrics['scores']}, "
-        f"looked at once. In brackets: {metrics['interval']}. AUC 0.5 is chance.",
+        f"Written by `python -m training.train`, which measured every figure. Scores {metrics['scores']}. "
+        f"In brackets: {metrics['interval']}. AUC 0.5 is chance.",
         "## How good it is",
         table(
             ("images, and who labelled them", *COUNTS, "AUC", *AT_THRESHOLD),
