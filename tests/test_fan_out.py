@@ -41,7 +41,7 @@ def sent(name: str) -> Counter[str]:
 @pytest.mark.parametrize(
     "source",
     [
-        pytest.param("index", marks=pytest.mark.examples(few=113_178)),
+        pytest.param("index", marks=pytest.mark.examples(many=113_178)),
         pytest.param("listing", marks=pytest.mark.examples(many=1_000_000)),
     ],
 )

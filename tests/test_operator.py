@@ -35,7 +35,7 @@ from cxr.upload import files_in, upload
 pytestmark = pytest.mark.xdist_group("deployment")
 
 LABELS = ROOT.parent / "shared" / "data" / "nih-cxr" / "labels.csv"
-LARGE = {"few": 8_000, "many": 113_178}  # images of a run; many is all that ChestX-ray14 has to score
+LARGE = 113_178  # images of a run: all that ChestX-ray14 has to score
 MEMORY_MB = 150
 
 
@@ -280,9 +280,8 @@ def test_lag_is_said_where_cloudwatch_has_it(
 
 
 @pytest.fixture(scope="module")
-def large(stack: Stack, request: pytest.FixtureRequest) -> str:
+def large(stack: Stack) -> str:
     """A run with a prediction for each of its LARGE images but one."""
-    images = LARGE["many" if request.config.getoption("--search") else "few"]
     dynamodb = client("dynamodb", parameter_validation=False)  # which takes as long as all the rest
     fields = {
         "status": "SCORED",
@@ -303,21 +302,21 @@ def large(stack: Stack, request: pytest.FixtureRequest) -> str:
         dynamodb.batch_write_item(RequestItems={stack.table: requests})
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(put, (range(n, min(n + 25, images - 1)) for n in range(0, images - 1, 25))))
-    run = {"expected": images, "model": fields["model"], "model_sha256": "a" * 64}
+        list(pool.map(put, (range(n, min(n + 25, LARGE - 1)) for n in range(0, LARGE - 1, 25))))
+    run = {"expected": LARGE, "model": fields["model"], "model_sha256": "a" * 64}
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
     begin_run("large", stack.table, **run, created_at=created_at)
     dynamodb.put_item(
         TableName=stack.table,
-        Item=pack(layout.counter_key("large", 3)) | pack({"uid": "any", "SCORED": images - 1}),
+        Item=pack(layout.counter_key("large", 3)) | pack({"uid": "any", "SCORED": LARGE - 1}),
     )
     return "large"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the most memory of a process from /proc")
-@pytest.mark.examples(**LARGE)
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["results"], ["status", "--json"]])
-def test_a_large_run_is_read_in_little_memory(large: str, examples: int, command: list[str]) -> None:
+def test_a_large_run_is_read_in_little_memory(large: str, command: list[str]) -> None:
     code = """
 import atexit, pathlib, sys
 atexit.register(lambda: sys.stderr.write(pathlib.Path("/proc/self/status").read_text()))
@@ -333,9 +332,10 @@ app()
     if name == "status":
         assert json.loads(done.stdout)["remaining"] == 1
     else:
-        assert len(done.stdout.splitlines()) == examples  # one is missing, and there is a heading
+        assert len(done.stdout.splitlines()) == LARGE  # one is missing, and there is a heading
 
 
+@pytest.mark.slow
 def test_status_makes_few_requests_whatever_the_run(
     stack: Stack, large: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -366,6 +366,7 @@ def test_a_packed_bundle_is_a_model_in_a_notebook(tmp_path: Path) -> None:
     assert model.name == "network:1.0.0"
 
 
+@pytest.mark.slow  # a local AWS of its own
 def test_a_run_scores_with_the_packed_model(tmp_path: Path) -> None:
     """From a file in ONNX to rows of results, through the whole stack."""
     if not shutil.which("node") or not (ROOT / "node_modules").exists():

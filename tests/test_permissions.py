@@ -49,7 +49,7 @@ from synth import synth
 
 from reliability.table import create_table
 
-pytestmark = pytest.mark.xdist_group("permissions")  # they share templates
+pytestmark = pytest.mark.xdist_group("stack")  # loading the CDK takes seconds
 
 FUNCTIONS = (JOB_CREATOR, CLASSIFIER)
 THEIRS = f"{KEYS}1234abcd-12ab-34cd-56ef-1234567890ab"

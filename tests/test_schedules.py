@@ -33,7 +33,7 @@ def schedule(*steps: Step, retries: int = 1) -> Schedule:
     )
 
 
-@pytest.mark.examples(few=30, many=500)
+@pytest.mark.examples(few=20, many=500)
 def test_random_schedules_lose_and_double_nothing(simulator: Simulator, examples: int) -> None:
     """A failure prints the shortest schedule that shows it: paste it into the list below."""
     before, met_before = simulator.totals.schedules, simulator.totals.faults.copy()

@@ -27,7 +27,7 @@ from stacks.image_context import SHIPPED
 from stacks.job_stream import JobStream
 from stacks.storage import PrivateBucket, Storage
 
-pytestmark = pytest.mark.xdist_group("stack")  # they share templates
+pytestmark = pytest.mark.xdist_group("stack")  # they share templates, and loading the CDK takes seconds
 
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 OWN_KEY = "arn:aws:kms:eu-west-1:111122223333:key/0987dcba-09fe-87dc-65ba-ab0987654321"
@@ -628,7 +628,14 @@ def test_synth_needs_no_credentials_no_network_no_docker(tmp_path: Path) -> None
     offline = ["unshare", "--map-root-user", "--net"]
     if not shutil.which("unshare") or subprocess.run([*offline, "true"]).returncode != 0:
         offline = []  # not on Linux, or not allowed: the test cannot take the network away
-    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "CDK_DOCKER": "false"}
+    # Without a home of its own, the CDK could use a person's settings; with a new one, it unpacks its library.
+    unpacked = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aws" / "jsii" / "package-cache"
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "CDK_DOCKER": "false",
+        "JSII_RUNTIME_PACKAGE_CACHE_ROOT": str(unpacked),
+    }
     synth = [npx, "cdk", "synth", "--quiet", "--output", str(tmp_path), "-c", "stackName=Other"]
     subprocess.run([*offline, *synth], cwd=ROOT, env=env, check=True)
     assert (tmp_path / "Other.template.json").exists()
