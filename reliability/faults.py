@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
@@ -193,7 +194,8 @@ def intercept_aws(respond: Callable[[Request], AWSResponse]) -> Iterator[None]:
     moto_answer = BotocoreStubber.__call__
 
     def before_send(self: BotocoreStubber, event_name: str, request: Any, **_: Any) -> AWSResponse | None:
-        if not self.enabled:
+        is_local_aws = urlsplit(request.url).hostname == "127.0.0.1"  # of a test in the same process
+        if not self.enabled or is_local_aws:
             return None
         operation = event_name.rpartition(".")[2]
         is_json = b"json" in (request.headers.get("Content-Type") or b"")

@@ -628,13 +628,13 @@ def test_synth_needs_no_credentials_no_network_no_docker(tmp_path: Path) -> None
     offline = ["unshare", "--map-root-user", "--net"]
     if not shutil.which("unshare") or subprocess.run([*offline, "true"]).returncode != 0:
         offline = []  # not on Linux, or not allowed: the test cannot take the network away
-    # Without a home of its own, the CDK could use a person's settings; with a new one, it unpacks its library.
-    unpacked = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aws" / "jsii" / "package-cache"
+    # An empty home has no settings of a person, but also no unpacked library of the CDK, which takes long.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     env = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
         "CDK_DOCKER": "false",
-        "JSII_RUNTIME_PACKAGE_CACHE_ROOT": str(unpacked),
+        "JSII_RUNTIME_PACKAGE_CACHE_ROOT": str(cache / "aws" / "jsii" / "package-cache"),
     }
     synth = [npx, "cdk", "synth", "--quiet", "--output", str(tmp_path), "-c", "stackName=Other"]
     subprocess.run([*offline, *synth], cwd=ROOT, env=env, check=True)
