@@ -53,7 +53,8 @@ def write(
 
     `model` is the model that scored the run, and `training_set` what it was trained on. `settings` are the
     stack's now, which are used if the run does not record its own. `fetch` gives the bytes of an image by its
-    key, or None if it is gone; without it the page has no pictures. Raises InputError and OSError.
+    key, or why there are none (see `fetch_from`); without it the page has no pictures. Raises InputError and
+    OSError.
     """
     template = Template.read()
     with whole_file(path) as part:  # opened here, to fail early if it cannot be written
