@@ -222,7 +222,7 @@ def _threshold(results: Results, model: Model | None) -> Threshold | None:
 
 def _references(results: Results, cohort: Cohort) -> npt.NDArray[np.int8]:
     """[images]: 1 positive by the reference labels, 0 negative, -1 not known or not scored."""
-    positive = {prediction.key: reference.positive for prediction, reference in cohort.images}
+    positive = {prediction.key: bool(reference.positive) for prediction, reference in cohort.images}
     return np.array([int(positive.get(one.key, -1)) for one in results.predictions], dtype=np.int8)
 
 
