@@ -6,16 +6,19 @@ from urllib.parse import urlsplit
 
 from botocore import exceptions
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
-AWS_ERRORS = (BotoCoreError, ClientError)
+AWS_ERRORS = (BotoCoreError, ClientError, ResponseParserError)
 
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException"}
+# Services say by different codes that a request was signed too long ago, or in the future.
+_CLOCK = {"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"}
+_SIGNATURE = {"InvalidSignatureException", "SignatureDoesNotMatch"}
+_CLOCK_MESSAGES = ("Signature expired", "Signature not yet current")  # AWS's, which name no object
 _UNKNOWN = {
     "AuthFailure",
     "InvalidAccessKeyId",
     "InvalidClientTokenId",
-    "InvalidSignatureException",
-    "SignatureDoesNotMatch",
     "UnrecognizedClientException",
 }
 _ELSEWHERE = {
@@ -41,16 +44,24 @@ _NO_CREDENTIALS = (
     exceptions.SSOError,
     exceptions.TokenRetrievalError,
 )
+_ENDPOINT = "AWS_ENDPOINT_URL, endpoint_url in your AWS config file, and your proxy"
 _NO_ANSWER = (exceptions.ConnectionError, exceptions.HTTPClientError)
 
 
-def explained(error: BotoCoreError | ClientError) -> str:
+def explained(error: BotoCoreError | ClientError | ResponseParserError) -> str:
     """What went wrong and what to do, in one line.
 
     AWS's own message is left out: some messages of S3 name the object, and a key can identify a patient.
     """
     if isinstance(error, ClientError):
         return _explained_answer(error)
+    if isinstance(error, ResponseParserError):
+        return f"what answered is not AWS; check {_ENDPOINT}"
+    if isinstance(error, exceptions.ConfigParseError):
+        return _explained_file(error)
+    if isinstance(error, exceptions.InvalidRegionError):
+        region = error.kwargs.get("region_name")
+        return f"{region!r} is no AWS region; correct AWS_REGION, or the region in your AWS config file"
     if isinstance(error, _NO_CREDENTIALS):
         return "no AWS credentials were found; set AWS_PROFILE, or run `aws configure` or `aws sso login`"
     if isinstance(error, exceptions.ProfileNotFound):
@@ -67,8 +78,27 @@ def explained(error: BotoCoreError | ClientError) -> str:
     return f"{type(error).__name__}; `cxr --debug` shows more"
 
 
+def _explained_file(error: exceptions.ConfigParseError) -> str:
+    """Which file cannot be parsed, and from which line on. The line itself may hold a secret."""
+    cause = error.kwargs.get("error")
+    lines = [getattr(cause, "lineno", None), *(line for line, _ in getattr(cause, "errors", ()))]
+    line = next((f", line {number}" for number in lines if number), "")
+    return (
+        f"{error.kwargs.get('path')}{line}: expected an AWS config file in UTF-8, with lines [profile NAME] "
+        "and NAME = VALUE; correct it, or set AWS_CONFIG_FILE or AWS_SHARED_CREDENTIALS_FILE to another"
+    )
+
+
 def _explained_answer(error: ClientError) -> str:
     code, operation = error.response["Error"]["Code"], error.operation_name
+    message = error.response["Error"].get("Message") or ""
+    if code in _CLOCK or message.startswith(_CLOCK_MESSAGES):
+        return f"the clock of this machine is wrong, so AWS refuses its requests ({code}); set the clock"
+    if code in _SIGNATURE:
+        return (
+            f"AWS refuses the signature ({code}): the clock of this machine is wrong, or the secret access "
+            "key; set the clock, or run `aws configure`"
+        )
     if code in _EXPIRED:
         return "the AWS credentials have expired; renew them, for example by `aws sso login`"
     if code in _UNKNOWN:

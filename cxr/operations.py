@@ -41,9 +41,9 @@ def start_run(
 ) -> Started:
     """Start or continue the run, and wait until all its jobs are on the stream.
 
-    Its images are those under `prefix` (by default the stack's), those named in the CSV with the key `index`,
-    or `keys`; at most `count` of them. Raises InputError for too long a list of keys, and Failed if the job
-    creator refuses the run or did not send all its jobs.
+    Its images are those under `prefix` (by default the stack's), those named in the CSV or S3 Inventory with
+    the key `index`, or `keys`; at most `count` of them. Raises InputError for too long a list of keys, and
+    Failed if the job creator refuses the run or did not send all its jobs.
     """
     sources = {"Prefix": prefix, "IndexKey": index, "Keys": keys, "JobCount": count}
     event = {"RunId": run} | {name: value for name, value in sources.items() if value is not None}

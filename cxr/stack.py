@@ -14,6 +14,7 @@ from stacks.config import DEFAULT_NAME
 if TYPE_CHECKING:
     import boto3
 
+NOT_AWS = "what answered ({}) is not AWS; check AWS_ENDPOINT_URL, and endpoint_url in your AWS config file"
 ATTEMPTS = 5  # of a request that failed for a reason that may pass
 
 
@@ -44,12 +45,17 @@ class Stack:
         try:
             (stack,) = cloudformation.describe_stacks(StackName=name)["Stacks"]
         except ClientError as error:
-            if error.response["Error"]["Code"] != "ValidationError":
+            code = error.response.get("Error", {}).get("Code", "no error code")
+            if code == "no error code" or code.isdecimal():  # CloudFormation names its errors
+                raise InputError(NOT_AWS.format(code)) from None
+            if code != "ValidationError":
                 raise
             raise InputError(
                 f"there is no stack {name} in {cloudformation.meta.region_name}; deploy it by "
                 "`npx cdk deploy`, or set AWS_REGION and AWS_PROFILE to where it is"
             ) from None
+        except KeyError:
+            raise InputError(NOT_AWS.format("no stacks")) from None
         outputs = {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
         return cls.of(outputs, name)
 
@@ -85,9 +91,12 @@ def session() -> boto3.Session:
 def client(service: str, **options: Any) -> Any:
     """A boto3 client that retries transient errors and keeps enough connections for parallel work."""
     from botocore.config import Config
+    from botocore.exceptions import InvalidRegionError
 
     config = Config(retries={"mode": "standard", "total_max_attempts": ATTEMPTS}, max_pool_connections=32)
     try:
         return session().client(service, config=config.merge(Config(**options)))  # type: ignore[call-overload]
+    except InvalidRegionError:
+        raise
     except ValueError as error:  # botocore raises it for an endpoint that is no URL
         raise InputError(f"{error}; expected a URL in AWS_ENDPOINT_URL, or none") from None

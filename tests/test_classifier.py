@@ -186,6 +186,39 @@ class TestPredictions:
         }
         assert agreed()["SCORED"] == 2
 
+    def test_what_s3_never_gives_out_fails_alone_and_is_fetched_once(self, model: Brightness) -> None:
+        start("r", expected=64)
+        keys = put(**{f"i{n:02}": image_bytes((64, 64), seed=n) for n in range(64)})
+        archived, encrypted = keys[::8], keys[1::16]
+        for archive in archived:
+            client("s3").copy_object(
+                Bucket=BUCKET, Key=archive, CopySource=f"{BUCKET}/{archive}", StorageClass="DEEP_ARCHIVE"
+            )
+        classifier = make(model)
+        fetched: list[str] = []
+
+        def note(params: dict[str, Any], **_: Any) -> None:
+            fetched.append(params["Key"])
+            if params["Key"] in encrypted:
+                raise ClientError({"Error": {"Code": "InvalidRequest", "Message": ""}}, "GetObject")
+
+        classifier._s3.meta.events.register("provide-client-params.s3.GetObject", note)
+        assert failed(classifier(event(*(job(*keys[at : at + 8]) for at in range(0, 64, 8))), plenty)) == []
+        assert agreed() == {
+            "SCORED": 52,
+            "FAILED#IMAGE_ARCHIVED": 8,
+            "FAILED#IMAGE_CUSTOMER_KEY": 4,
+        }
+        assert sorted(fetched) == keys
+        assert table_items()["RUN", "r"]["state"] == "COMPLETE"
+
+        for archive in archived:
+            client("s3").restore_object(Bucket=BUCKET, Key=archive, RestoreRequest={"Days": 1})
+        again = list(RunTable(client("dynamodb"), TABLE).predicted_keys("r", ["IMAGE_ARCHIVED"]))
+        assert sorted(again) == archived
+        assert failed(classifier(event(job(*again, continued=True)), plenty)) == []
+        assert agreed() == {"SCORED": 60, "FAILED#IMAGE_CUSTOMER_KEY": 4}
+
     @pytest.mark.usefixtures("aws")
     def test_as_many_images_at_once_as_there_are_vcpus(self) -> None:
         class Together(Brightness):

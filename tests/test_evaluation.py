@@ -32,7 +32,8 @@ from cxr.bundles import SHIPPED
 from cxr.commands.app import app
 from cxr.errors import InputError
 from cxr.evaluation import measures
-from cxr.evaluation.cohort import fingerprint
+from cxr.evaluation.cohort import Cohort, TrainingSet, fingerprint, patient_fingerprint
+from cxr.evaluation.labels import Labels, Reference, plain_number, read_labels
 from cxr.evaluation.measures import (
     LabelledScores,
     at_prevalence,
@@ -377,6 +378,118 @@ def test_images_are_found_by_the_end_of_their_key(run: Evaluate) -> None:
     assert values(found["overall"])["auc"] == 1
 
 
+def read(tmp_path: Path, text: str | bytes, label: str = "abnormal", *columns: str) -> Labels:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return read_labels(path, label, columns)
+
+
+def positives(labels: Labels) -> dict[str, bool | None]:
+    return {reference.image: reference.positive for reference in labels.references}
+
+
+@pytest.mark.parametrize(
+    ("yes", "no", "unknown"),
+    [
+        ("1", "0", ""),
+        ("1.0", "0.0", "-1.0"),
+        ("True", "False", "nan"),
+        ("yes", "NO", "-1"),
+        ("1,00", "0,0", ""),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_labels_in_every_usual_form(tmp_path: Path, yes: str, no: str, unknown: str, encoding: str) -> None:
+    text = f"Image;Abnormal\r\nx\\a.png;{yes}\r\nb;{no}\r\nc.png;{unknown};\r\n;\r\n\r\n"
+    labels = read(tmp_path, text.encode(encoding))
+    assert positives(labels) == {"x/a.png": True, "b": False, "c.png": None}
+
+
+CHEXPERT = (
+    "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Cardiomegaly,Edema,Support Devices\n"
+    "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,F,68,Frontal,AP,1.0,,,1.0\n"
+    "CheXpert-v1.0-small/train/patient00002/study1/view1_frontal.jpg,F,87,Frontal,AP,,1.0,-1.0,1.0\n"
+    "CheXpert-v1.0-small/train/patient00003/study1/view1_frontal.jpg,F,83,Frontal,AP,,-1.0,,1.0\n"
+    "CheXpert-v1.0-small/valid/patient00004/study1/view1_frontal.jpg,F,41,Frontal,AP,0.0,0.0,1.0,0.0\n"
+)
+RSNA = "patientId,class\na,Normal\nb,Lung Opacity\nb,Lung Opacity\nc,No Lung Opacity / Not Normal\n"
+VINDR = (
+    "image_id,rad_id,Cardiomegaly,No finding\n"
+    "a,R1,0,1\na,R2,1,0\na,R3,0,1\nb,R1,1,0\nb,R2,1,0\nb,R3,0,1\nc,R1,1,0\nc,R2,0,1\n"
+)
+VINDR_BOXES = (
+    "image_id,class_name,rad_id,x_min\n"
+    "a,No finding,R1,\na,Cardiomegaly,R2,1\na,No finding,R3,\n"
+    "b,Cardiomegaly,R1,1\nb,Nodule/Mass,R1,2\nb,Nodule/Mass,R2,3\nb,No finding,R3,\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "expected"),
+    [
+        (CHEXPERT, "abnormal", [False, True, None, True]),
+        (CHEXPERT, "Cardiomegaly", [None, True, None, False]),
+        (RSNA, "abnormal", [False, True, True]),
+        (RSNA, "Lung Opacity", [False, True, False]),
+        ("patientId,x,Target\na,,0\nb,1.5,1\nb,2.5,1\n", "abnormal", [False, True]),
+        ("patientId,x,Target\na,,0\nb,1.5,1\n", "Pneumonia", [False, True]),
+        (VINDR, "abnormal", [False, True, None]),
+        (VINDR, "Cardiomegaly", [False, True, None]),
+        (VINDR_BOXES, "abnormal", [False, True]),
+        (VINDR_BOXES, "Cardiomegaly", [False, False]),
+        ("image,Finding Labels\na,Mass|Nodule\nb,No Finding\nc,\n", "abnormal", [True, False, None]),
+    ],
+)
+def test_the_files_of_datasets(tmp_path: Path, text: str, label: str, expected: list[bool | None]) -> None:
+    assert list(positives(read(tmp_path, text, label)).values()) == expected
+
+
+def test_chexperts_images_are_found_in_another_folder(run: Evaluate) -> None:
+    results = "key,score\n" + "".join(
+        f"cxr/{part}/patient0000{number}/study1/view1_frontal.png,0.{number}\n"
+        for number, part in enumerate(("train", "train", "train", "valid"), start=1)
+    )
+    found = in_json(run("--json", "--threshold", "0.15", results=results, labels=CHEXPERT))
+    assert values(found["overall"])["auc"] == 1
+    assert (found["overall"]["images"], found["unknown_labels"], found["without_label"]) == (3, 1, 0)
+
+
+def test_ages_in_years_months_weeks_and_days(tmp_path: Path) -> None:
+    ages = ("060Y", "013M", "003D", "002W", "17", "18.5", "216M", "411Y", "", "unknown")
+    rows = "".join(f"{number}.png,1,{age}\n" for number, age in enumerate(ages))
+    labels = read(tmp_path, f"image,abnormal,Patient Age\n{rows}", "abnormal", "Patient Age")
+    bands = [reference.groups[0] for reference in labels.references]
+    assert bands == ["60-79", *["0-17"] * 4, "18-39", "18-39", *["not given"] * 3]
+
+
+@pytest.mark.parametrize("patient", ["{}", "{:08}", "{}.0"])
+def test_what_the_model_was_trained_on_is_found_by_another_suffix(patient: str) -> None:
+    images = [
+        (
+            Prediction(f"x/{number:08}_000.JPG", {"abnormal": Decimal("0.5")}),
+            Reference(f"{number}", True, plain_number(patient.format(number)), (), 1),
+        )
+        for number in range(1, 5)
+    ]
+    cohort = Cohort("abnormal", images, (), 0, 0, 0, 0)
+    by_name = TrainingSet(frozenset(map(fingerprint, ("00000001_000.png", "00000002_000"))), frozenset())
+    assert by_name.overlap(cohort) == (2, 2)
+    by_patient = TrainingSet(frozenset(), frozenset(map(patient_fingerprint, ("3", "00000004"))))
+    assert by_patient.overlap(cohort) == (0, 2)
+
+
+def test_a_uid_has_no_suffix(run: Evaluate) -> None:
+    results = "key,score,label\n1.2.3.4.dcm,0.9,abnormal\n1.2.3.5.dcm,0.1,normal\n"
+    found = in_json(run("--json", results=results, labels="image,abnormal\n1.2.3.4,1\n1.2.3.5,0\n"))
+    assert values(found["overall"])["auc"] == 1
+
+
+def test_a_results_file_of_a_spreadsheet_with_decimal_commas(run: Evaluate) -> None:
+    results = "\ufeffkey;score;label\r\nx/1,png;0,9;abnormal\r\nx/2.png;0,100000;normal\r\n"
+    found = in_json(run("--json", results=results, labels="image;abnormal\r\n1.png;1\r\n2.png;0\r\n"))
+    assert values(found["overall"])["auc"] == 1
+
+
 def test_nihs_own_labels_and_one_label_of_many(run: Evaluate) -> None:
     labels = (
         "Image Index,Finding Labels,Patient ID\n"
@@ -424,7 +537,10 @@ def test_what_the_model_was_trained_on_is_printed_first(run: Evaluate, bundle: P
 
     (bundle / "trained_on.json").write_text('{"images": [], "patients": []}')
     printed = " ".join(run().stdout.split())
-    assert "was trained on 0 of these 12 images, 0 of 6 patients." in printed
+    assert "was trained on 0 of these 12 images, 0 of 6 patients." in printed  # the bundle names none at all
+    (bundle / "trained_on.json").write_text('{"images": ["00"], "patients": []}')
+    assert in_json(run("--json"))["training_overlap"] is None
+    assert "It is not known whether" in run().stdout
     (bundle / "trained_on.json").write_text('{"images": []}')
     refused = run("--bundle", str(bundle))
     assert refused.exit_code == 2
@@ -561,8 +677,8 @@ BAD_INPUT: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
     ),
     "a label that is not 0 or 1": (
         [],
-        {"labels": "file,abnormal\n00.png,1\n01.png,yes\n"},
-        ["labels.csv, line 3: column abnormal is 'yes'; expected 0 or 1"],
+        {"labels": "file,abnormal\n00.png,1\n01.png,2\n"},
+        ["labels.csv, line 3: column abnormal is '2'; expected 0 or 1"],
     ),
     "a conflict": (
         [],

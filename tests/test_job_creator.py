@@ -1,16 +1,20 @@
 """The job creator on moto: what it sends, what it refuses, and how runs continue and collide."""
 
 import csv
+import gzip
 import hashlib
 import io
 import json
 import random
 import socket
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from urllib.parse import quote_plus
 
 import boto3
 import pytest
@@ -18,8 +22,9 @@ from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.config import Config
 from botocore.exceptions import EndpointConnectionError
+from botocore.response import StreamingBody
 from job_creator import handler
-from job_creator.events import EventError
+from job_creator.events import EventError, Request
 from job_creator.sources import MAX_ROW, Sources, rows, s3_client
 from moto.core.botocore_stubber import MockRawResponse
 from moto.kinesis.models import KinesisBackend
@@ -190,6 +195,146 @@ class TestSources:
         answer = create({"RunId": "r", "JobCount": 40, **source})
         assert answer == {"RunId": "r", "ImageCount": 40, "JobCount": 2}
         assert len(sent_keys()) == 40
+
+
+INVENTORY = f"{PREFIX}inventory/manifest.json"
+
+
+def inventory(
+    *parts: Any, schema: str = "Bucket, Key, Size", source: str = BUCKET, form: str = "CSV"
+) -> dict[str, bytes]:
+    """Key -> object of an S3 Inventory. A part is a list of rows, or its bytes."""
+    objects = {}
+    for number, part in enumerate(parts):
+        if not isinstance(part, bytes):
+            file = io.StringIO()
+            csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(part)
+            part = gzip.compress(file.getvalue().encode(), mtime=0)
+        objects[f"{PREFIX}inventory/data/{number}.csv.gz"] = part
+    manifest = {
+        "sourceBucket": source,
+        "destinationBucket": "arn:aws:s3:::others",
+        "version": "2016-11-30",
+        "fileFormat": form,
+        "fileSchema": schema,
+        "files": [{"key": key, "size": len(body), "MD5checksum": ""} for key, body in objects.items()],
+    }
+    return objects | {INVENTORY: json.dumps(manifest).encode()}
+
+
+def put_inventory(*parts: Any, **options: Any) -> None:
+    for key, body in inventory(*parts, **options).items():
+        client("s3").put_object(Bucket=BUCKET, Key=key, Body=body)
+
+
+class TestInventory:
+    def test_the_keys_of_all_parts_decoded_each_once(self) -> None:
+        names = ["a.png", "b c+d%é.png", "e/f.png", "a.png", "index.csv", "inventory/manifest.checksum"]
+        rows = [[BUCKET, quote_plus(PREFIX + name, safe="/"), "1"] for name in names]
+        put_inventory(rows[:2], [], [*rows[2:], [BUCKET, "elsewhere/g.png", "1"]])
+        assert create({"RunId": "r", "IndexKey": INVENTORY})["ImageCount"] == 3
+        assert sent_keys() == [f"{PREFIX}a.png", f"{PREFIX}b c+d%é.png", f"{PREFIX}e/f.png"]
+        assert create({"RunId": "r", "IndexKey": INVENTORY})["ImageCount"] == 3
+        assert create({"RunId": "two", "IndexKey": INVENTORY, "JobCount": 2})["ImageCount"] == 2
+
+    def test_columns_in_another_order_and_only_latest_versions(self) -> None:
+        rows = [
+            ["true", f"{PREFIX}a.png", "v2", "false"],
+            ["false", f"{PREFIX}b.png", "v1", "false"],
+            ["true", f"{PREFIX}c.png", "v1", "true"],
+        ]
+        put_inventory(rows, schema="IsLatest, Key, VersionId, IsDeleteMarker")
+        create({"RunId": "r", "IndexKey": INVENTORY})
+        assert sent_keys() == [f"{PREFIX}a.png"]
+
+    @pytest.mark.parametrize(
+        ("parts", "options", "message"),
+        [
+            ([[]], {"form": "Parquet"}, "IndexKey, fileFormat: expected CSV"),
+            ([[]], {"schema": "Bucket, Name"}, "IndexKey, fileFormat: expected CSV with a column Key"),
+            (
+                [[]],
+                {"source": "secret"},
+                "IndexKey, sourceBucket: expected an inventory of the bucket",
+            ),
+            ([[[BUCKET, f"{PREFIX}secret.png"]]], {}, r"IndexKey, files\[0\], line 1: expected 3 columns"),
+            ([[], b"no gzip"], {}, r"IndexKey, files\[1\]: expected a CSV with gzip"),
+            ([gzip.compress(b"x" * 99_999)[:-9]], {}, r"IndexKey, files\[0\]: expected a CSV with gzip"),
+            (
+                [gzip.compress(bytes(MAX_ROW + 1))],
+                {},
+                r"IndexKey, files\[0\], line 1: expected a row of less",
+            ),
+            ([[]], {}, "IndexKey: no image there"),
+        ],
+    )
+    def test_it_is_refused_by_its_field_and_leaves_nothing(
+        self, parts: list[Any], options: dict[str, str], message: str
+    ) -> None:
+        put_inventory(*parts, **options)
+        with pytest.raises(EventError, match=f"^{message}") as refused:
+            create({"RunId": "r", "IndexKey": INVENTORY})
+        assert "secret" not in str(refused.value)
+        assert (sent(), table_items()) == ([], {})
+
+    @pytest.mark.parametrize("manifest", [b"", b"[]", b"{}", b'{"files": 3}', b"[" * 99_999])
+    def test_a_manifest_of_something_else(self, manifest: bytes) -> None:
+        client("s3").put_object(Bucket=BUCKET, Key=INVENTORY, Body=manifest)
+        with pytest.raises(
+            EventError, match=r"^IndexKey: expected the manifest.json of an S3 Inventory, with"
+        ):
+            create({"RunId": "r", "IndexKey": INVENTORY})
+
+    def test_parts_elsewhere_are_not_read(self) -> None:
+        body = inventory([[BUCKET, f"{PREFIX}a.png", "1"]])[INVENTORY].replace(PREFIX.encode(), b"elsewhere/")
+        client("s3").put_object(Bucket=BUCKET, Key=INVENTORY, Body=body)
+        with pytest.raises(EventError, match=r"^IndexKey, files\[0\].key: expected a string .* begins with"):
+            create({"RunId": "r", "IndexKey": INVENTORY})
+        put_inventory([[BUCKET, f"{PREFIX}a.png", "1"]])
+        client("s3").delete_object(Bucket=BUCKET, Key=f"{PREFIX}inventory/data/0.csv.gz")
+        with pytest.raises(EventError, match=r"^IndexKey, files\[0\]: expected .* S3 answers NoSuchKey"):
+            create({"RunId": "r", "IndexKey": INVENTORY})
+
+    @pytest.mark.examples(few=5_000, many=1_000_000)
+    def test_memory_does_not_grow_with_the_keys(self, examples: int) -> None:
+        def peak(keys: int) -> int:
+            rows = ([BUCKET, f"{PREFIX}{number % keys:08}.png", "1"] for number in range(keys))
+            objects = inventory(*(list(islice(rows, keys // 10)) for _ in range(10)))
+
+            def get_object(**options: Any) -> Any:
+                body = objects[options["Key"]]
+                return {"ETag": "e", "Body": StreamingBody(io.BytesIO(body), len(body))}
+
+            sources = Sources(SimpleNamespace(get_object=get_object), BUCKET, PREFIX)  # type: ignore[arg-type]
+            tracemalloc.start()
+            found = sources.keys(Request("r", "IndexKey", INVENTORY))
+            assert all(key == f"{PREFIX}{number:08}.png" for number, key in enumerate(found))
+            most = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            return most
+
+        assert peak(examples) - peak(min(10_000, examples // 10)) < 20 * 2**20
+
+
+class TestUrlEncodedIndex:
+    def test_keys_that_are_there_only_decoded_get_a_hint(self) -> None:
+        put("a b.png")
+        for key in ("a+b.png", "a%20b.png"):
+            put_index("plain.png", key)
+            with pytest.raises(
+                EventError, match=r"^IndexKey, line 3, Key: is URL-encoded; expected keys as they"
+            ):
+                create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"})
+        put("index.csv", body=b"Key\n" + quote_plus(PREFIX).encode() + b"a.png\n")
+        with pytest.raises(EventError, match=r"^IndexKey, line 2, Key: is URL-encoded"):
+            create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"})
+        assert (sent(), table_items()) == ([], {})
+
+    def test_keys_that_are_there_as_they_are_or_not_at_all_are_taken(self) -> None:
+        put("a b.png", "a+b.png")
+        put_index("a+b.png", "c%20d.png")
+        create({"RunId": "r", "IndexKey": f"{PREFIX}index.csv"})
+        assert sent_keys() == [f"{PREFIX}a+b.png", f"{PREFIX}c%20d.png"]
 
 
 class TestListing:

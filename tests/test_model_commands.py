@@ -100,6 +100,31 @@ class TestScore:
         assert 0 < second["scores"]["abnormal"] < 1
         assert "NOT_AN_IMAGE" in cxr("score", bad).stdout
 
+    def test_a_missing_file_does_not_stop_the_others(self, tmp_path: Path) -> None:
+        there, gone = tmp_path / "a.png", tmp_path / "gone.png"
+        there.write_bytes(image_bytes())
+        result = cxr("score", gone, there, "--json")
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["file"] == str(there)
+        assert (
+            result.stderr == f"Error: {gone}: No such file or directory; expected a PNG, JPEG or DICOM file\n"
+        )
+
+    @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+    def test_a_terminal_without_unicode(self, tmp_path: Path, encoding: str) -> None:
+        bad = tmp_path / "\N{GREEK SMALL LETTER ALPHA}.png"
+        bad.write_text("text")
+        done = subprocess.run(
+            [sys.executable, "-m", "cxr", "score", str(bad)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "200"},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (1, b"")
+        assert b"\\u03b1.png" in done.stdout
+        assert b"NOT_AN_IMAGE" in done.stdout
+
     @pytest.mark.parametrize("arguments", [["gone.png"], ["README.md", "--bundle", "gone"], [str(ROOT)]])
     def test_what_cannot_be_read_is_said_in_one_line(self, arguments: list[str]) -> None:
         result = cxr("score", *arguments)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -551,6 +552,11 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
             "AccessDenied",
             "these credentials may not call DescribeStacks (AccessDenied); have it allowed, or",
         ),
+        (
+            "SignatureDoesNotMatch",
+            "AWS refuses the signature (SignatureDoesNotMatch): the clock of this machine",
+        ),
+        ("RequestTimeTooSkewed", "the clock of this machine is wrong, so AWS refuses its requests (Request"),
         ("Odd", "DescribeStacks failed with Odd; `cxr --debug` shows more"),
     ],
 )
@@ -561,6 +567,62 @@ def test_what_aws_refuses_is_said_in_one_line(
         403, f"<ErrorResponse><Error><Code>{code}</Code><Message>a/key.png</Message></Error></ErrorResponse>"
     )
     assert error("status", "first", exit_code=1).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, "<!DOCTYPE html><p>Hello"),
+        (200, "<html><p>Hello</p></html>"),
+        (200, "{}"),
+        (404, "<html>Not Found</html>"),
+        (404, "<!DOCTYPE html><p>Not Found"),
+        (501, "<html><p>POST?</html>"),
+        (405, ""),
+    ],
+)
+def test_an_endpoint_that_is_not_aws(
+    answering: Callable[..., None], monkeypatch: pytest.MonkeyPatch, status: int, body: str
+) -> None:
+    monkeypatch.setattr("cxr.stack.ATTEMPTS", 1)
+    answering(status, body)
+    refused = CliRunner().invoke(app, ["status", "first"])
+    assert refused.exit_code in (1, 2)
+    assert re.match(r"Error: what answered( \(.*\))? is not AWS; check AWS_ENDPOINT_URL", refused.stderr)
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"[default]\nregion = us-east-1\naws_secret_access_key hunter2\n", ", line 3"),
+        (b"region = us-east-1\n", ", line 1"),
+        (b"[default]\n[default]\n", ", line 2"),
+        (b"[default]\nregion = \xff\xfe\n", ""),
+    ],
+)
+def test_a_config_file_that_does_not_parse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, line: str
+) -> None:
+    path = tmp_path / "config"
+    path.write_bytes(content)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(path))
+    refused = error("status", "first", exit_code=1)
+    assert refused.startswith(f"{path}{line}: expected an AWS config file")
+    assert "hunter2" not in refused
+
+
+@pytest.mark.parametrize("region", ["us-east-1 ", "us-east-1\r", "us-east-1,", "\N{EN DASH}us-east-1"])
+def test_a_stray_character_in_the_region(monkeypatch: pytest.MonkeyPatch, region: str) -> None:
+    monkeypatch.setenv("AWS_REGION", region)
+    assert error("status", "first", exit_code=1).startswith(
+        f"{region!r} is no AWS region; correct AWS_REGION"
+    )
+
+
+def test_a_clock_that_is_off_is_named_whatever_the_code() -> None:
+    answer: Any = {"Error": {"Code": "InvalidSignatureException", "Message": "Signature expired: 2020 ..."}}
+    assert explained(ClientError(answer, "GetItem")).startswith("the clock of this machine is wrong")
 
 
 def test_a_bucket_in_another_region_is_named_with_its_region(

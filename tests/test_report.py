@@ -10,10 +10,13 @@ from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import typer
+from botocore.client import BaseClient
+from botocore.exceptions import ClientError
 from classifier.decode import decode
 from classifier.model import Model
 from classifier.preprocessing import Preprocessing
@@ -34,7 +37,7 @@ from cxr.evaluation.measures import NONE, LabelledScores, measure
 from cxr.explanation import map_layer
 from cxr.phantoms import draw_phantom
 from cxr.report_page import document, template
-from cxr.report_page.gallery import MAP, thumbnail
+from cxr.report_page.gallery import MAP, fetch_from, picture, thumbnail
 from cxr.runs import RunStatus
 from cxr.stack import Stack
 from stacks.config import Config
@@ -467,6 +470,22 @@ def test_an_alarm_says_that_the_model_was_trained_on_evaluated_images(
     known = TrainingSet(frozenset({*training_set.images, name}), training_set.patients)
     page = opened(write(tmp_path / "run.html", outcomes, model=model, labels=labels, training_set=known))
     expect(page.locator(".notice.alarm")).to_contain_text("was trained on 1 of these 50 images")
+
+
+@pytest.mark.usefixtures("aws")
+def test_an_image_that_s3_does_not_give_out_has_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    s3 = client("s3")
+    s3.put_object(Bucket=BUCKET, Key="here.png", Body=phantom(0))
+    s3.put_object(Bucket=BUCKET, Key="archived.png", Body=phantom(0), StorageClass="GLACIER")
+    fetch = fetch_from(STACK)
+    found = {name: picture(fetch(f"{name}.png"), "abnormal", None) for name in ("here", "archived", "gone")}
+    assert found["here"].keys() == {"image"}
+    assert found["archived"] == {"missing": "IMAGE_ARCHIVED"}
+    assert found["gone"] == {"missing": "not in the bucket"}
+    for code, why in {"InvalidRequest": "IMAGE_CUSTOMER_KEY", "AccessDenied": "AccessDenied"}.items():
+        refusal = ClientError({"Error": {"Code": code}}, "GetObject")
+        monkeypatch.setattr(BaseClient, "_make_api_call", Mock(side_effect=refusal))
+        assert picture(fetch("here.png"), "abnormal", None) == {"missing": why}
 
 
 def test_an_empty_run_and_a_run_of_failures_open(tmp_path: Path, opened: Open) -> None:

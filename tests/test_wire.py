@@ -2,17 +2,21 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ResponseStreamingError
-from support import ROOT
+from support import ROOT, wait_for
 
 from cxr.local_aws.loopback import LoopbackServer, Reply
+from cxr.retry import retry_run
+from cxr.runs import run_status, run_table
 from cxr.stack import Stack
 from reliability.endpoint import Answer, FaultyEndpoint, Request
 from reliability.wire import (
@@ -127,6 +131,36 @@ def test_nothing_is_lost_or_doubled(aws: WireAws, stack: Stack, images: list[byt
     assert requests["S3 GetObject"]
     assert requests["DynamoDB TransactWriteItems"]
     assert requests["AWSEvents PutEvents"]
+
+
+@pytest.mark.slow
+def test_archived_images_fail_alone_and_score_after_they_are_restored(
+    aws: WireAws, stack: Stack, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = put_images(stack, "archive", images, 64)
+    scored = [key for key in expected if isinstance(expected[key], Mapping)]
+    archived = set(scored[:8])
+    fetched: Counter[str] = Counter()
+
+    def answer(request: Request) -> str:
+        key = unquote(urlsplit(request.path).path.lstrip("/").partition("/")[2])
+        if request.operation != "GetObject" or key not in expected:
+            return ""
+        fetched[key] += 1
+        return "403 InvalidObjectState" if key in archived else ""
+
+    monkeypatch.setattr(aws.endpoint, "draw_fault", answer)
+    table = run_table(stack)
+    start_until_accepted(aws, stack, "archive")
+    wait_for(lambda: run_status(table, "archive").state == "COMPLETE", "all predictions", 120)
+    assert run_status(table, "archive").failures["IMAGE_ARCHIVED"] == 8
+    assert fetched == Counter(list(expected))
+
+    archived.clear()
+    with aws.operator():
+        assert retry_run(stack, "archive", codes=["IMAGE_ARCHIVED"]).failed == 8
+    wait_for(lambda: run_status(table, "archive").scored == len(scored), "the restored images scored", 120)
+    assert not run_status(table, "archive").failures["IMAGE_ARCHIVED"]
 
 
 @pytest.mark.slow

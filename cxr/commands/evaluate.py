@@ -33,9 +33,9 @@ def evaluate(
         Path,
         typer.Option(
             metavar="FILE",
-            help="CSV of reference labels. A column file, key or image names the image by key or base name. "
-            "The label is 0 or 1 in a column of its name, or one of NIH's Finding Labels. With patient_id, "
-            "intervals are by patient.",
+            help="CSV of reference labels, also those of NIH, CheXpert, VinDr and RSNA. A column file, key "
+            "or image names the image by key or base name. The label is 0 or 1 in a column of its name. With "
+            "patient_id, intervals are by patient.",
         ),
     ],
     label: Annotated[
@@ -191,7 +191,10 @@ def _about_training(found: Assessment) -> str:
             "trained on, and whether they are probabilities. Give its bundle with --bundle.[/]"
         )
     if not overlap:
-        return f"[yellow]It is not known whether {model} was trained on these: it has no trained_on.json.[/]"
+        return (
+            f"[yellow]It is not known whether {model} was trained on these: it has no trained_on.json, or no "
+            "image and no patient of these is in it by that name.[/]"
+        )
     if not overlap.any:
         return f"{model} was trained on {overlap.text}."
     return (

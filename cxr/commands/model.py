@@ -13,7 +13,7 @@ from rich.table import Table
 from cxr import RESEARCH_ONLY
 from cxr.commands.options import Bundle, Json
 from cxr.commands.terminal import console, errors_reported, shown
-from cxr.errors import InputError
+from cxr.errors import Failed, InputError
 from cxr.files import whole_file
 
 if TYPE_CHECKING:
@@ -44,19 +44,28 @@ def score(
     The JSON is one object a line: file, scores, positive and warnings, or file
     and error.
 
-    Ends with 0 if every file was scored, with 1 if one was not, and with 2 if a
-    file or the bundle cannot be read.
+    Ends with 0 if every file was scored, with 1 if one was not, and with 2 if
+    no file can be read or the bundle is wrong.
     """
     with errors_reported():
         from cxr.bundles import load, score_file
 
         loaded = load(bundle)
-        predictions = [score_file(loaded, file) for file in files]
+        predictions, unread = [], []
+        for file in files:
+            try:
+                predictions.append(score_file(loaded, file))
+            except InputError as error:
+                unread.append(error)
+        if not predictions:
+            raise InputError("\n".join(map(str, unread)))
         if as_json:
             for prediction in predictions:
                 typer.echo(json.dumps(document(prediction)))
         else:
             _print_predictions(loaded, predictions)
+        if unread:
+            raise Failed("\n".join(map(str, unread)))
         if any(prediction.error for prediction in predictions):
             raise typer.Exit(1)
 

@@ -73,7 +73,11 @@ def run(
     ] = None,
     index: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="Images named in a CSV in the bucket, in its column Key."),
+        typer.Option(
+            metavar="KEY",
+            help="Images named in a CSV in the bucket, in its column Key, or in the manifest.json of an S3 "
+            "Inventory.",
+        ),
     ] = None,
     keys: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Images named in a file here, one key a line.")

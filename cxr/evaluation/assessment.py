@@ -59,6 +59,7 @@ class Assessment:
     without_label: int
     labels_without_image: int
     repeated_labels: int
+    unknown_labels: int
     threshold: Threshold
     intervals: str
     overall: Performance
@@ -73,6 +74,7 @@ class Assessment:
             "images without a label": self.without_label,
             "labels without an image": self.labels_without_image,
             "labels given again": self.repeated_labels,
+            "labels that are blank or uncertain": self.unknown_labels,
         }
         return ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
 
@@ -118,6 +120,7 @@ def assess(
         without_label=cohort.without_label,
         labels_without_image=cohort.labels_without_image,
         repeated_labels=cohort.repeated_labels,
+        unknown_labels=cohort.unknown_labels,
         threshold=threshold,
         intervals=(
             f"95%, by {sampled}: {RESAMPLES:,} bootstrap samples; for proportions Wilson's"
@@ -151,9 +154,14 @@ def labelled_scores(cohort: Cohort) -> LabelledScores:
 def training_overlap(
     cohort: Cohort, data: LabelledScores, training_set: TrainingSet | None
 ) -> TrainingOverlap | None:
-    """How much of the cohort is in the training set; None if that is not known. `data` is the cohort."""
+    """How much of the cohort is in the training set; None if that is not known. `data` is the cohort.
+
+    If nothing of it is found, it is not known: the images may have other names in the training set.
+    """
     if training_set is None:
         return None
     images, patients = training_set.overlap(cohort)
+    if training_set.images and not images and not patients:
+        return None
     of_patients = data.patient_count
     return TrainingOverlap(images, None if of_patients is None else patients, len(data), of_patients)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,19 +11,28 @@ from cxr.errors import InputError
 
 
 class CsvTable:
-    """A CSV file in UTF-8 with a header and at least one row. Every method raises InputError."""
+    """A CSV file with a header and at least one row. Every method raises InputError.
+
+    It is in UTF-8, or in UTF-16 with a byte order mark. Columns are separated by comma, semicolon or tab.
+    Empty rows, and empty cells behind the last column, are skipped.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file, strict=True)
+            with path.open("rb") as file:
+                encoding = "utf-16" if file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
+            with path.open(newline="", encoding=encoding) as text:
+                header = text.readline()
+                text.seek(0)
+                separator = max(",;\t", key=header.count)  # the comma, if there is none
+                reader = csv.DictReader(text, strict=True, delimiter=separator)
                 self.columns = [name.strip() for name in reader.fieldnames or ()]
                 reader.fieldnames = self.columns
-                self._rows = [(reader.line_num, row) for row in reader]
+                self._rows = [(reader.line_num, row) for row in reader if any(map(_is_filled, row.values()))]
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from None
-        except (UnicodeDecodeError, csv.Error) as error:
+        except (UnicodeError, csv.Error) as error:
             raise InputError(f"{path}: expected a CSV file in UTF-8 ({error})") from None
         if not self._rows:
             raise InputError(f"{path}: expected a CSV file with a header and at least one row")
@@ -30,7 +40,7 @@ class CsvTable:
     def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
         """Line number in the file and columns, row by row."""
         for line, row in self._rows:
-            if len(row) != len(self.columns) or None in row.values():
+            if _is_filled(row.pop(None, None)) or len(row) != len(self.columns) or None in row.values():
                 raise InputError(f"{self.path}, line {line}: expected {len(self.columns)} columns")
             yield line, {name: value.strip() for name, value in row.items()}
 
@@ -41,10 +51,16 @@ class CsvTable:
                 raise InputError(f"{self.path}: expected a column {column}; {self.found}")
 
     def first(self, columns: Iterable[str]) -> str | None:
-        """The first of these columns that the file has."""
-        return next((column for column in columns if column in self.columns), None)
+        """The file's name of the first of these columns that it has. Capitals do not matter."""
+        own = {name.casefold(): name for name in reversed(self.columns)}
+        return next((own[name.casefold()] for name in columns if name.casefold() in own), None)
 
     @property
     def found(self) -> str:
         """The columns of the file, for a message."""
         return f"its columns are {', '.join(self.columns)}"
+
+
+def _is_filled(cells: str | list[str] | None) -> bool:
+    """Whether something is in a cell, or in one of the cells behind the last column."""
+    return any(cell.strip() for cell in ([cells] if isinstance(cells, str) else cells or ()))

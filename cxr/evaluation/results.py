@@ -182,7 +182,7 @@ def _label_of(decision: str) -> str:
 
 def _score(text: str, where: str) -> Decimal:
     try:
-        score = Decimal(text)
+        score = Decimal(text.replace(",", "."))  # with semicolons, a spreadsheet writes decimal commas
         if 0 <= score <= 1:
             return score
     except InvalidOperation:  # no number, or NaN

@@ -53,7 +53,8 @@ def write(
 
     `model` is the model that scored the run, and `training_set` what it was trained on. `settings` are the
     stack's now, which are used if the run does not record its own. `fetch` gives the bytes of an image by its
-    key, or None if it is gone; without it the page has no pictures. Raises InputError and OSError.
+    key, or why there are none (see `fetch_from`); without it the page has no pictures. Raises InputError and
+    OSError.
     """
     template = Template.read()
     with whole_file(path) as part:  # opened here, to fail early if it cannot be written
@@ -221,7 +222,7 @@ def _threshold(results: Results, model: Model | None) -> Threshold | None:
 
 def _references(results: Results, cohort: Cohort) -> npt.NDArray[np.int8]:
     """[images]: 1 positive by the reference labels, 0 negative, -1 not known or not scored."""
-    positive = {prediction.key: reference.positive for prediction, reference in cohort.images}
+    positive = {prediction.key: bool(reference.positive) for prediction, reference in cohort.images}
     return np.array([int(positive.get(one.key, -1)) for one in results.predictions], dtype=np.int8)
 
 

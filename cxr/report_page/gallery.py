@@ -17,6 +17,7 @@ from classifier.decode import decode
 from classifier.model import Model
 from classifier.preprocessing import Preprocessing
 from PIL import Image, ImageOps
+from runs.codes import REFUSED_BY_S3
 
 from cxr.evaluation.results import Results
 from cxr.explanation import map_layer
@@ -28,20 +29,28 @@ GALLERY_SIZE = 12  # images in each part of the gallery
 THUMBNAIL, MAP = 320, 64  # sides in pixels; the browser enlarges a map smoothly
 FETCHES = 8  # images at once
 _GONE = {"NoSuchKey", "404"}  # error codes of S3
+_DENIED = {"AccessDenied", "403"}  # also of a missing key, if the caller may not list the bucket
 
-Fetch = Callable[[str], bytes | None]
+Fetch = Callable[[str], bytes | str | None]
 
 
 def fetch_from(stack: Stack) -> Fetch:
-    """A function that gives an image's bytes by its key, or None if it is not in the bucket any more."""
+    """A function that gives an image's bytes by its key.
+
+    It gives None for an image that is not in the bucket any more, and a word why for one that S3 does not
+    give out.
+    """
     s3 = client("s3")
 
-    def fetch(key: str) -> bytes | None:
+    def fetch(key: str) -> bytes | str | None:
         try:
             return bytes(s3.get_object(Bucket=stack.images_bucket, Key=key)["Body"].read())
         except ClientError as error:
-            if error.response["Error"]["Code"] in _GONE:
+            code = error.response["Error"]["Code"]
+            if code in _GONE:
                 return None
+            if code in _DENIED or code in REFUSED_BY_S3:
+                return REFUSED_BY_S3.get(code, code)
             raise
 
     return fetch
@@ -110,10 +119,10 @@ def gallery(
     }
 
 
-def picture(data: bytes | None, label: str, model: Model | None) -> dict[str, str]:
+def picture(data: bytes | str | None, label: str, model: Model | None) -> dict[str, str]:
     """What the page shows of an image: what the model sees and what the score is based on, or why nothing."""
-    if data is None:
-        return {"missing": "not in the bucket"}
+    if not isinstance(data, bytes):
+        return {"missing": data or "not in the bucket"}
     geometry = Preprocessing.from_json(model.card["preprocessing"]) if model else None
     try:
         image = decode(data, geometry.bit_depth) if geometry else decode(data)

@@ -19,9 +19,14 @@ class _Code(StrEnum):
 
 
 class ErrorCode(_Code):
-    """Why an image can never be scored. It is stored with a FAILED prediction."""
+    """Why an image cannot be scored, however often it is tried. It is stored with a FAILED prediction."""
 
     IMAGE_MISSING = "IMAGE_MISSING", "is not in the bucket"
+    IMAGE_ARCHIVED = "IMAGE_ARCHIVED", "is archived, and S3 gives it out only after it is restored"
+    IMAGE_CUSTOMER_KEY = (
+        "IMAGE_CUSTOMER_KEY",
+        "is encrypted with a customer-provided key (SSE-C), without which S3 does not give it out",
+    )
     IMAGE_EMPTY = "IMAGE_EMPTY", "holds no bytes"
     NOT_AN_IMAGE = "NOT_AN_IMAGE", "is neither PNG, JPEG nor DICOM"
     IMAGE_CORRUPT = (
@@ -42,6 +47,14 @@ class ErrorCode(_Code):
         "DICOM_TRANSFER_SYNTAX",
         "is DICOM in a compression that is not decoded: deflated, JPEG Lossless, JPEG-LS or video",
     )
+
+
+# What S3 answers to GetObject until somebody restores or copies the object (S3 API reference, GetObject; S3
+# user guide, ServerSideEncryptionCustomerKeys).
+REFUSED_BY_S3 = {
+    "InvalidObjectState": ErrorCode.IMAGE_ARCHIVED,
+    "InvalidRequest": ErrorCode.IMAGE_CUSTOMER_KEY,
+}
 
 
 class WarningCode(_Code):

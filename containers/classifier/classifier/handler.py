@@ -17,7 +17,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from runs import jobs, metrics
-from runs.codes import ErrorCode
+from runs.codes import REFUSED_BY_S3, ErrorCode
 from runs.completion import NotAnnounced, complete
 from runs.errors import reason
 from runs.jobs import Job, JobError
@@ -236,6 +236,8 @@ class Classifier:
             return _body(found)
         except ClientError as error:
             code = error.response["Error"]["Code"]
+            if code in REFUSED_BY_S3:
+                raise ImageError(REFUSED_BY_S3[code]) from None
             # To a role that may not list the whole bucket, S3 answers 403 for a missing key too.
             if code == "NoSuchKey" or (code == "AccessDenied" and not self._exists(bucket, key)):
                 raise ImageError(ErrorCode.IMAGE_MISSING) from None
