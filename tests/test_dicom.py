@@ -186,7 +186,7 @@ def test_padding_is_black(polarity: str) -> None:
     ("fields", "code"),
     [
         ({"NumberOfFrames": 2}, "DICOM_MULTI_FRAME"),
-        ({"PhotometricInterpretation": "RGB"}, "DICOM_HEADER"),
+        ({"PhotometricInterpretation": "RGB"}, "DICOM_PHOTOMETRIC"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "DICOM_PHOTOMETRIC"),
         ({"BitsAllocated": 32}, "DICOM_NO_PIXELS"),
         ({"Rows": 60_000, "Columns": 60_000}, "IMAGE_TOO_LARGE"),
@@ -211,7 +211,10 @@ def test_no_pixels() -> None:
 
 
 def test_a_transfer_syntax_that_is_not_decoded() -> None:
-    assert refused(dicom(RAMP, MPEG2MPML)) == "DICOM_TRANSFER_SYNTAX"
+    data = dicom(RAMP).replace(
+        ExplicitVRLittleEndian.encode() + b"\0", MPEG2MPML.encode()[:20].ljust(20, b"\0")
+    )
+    assert refused(data) == "DICOM_TRANSFER_SYNTAX"
 
 
 @pytest.mark.parametrize(

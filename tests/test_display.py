@@ -5,12 +5,10 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from classifier.bounds import ImageError
 from classifier.decode import decode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -132,8 +130,8 @@ def headers(draw: st.DrawFn) -> tuple[dicom.Elements, str, list[str]]:
         elements[VOI] = ("SQ", draw(tables(low, top, "i" if syntax == dicom.IMPLICIT else order)))
         options = ["+Wl", "1"]
     elif voi == "senseless":
-        width = draw(st.sampled_from(["", "0", "-3", "0.5"]))
-        elements |= {dicom.CENTRE: ("DS", "40"), dicom.WIDTH: ("DS", width)}
+        senseless = draw(st.sampled_from(["", "0", "-3", "0.5"]))
+        elements |= {dicom.CENTRE: ("DS", "40"), dicom.WIDTH: ("DS", senseless)}
     return elements, syntax, options
 
 

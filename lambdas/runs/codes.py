@@ -26,20 +26,20 @@ class ErrorCode(_Code):
     NOT_AN_IMAGE = "NOT_AN_IMAGE", "is neither PNG, JPEG nor DICOM"
     IMAGE_CORRUPT = (
         "IMAGE_CORRUPT",
-        "has pixels that are cut short, damaged or of another size than it says, or would take a decoder minutes "
-        "or gigabytes",
+        "has pixels that are cut short, damaged or of another size than it says, or would take a decoder "
+        "minutes or gigabytes",
     )
     IMAGE_TOO_SMALL = "IMAGE_TOO_SMALL", "has a side under 64 pixels"
     IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE", "has over 50 megapixels, or over 64 MiB as a file"
     IMAGE_TOO_NARROW = "IMAGE_TOO_NARROW", "is over four times as long as wide, or as wide as long"
     BIT_DEPTH_UNKNOWN = (
         "BIT_DEPTH_UNKNOWN",
-        "declares more than 12 bits and uses 12 or fewer (PNG, or DICOM without a window), and the model's bundle "
-        "names no bit depth",
+        "declares more than 12 bits and uses 12 or fewer (PNG, or DICOM without a window), and the model's "
+        "bundle names no bit depth",
     )
     DICOM_NOT_AN_IMAGE = (
         "DICOM_NOT_AN_IMAGE",
-        "is DICOM of another kind: a report, a document, a directory (DICOMDIR) or another object without an image",
+        "is DICOM of another kind: a report, a document, a directory (DICOMDIR) or the like, not an image",
     )
     DICOM_HEADER = (
         "DICOM_HEADER",

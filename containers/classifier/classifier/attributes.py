@@ -7,7 +7,7 @@ import struct
 from math import isfinite
 
 from pydicom import Dataset
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from runs.codes import ErrorCode
 
@@ -57,7 +57,7 @@ def whole_number(dataset: Dataset, keyword: str) -> int | None:
 
 def items(dataset: Dataset, keyword: str) -> list[Dataset]:
     """The items of a sequence. Raises ImageError for a sequence that is too long to be read."""
-    found = dataset.get_item(tag_for_keyword(keyword))
+    found = dataset.get_item(keyword)
     if found is None:
         return []
     if isinstance(found.value, bytes) and len(found.value) > _MAX_SEQUENCE:
@@ -67,7 +67,7 @@ def items(dataset: Dataset, keyword: str) -> list[Dataset]:
 
 
 def _raw(dataset: Dataset, keyword: str) -> RawDataElement | None:
-    found = dataset.get_item(tag_for_keyword(keyword))
+    found = dataset.get_item(keyword)
     return found if isinstance(found, RawDataElement) else None
 
 

@@ -119,7 +119,7 @@ def _eight_bits(image: Image.Image, data: bytes, bit_depth: int) -> Image.Image:
     """
     if not data.startswith(_PNG) or data[24] != 16:  # the bit depth in IHDR
         return image
-    values: npt.NDArray[np.generic]
+    values: npt.NDArray[np.integer]
     if image.mode.startswith("I"):
         values = np.asarray(image)
     elif data[25] == 4:  # grey with alpha: to a PNG's filters, it is RGBA of 8 bits

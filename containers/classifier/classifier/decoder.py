@@ -1,8 +1,8 @@
 """Decoders in a child process, which may crash, hang or take memory without harm to this one.
 
-The child starts when it is first needed and stays for the next image. It ends with the pipe to it, and so with this
-process. After a crash there is a new child: an image is corrupt only if a child that decoded nothing before
-fails on it.
+The child starts when it is first needed and stays for the next image. It ends with the pipe to it, and so
+with this process. After a crash there is a new child: an image is corrupt only if a child that has decoded
+nothing before fails on it.
 """
 
 import os
@@ -23,7 +23,7 @@ MEMORY = 2**30  # of address space
 # What passes through the pipes: the name of the format and the length of the data; the size of the image, its
 # samples, bytes of a sample, and whether each sample is a plane of its own.
 REQUEST, ANSWER = struct.Struct("<16sI"), struct.Struct("<5I")
-Format = Literal["JPEG", "JPEG-LS", "JPEG2000"]
+Format = Literal["JPEG", "JPEG lossless", "JPEG-LS", "JPEG2000"]
 
 _idle: list["_Child"] = []  # appending and popping are safe among threads
 
@@ -65,7 +65,7 @@ class _Child:
         self.fresh, self.late = True, False
         path = os.pathsep.join(entry for entry in sys.path if entry)
         try:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and a module of ours
                 [sys.executable, "-m", "classifier.decoder_child", str(MEMORY)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -79,8 +79,8 @@ class _Child:
     def decode(self, data: bytes, name: Format) -> Decoded:
         """Raises OSError or EOFError if the child does not answer."""
         self.fresh = False
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin and stdout  # noqa: S101 - for mypy: they are pipes
+        stdin = self._process.stdin
+        assert stdin is not None  # noqa: S101 - for mypy
         timer = threading.Timer(SECONDS, self._stop)
         timer.start()
         try:
@@ -105,7 +105,7 @@ class _Child:
         self._process.kill()
 
     def _read(self, length: int) -> bytes:
-        assert self._process.stdout  # noqa: S101
+        assert self._process.stdout is not None  # noqa: S101 - for mypy
         found = self._process.stdout.read(length)
         if len(found) < length:
             raise EOFError

@@ -1,24 +1,27 @@
 """The child process of `decoder.py`: decodes what comes through its standard input, until that ends.
 
-It ends without an answer at the first image that is damaged. JPEG (8 to 16 bits, lossless too) is decoded by the
-libjpeg-turbo that Pillow brings along, whose functions for more than 8 bits Pillow does not use; HTJ2K by Pillow's
-OpenJPEG; JPEG-LS by CharLS.
+It ends without an answer at the first image that is damaged. JPEG (8 to 16 bits, lossless too) is decoded by
+the libjpeg-turbo that Pillow brings along, whose functions for more than 8 bits Pillow does not use; HTJ2K by
+Pillow's OpenJPEG; JPEG-LS by CharLS.
 """
 
 import ctypes
+import functools
 import io
 import os
 import resource
 import sys
+from collections.abc import Callable
 
 from classifier.decoder import ANSWER, REQUEST
 
-# libjpeg-turbo's jpeglib.h, for 64-bit processors: the ABI of libjpeg 6b, the size of jpeg_decompress_struct, which
-# jpeg_CreateDecompress compares with its own, and the places of what is used in it and in jpeg_error_mgr.
+# libjpeg-turbo's jpeglib.h, for 64-bit processors: the ABI of libjpeg 6b; the size of jpeg_decompress_struct,
+# which jpeg_CreateDecompress compares with its own; and the places of fields in it and in jpeg_error_mgr.
 _VERSION, _SIZE, _ERROR_SIZE = 62, 632, 168
 _WIDTH, _HEIGHT, _COMPONENTS, _SPACE, _OUT_SPACE, _PRECISION = 48, 52, 56, 60, 64, 296
 _WARNINGS = 128  # a long
 _MAX_SAMPLES = 150_000_000
+Found = tuple[tuple[int, int, int, int, int], bytes]
 _Callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -30,7 +33,12 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     answers.write(b"\0")
     answers.flush()
-    decoders = {b"JPEG": _jpeg, b"JPEG-LS": _jpeg_ls, b"JPEG2000": _jpeg_2000}
+    decoders: dict[bytes, Callable[[bytes], Found]] = {
+        b"JPEG": _jpeg,
+        b"JPEG lossless": functools.partial(_jpeg, lossless=True),
+        b"JPEG-LS": _jpeg_ls,
+        b"JPEG2000": _jpeg_2000,
+    }
     while request := requests.read(REQUEST.size):
         name, length = REQUEST.unpack(request)
         header, pixels = decoders[name.rstrip(b"\0")](requests.read(length))
@@ -39,11 +47,8 @@ def main() -> None:
         answers.flush()
 
 
-Found = tuple[tuple[int, int, int, int, int], bytes]
-
-
-def _jpeg(data: bytes) -> Found:
-    from PIL import _imaging  # type: ignore[attr-defined]  # it loads libjpeg-turbo
+def _jpeg(data: bytes, *, lossless: bool = False) -> Found:
+    from PIL import _imaging  # it loads libjpeg-turbo
 
     library = ctypes.CDLL(_imaging.__file__)
     errors, state = ctypes.create_string_buffer(_ERROR_SIZE), ctypes.create_string_buffer(_SIZE)
@@ -78,13 +83,13 @@ def _jpeg(data: bytes) -> Found:
         if read(state, ctypes.byref(row), 1) != 1:
             raise ValueError
     library.jpeg_destroy_decompress(state)
-    if ctypes.c_long.from_buffer(errors, _WARNINGS).value:
+    if lossless and ctypes.c_long.from_buffer(errors, _WARNINGS).value:
         raise ValueError  # it made up pixels for the damaged ones
     return (rows, columns, samples, size, 0), pixels.raw
 
 
 def _jpeg_ls(data: bytes) -> Found:
-    import _CharLS
+    import _CharLS  # type: ignore[import-not-found]  # of pyjpegls
 
     header = _CharLS.read_header(data)
     rows, columns, samples = header["height"], header["width"], header["components"]

@@ -1,7 +1,7 @@
 """A DICOM file as an 8-bit grey image. No header value is logged, stored or put into an error.
 
-pydicom only splits the file into elements. `attributes.py` reads their values, `pixel_data.py` decodes the pixels
-and `display.py` makes them grey.
+pydicom only splits the file into elements. `attributes.py` reads their values, `pixel_data.py` decodes the
+pixels and `display.py` makes them grey.
 """
 
 import io
@@ -25,7 +25,7 @@ from runs.codes import ErrorCode
 from classifier import pixel_data
 from classifier.attributes import text, whole_number
 from classifier.bounds import MAX_BYTES, BoundedFile, ImageError, check_size
-from classifier.display import Cell, to_grey
+from classifier.display import Cell, Words, to_grey
 
 # What pydicom and the decoders raise on damaged files.
 _DAMAGED = (
@@ -91,8 +91,12 @@ def _read(data: bytes) -> Dataset:
 
 
 def _image(dataset: Dataset, bit_depth: int) -> Image.Image:
-    if "PixelData" not in dataset or whole_number(dataset, "BitsAllocated") not in (8, 16):
+    if not dataset:
+        raise ImageError(ErrorCode.IMAGE_CORRUPT)
+    if "PixelData" not in dataset:
         _refuse_other_kinds(dataset, dataset.file_meta)
+        raise ImageError(ErrorCode.DICOM_NO_PIXELS)
+    if whole_number(dataset, "BitsAllocated") not in (8, 16, None):
         raise ImageError(ErrorCode.DICOM_NO_PIXELS)
     if (whole_number(dataset, "NumberOfFrames") or 1) > 1:
         raise ImageError(ErrorCode.DICOM_MULTI_FRAME)
@@ -106,7 +110,7 @@ def _image(dataset: Dataset, bit_depth: int) -> Image.Image:
     check_size((columns, rows))
     cell = Cell.of(dataset)
     if samples != (1 if photometric in _GREY else 3):
-        raise ImageError(ErrorCode.DICOM_PHOTOMETRIC if samples == 3 else ErrorCode.DICOM_HEADER)
+        raise ImageError(ErrorCode.DICOM_HEADER if photometric in _GREY else ErrorCode.DICOM_PHOTOMETRIC)
     shape = pixel_data.Shape(rows, columns, samples, cell.allocated // 8)
     words, cell = pixel_data.decode(dataset, shape, cell)
     if samples == 1:
@@ -114,7 +118,7 @@ def _image(dataset: Dataset, bit_depth: int) -> Image.Image:
     return Image.fromarray(_grey_of_colour(words, photometric))
 
 
-def _grey_of_colour(planes: pixel_data.Words, photometric: str) -> pixel_data.Words:
+def _grey_of_colour(planes: Words, photometric: str) -> Words:
     """The grey [rows, columns] that is stored as colour [rows, columns, 3]. Raises ImageError."""
     first, second, third = (planes[..., sample] for sample in range(3))
     if planes.dtype != np.uint8:

@@ -1,7 +1,7 @@
 """From stored values to grey, by DICOM PS3.3. The functions are in the order of the pipeline (PS3.4, N.2).
 
-All is done for each word that a pixel can be, and not for each pixel: for at most 65,536 words. Attributes that are
-empty or senseless are as if absent.
+All is done for each word that a pixel can be, and not for each pixel: for at most 65,536 words. Attributes
+that are empty or senseless are as if absent.
 """
 
 from dataclasses import dataclass
@@ -45,12 +45,10 @@ class Cell:
     def values(self) -> npt.NDArray[np.int32]:
         """The stored value in each word. Other bits, as those of overlays, are masked."""
         words = np.arange(2**self.allocated, dtype=np.int32)
-        return self.sign(words >> (self.high + 1 - self.stored))
-
-    def sign(self, words: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """The values of these bits, of which the lowest are those stored."""
-        values = words & (2**self.stored - 1)
-        return values - ((values >> (self.stored - 1)) << self.stored) if self.signed else values
+        values: npt.NDArray[np.int32] = (words >> (self.high + 1 - self.stored)) & (2**self.stored - 1)
+        if self.signed:
+            values -= (values >> (self.stored - 1)) << self.stored
+        return values
 
 
 def to_grey(dataset: Dataset, words: Words, cell: Cell, bit_depth: int) -> npt.NDArray[np.uint8]:
@@ -135,7 +133,7 @@ def _whole_range(
     if cell.stored > min(bit_depth, 12):
         limits = _range_in_use(words, values, padding, cell, bit_depth)
     low, high = sorted(_modality(dataset, limits))
-    shown = (_modality(dataset, values.astype(np.float64)) - low) / (high - low)
+    shown: Floats = (_modality(dataset, values.astype(np.float64)) - low) / (high - low)
     return shown.clip(0, 1)
 
 
@@ -160,7 +158,7 @@ def _range_in_use(
 
 
 def _is_inverse(dataset: Dataset) -> bool:
-    """Whether the least value is white (C.7.6.3.1.2). The Presentation LUT Shape decides if it is there (C.8.11.3)."""
+    """Whether the least value is white: by Presentation LUT Shape (C.8.11.3), or else by C.7.6.3.1.2."""
     shape = text(dataset, "PresentationLUTShape")
     if shape in ("IDENTITY", "INVERSE"):
         return shape == "INVERSE"

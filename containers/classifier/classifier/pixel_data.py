@@ -1,4 +1,4 @@
-"""The pixels of a DICOM file: from Pixel Data to the words that hold the stored values (PS3.5, section 8, annex A).
+"""The pixels of a DICOM file: from Pixel Data to the words that hold the stored values (PS3.5, section 8).
 
 Compressed data are decoded by what they say they are, because some files name another transfer syntax.
 """
@@ -38,6 +38,8 @@ _NATIVE = {
 _JPEG = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)}
 TRANSFER_SYNTAXES = _NATIVE | {RLELossless} | _JPEG
 
+# The frames of JPEG that are decoded in another way than JPEG's usual one.
+_NAMES: dict[int, decoder.Format] = {0xC3: "JPEG lossless", 0xCB: "JPEG lossless", 0xF7: "JPEG-LS"}
 _UNDEFINED = 0xFFFFFFFF
 _MAX_RUNS = 10_000_000  # in a run-length encoded segment: they take two seconds
 
@@ -89,6 +91,8 @@ def decode(dataset: Dataset, shape: Shape, cell: Cell) -> tuple[Words, Cell]:
 
 
 def _native(dataset: Dataset, pixels: RawDataElement, shape: Shape) -> Words:
+    if text(dataset, "PhotometricInterpretation") == "YBR_FULL_422":  # two pixels share their colour
+        raise ImageError(ErrorCode.DICOM_PHOTOMETRIC)
     count = shape.rows * shape.columns * shape.samples
     order = "<" if pixels.is_little_endian else ">"
     value = pixels.value or b""
@@ -120,7 +124,7 @@ def _unpack_runs(segment: bytes, pixels: int) -> bytearray:
     """
     found = bytearray()
     place = runs = 0
-    while place < len(segment) and len(found) < pixels:
+    while place < len(segment):
         n = segment[place]
         if n < 128:
             found += segment[place + 1 : place + n + 2]
@@ -130,7 +134,7 @@ def _unpack_runs(segment: bytes, pixels: int) -> bytearray:
                 found += segment[place + 1 : place + 2] * (257 - n)
             place += 2 if n > 128 else 1
         runs += 1
-        if runs > _MAX_RUNS:
+        if runs > _MAX_RUNS or len(found) > 2 * pixels:
             raise ImageError(ErrorCode.IMAGE_CORRUPT)
     return found
 
@@ -180,7 +184,10 @@ def _jpeg(frame: bytes, shape: Shape, cell: Cell) -> tuple[Words, Cell]:
         image = Image.open(io.BytesIO(frame), formats=("JPEG",))
         _check(image.size, len(image.getbands()), shape)
         return shape.of(np.asarray(image).ravel(), planes=False), _of_codestream(cell, 8)
-    decoded = decoder.decode(frame, "JPEG-LS" if marker == 0xF7 else "JPEG")
+    name = _NAMES.get(marker, "JPEG")
+    if name == "JPEG" and b"\xff\xd9" not in frame[-64:]:  # cut short: its decoder would make up the rest
+        raise ImageError(ErrorCode.IMAGE_CORRUPT)
+    decoded = decoder.decode(frame, name)
     _check((decoded.columns, decoded.rows), decoded.samples, shape)
     flat = np.frombuffer(decoded.pixels, f"<u{decoded.size}")
     return shape.of(flat, planes=decoded.planes), _of_codestream(cell, bits)
