@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,8 +98,9 @@ class _Child:
 
     def end(self) -> None:
         self._process.kill()
-        with self._process:
+        with suppress(BrokenPipeError), self._process:  # which closes the pipes: what was not sent is lost
             pass
+        self._process.wait()
 
     def _stop(self) -> None:
         self.late = True
