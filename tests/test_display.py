@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pydicom
+import pydicom.data
 import pytest
 from classifier.decode import decode
 from hypothesis import HealthCheck, given, settings
@@ -176,3 +178,50 @@ def test_a_slope_with_a_fraction_is_as_one_without(slope: str) -> None:
         return shown(dicom.encode_file(basis | window))
 
     assert apart(windowed(float(slope)), windowed(1)) <= 1
+
+
+# pydicom's own files that are grey and of one frame, but that are refused here or by dcm2pnm.
+BIT_DEPTH = "declares 16 bits, uses 12 or fewer, and has no window"
+NO_JPEG_2000 = "dcmtk does not decode JPEG 2000"
+EXCEPTIONS = {
+    "CT_small.dcm": BIT_DEPTH,
+    "JPEG2000.dcm": BIT_DEPTH,
+    "JPEG2000-embedded-sequence-delimiter.dcm": "its codestream is damaged on purpose",
+    "693_J2KI.dcm": NO_JPEG_2000,
+    "J2K_pixelrep_mismatch.dcm": NO_JPEG_2000,
+    "MR_small_jp2klossless.dcm": NO_JPEG_2000,
+    "MR_truncated.dcm": "its pixels are cut short, which dcmtk refuses too",
+    "badVR.dcm": "32 bits",
+    "liver_1frame.dcm": "1 bit: a segmentation",
+    "liver_expb_1frame.dcm": "1 bit: a segmentation",
+    "rtdose_1frame.dcm": "32 bits: radiation doses",
+    "rtdose_expb_1frame.dcm": "32 bits: radiation doses",
+    "rtdose_rle_1frame.dcm": "32 bits: radiation doses",
+}
+DECOMPRESS = {"50": "dcmdjpeg", "51": "dcmdjpeg", "70": "dcmdjpeg", "80": "dcmdjpls", "81": "dcmdjpls"}
+
+
+@needs_dcmtk
+def test_pydicoms_own_grey_files_agree_or_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("classifier.bounds.MIN_SIDE", 1)
+    monkeypatch.setattr("classifier.bounds.MAX_ASPECT", 10)
+    apart_by_name = {}
+    for path in sorted((Path(pydicom.data.__file__).parent / "test_files").glob("*.dcm")):
+        dataset = pydicom.dcmread(path, force=True)
+        grey = str(dataset.get("PhotometricInterpretation", "")).startswith("MONOCHROME")
+        if (
+            not grey
+            or "PixelData" not in dataset
+            or str(dataset.get("NumberOfFrames") or 1) not in ("1", "1A")
+        ):
+            continue
+        options = ["+Wi", "1"] if dataset.get("WindowCenter") is not None else []
+        plain = path
+        if command := DECOMPRESS.get(str(dataset.file_meta.TransferSyntaxUID).rpartition(".")[2]):
+            plain = tmp_path / "plain.dcm"
+            subprocess.run([command, str(path), str(plain)], check=True, capture_output=True)
+        if path.name not in EXCEPTIONS:
+            expected = oracle(plain.read_bytes(), tmp_path, *options)
+            apart_by_name[path.name] = apart(shown(path.read_bytes()), expected)
+    assert len(apart_by_name) >= 10
+    assert {name: levels for name, levels in apart_by_name.items() if levels > 1} == {}

@@ -89,7 +89,7 @@ def _jpeg(data: bytes, *, lossless: bool = False) -> Found:
 
 
 def _jpeg_ls(data: bytes) -> Found:
-    import _CharLS  # type: ignore[import-not-found]  # of pyjpegls
+    import _CharLS  # of pyjpegls
 
     header = _CharLS.read_header(data)
     rows, columns, samples = header["height"], header["width"], header["components"]
