@@ -4,6 +4,7 @@ PS3.5, section 7.1, defines the encoding of an element; PS3.10, section 7.1, wha
 """
 
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -89,12 +90,20 @@ def encode_file(
     more: bytes = b"",
     preamble: bytes = bytes(128) + b"DICM",
 ) -> bytes:
-    """A file of these elements, in the order of their tags. `more` goes before group 0028, `tail` last."""
-    meta = encode_element((2, 0x10), "UI", syntax)
+    """A file of these elements, in the order of their tags. `more` goes before group 0028, `tail` last.
+
+    Without a preamble, there is no file meta information either.
+    """
+    meta = encode_element((2, 0x10), "UI", syntax) if syntax else b""
     order, implicit = ">" if syntax == BIG else "<", syntax == IMPLICIT
     parts = [encode_element(tag, *elements[tag], order=order, implicit=implicit) for tag in sorted(elements)]
     before = sum(tag < (0x28, 0) for tag in elements)
     body = b"".join([*parts[:before], more, *parts[before:], tail])
+    if not preamble:
+        return body
+    if syntax == DEFLATED and elements:
+        deflating = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        body = deflating.compress(body) + deflating.flush()
     return preamble + encode_element((2, 0), "UL", len(meta)) + meta + body
 
 
@@ -202,6 +211,34 @@ def unusual_files() -> Iterator[BadFile]:
         ("JPEG 2000 as a whole JP2 file", J2K, encapsulate(jp2)),
     ):
         yield same_score(what, header, syntax, CLOSE_SCORE if syntax == JPEG else SAME_SCORE, tail=tail)
+    yield same_score("no preamble", preamble=b"")
+    yield same_score("no transfer syntax", syntax="")
+    yield same_score("number of frames that is not a number", basis | {FRAMES: ("IS", "many")})
+    yield same_score("minus one frame", basis | {FRAMES: ("IS", "-1")})
+    yield same_score("two numbers of rows", basis | {ROWS: ("US", [128, 128])})
+    for name, tag, other in (
+        ("rescale slope", SLOPE, {INTERCEPT: ("DS", "0")}),
+        ("rescale intercept", INTERCEPT, {SLOPE: ("DS", "1")}),
+        ("window centre", CENTRE, {WIDTH: ("DS", "256")}),
+        ("window width", WIDTH, {CENTRE: ("DS", "128")}),
+    ):
+        for value in ("NaN", "inf", "1e999", "many"):
+            yield same_score(f"{name} {value}", basis | other | {tag: ("DS", value)})
+    yield same_score("rescale slope 0", basis | {SLOPE: ("DS", "0"), INTERCEPT: ("DS", "5")})
+    yield same_score("rescale slope 1e308", basis | {SLOPE: ("DS", "1e308"), INTERCEPT: ("DS", "0")})
+    for width in ("0", "0.5", "-256"):
+        yield same_score(f"window width {width}", basis | {CENTRE: ("DS", "128"), WIDTH: ("DS", width)})
+    yield same_score("padding that is not a number", basis | {PADDING: ("LO", "none")})
+    yield same_score("table of no values", basis | {TABLE: ("SQ", encode_item(b""))})
+    high = x_ray_elements(grey.astype(int) * 256, 16) | {STORED: ("US", 12)}
+    yield same_score("high bit 15 of 12", high, tolerance=CLOSE_SCORE)
+    rgb: Elements = {
+        SAMPLES: ("US", 3),
+        PHOTOMETRIC: ("CS", "RGB"),
+        PIXELS: ("OB", np.repeat(grey, 3).tobytes()),
+    }
+    yield same_score("grey as RGB", basis | rgb)
+    yield same_score("deflated", syntax=DEFLATED)
     yield BadFile("DICOM", "flat for its window", encode_file(basis | windowed("9000", "1")), SCORED, FLAT)
 
 
@@ -211,7 +248,6 @@ def damaged_files() -> Iterator[BadFile]:
     basis, pixels = x_ray_elements(grey), grey.tobytes()
     header = without(basis, PIXELS)
     whole = encode_file(basis)
-    yield bad_file("no preamble", NOT_AN_IMAGE, basis, preamble=b"")
     yield BadFile("DICOM", "preamble alone", whole[:132], CORRUPT)
     yield BadFile("DICOM", "half a preamble", whole[:100], NOT_AN_IMAGE)
     yield bad_file("no pixel data", ErrorCode.DICOM_NO_PIXELS, header)
@@ -220,21 +256,28 @@ def damaged_files() -> Iterator[BadFile]:
     for size in (1, 12, 32, 64):
         yield bad_file(f"{size} bits allocated", ErrorCode.DICOM_NO_PIXELS, basis | {ALLOCATED: ("US", size)})
     yield bad_file("two frames", ErrorCode.DICOM_MULTI_FRAME, basis | {FRAMES: ("IS", "2")})
-    yield bad_file("number of frames that is not a number", CORRUPT, basis | {FRAMES: ("IS", "many")})
-    yield bad_file("minus one frame", CORRUPT, basis | {FRAMES: ("IS", "-1")})
-    for name in ("RGB", "YBR_FULL_422", "PALETTE COLOR", "HSV", ""):
-        what = f"photometric interpretation {name or 'empty'}"
+    for name in ("RGB", "YBR_FULL_422", "PALETTE COLOR", "HSV"):
+        what = f"photometric interpretation {name}"
         yield bad_file(what, ErrorCode.DICOM_PHOTOMETRIC, basis | {PHOTOMETRIC: ("CS", name)})
+    empty: Elements = {PHOTOMETRIC: ("CS", "")}
+    yield bad_file("photometric interpretation empty", ErrorCode.DICOM_HEADER, basis | empty)
+    for name, class_ in {
+        "a report": "1.2.840.10008.5.1.4.1.1.88.11",
+        "a directory (DICOMDIR)": "1.2.840.10008.1.3.10",
+        "a PDF": "1.2.840.10008.5.1.4.1.1.104.1",
+    }.items():
+        yield bad_file(name, ErrorCode.DICOM_NOT_AN_IMAGE, {(8, 0x16): ("UI", class_)})
+    dark = x_ray_elements(grey.astype(int) * 16, 16)
+    yield bad_file("12 bits that declare 16", ErrorCode.BIT_DEPTH_UNKNOWN, dark)
     three: Elements = {SAMPLES: ("US", 3), PIXELS: ("OB", bytes(3 * 128 * 128))}
-    yield bad_file("three samples a pixel, yet MONOCHROME2", CORRUPT, basis | three)
+    yield bad_file("three samples a pixel, yet MONOCHROME2", ErrorCode.DICOM_HEADER, basis | three)
+    coloured = np.repeat(grey, 3)
+    coloured[0] ^= 1
+    colour = three | {PHOTOMETRIC: ("CS", "RGB"), PIXELS: ("OB", coloured.tobytes())}
+    yield bad_file("RGB with colour", ErrorCode.DICOM_PHOTOMETRIC, basis | colour)
     for name, syntax in {
-        "deflated": DEFLATED,
-        "JPEG of 12 bits": JPEG_12,
-        "JPEG Lossless": JPEG_LOSSLESS,
-        "JPEG-LS": JPEG_LS,
         "MPEG-2": MPEG2,
         "unknown": "1.2.3.4",
-        "empty": "",
     }.items():
         yield bad_file(f"transfer syntax {name}", ErrorCode.DICOM_TRANSFER_SYNTAX, basis, syntax)
     for name, tag in {
@@ -245,9 +288,9 @@ def damaged_files() -> Iterator[BadFile]:
         "photometric interpretation": PHOTOMETRIC,
         "pixel representation": SIGNED,
     }.items():
-        yield bad_file(f"no {name}", CORRUPT, without(basis, tag))
+        yield bad_file(f"no {name}", ErrorCode.DICOM_HEADER, without(basis, tag))
     for stored in (0, 9, 16, 65_535):
-        yield bad_file(f"{stored} bits stored in 8", CORRUPT, basis | {STORED: ("US", stored)})
+        yield bad_file(f"{stored} bits stored in 8", ErrorCode.DICOM_HEADER, basis | {STORED: ("US", stored)})
     sizes: list[tuple[int, int, ErrorCode]] = [
         (0, 128, ErrorCode.IMAGE_TOO_SMALL),
         (128, 0, ErrorCode.IMAGE_TOO_SMALL),
@@ -260,22 +303,6 @@ def damaged_files() -> Iterator[BadFile]:
         yield bad_file(
             f"says {columns} x {rows}", code, basis | {ROWS: ("US", rows), COLUMNS: ("US", columns)}
         )
-    yield bad_file("two numbers of rows", CORRUPT, basis | {ROWS: ("US", [128, 128])})
-    for name, tag, other in (
-        ("rescale slope", SLOPE, {INTERCEPT: ("DS", "0")}),
-        ("rescale intercept", INTERCEPT, {SLOPE: ("DS", "1")}),
-        ("window centre", CENTRE, {WIDTH: ("DS", "256")}),
-        ("window width", WIDTH, {CENTRE: ("DS", "128")}),
-    ):
-        for value in ("NaN", "inf", "1e999", "many"):
-            yield bad_file(f"{name} {value}", CORRUPT, basis | other | {tag: ("DS", value)})
-    yield bad_file("rescale slope 0", CORRUPT, basis | {SLOPE: ("DS", "0"), INTERCEPT: ("DS", "5")})
-    yield bad_file("rescale slope 1e308", CORRUPT, basis | {SLOPE: ("DS", "1e308"), INTERCEPT: ("DS", "0")})
-    for width in ("0", "-256"):
-        yield bad_file(
-            f"window width {width}", CORRUPT, basis | {CENTRE: ("DS", "128"), WIDTH: ("DS", width)}
-        )
-    yield bad_file("padding that is not a number", CORRUPT, basis | {PADDING: ("LO", "none")})
     yield bad_file("pixel data of no bytes", CORRUPT, basis | {PIXELS: ("OB", b"")})
     yield bad_file("pixel data too short", CORRUPT, basis | {PIXELS: ("OB", pixels[:-2])})
     long = encode_element_start(PIXELS, "OB", 2**31) + pixels[:-2]
@@ -284,8 +311,9 @@ def damaged_files() -> Iterator[BadFile]:
     yield BadFile("DICOM", "cut in the transfer syntax", whole[: 132 + 26], ErrorCode.DICOM_TRANSFER_SYNTAX)
     for tag, name in {(8, 0x16): "the first element", ROWS: "rows", SIGNED: "pixel representation"}.items():
         place = whole.index(struct.pack("<HH", *tag))
-        yield BadFile("DICOM", f"cut before {name}", whole[:place], ErrorCode.DICOM_NO_PIXELS)
-        yield BadFile("DICOM", f"cut in {name}", whole[: place + 5], ErrorCode.DICOM_NO_PIXELS)
+        code = CORRUPT if tag == (8, 0x16) else ErrorCode.DICOM_NO_PIXELS
+        yield BadFile("DICOM", f"cut before {name}", whole[:place], code)
+        yield BadFile("DICOM", f"cut in {name}", whole[: place + 5], code)
     yield BadFile("DICOM", "cut in the pixel data", whole[:-5000], CORRUPT)
 
 
@@ -313,8 +341,17 @@ def damaged_pixel_data() -> Iterator[BadFile]:
         "end of the fragments is missing": encapsulate(jpeg)[:-8],
         "fragment longer than the file": ENCAPSULATED + encode_item(b"") + encode_item(jpeg, 2**31),
     }.items():
-        yield bad_file(f"JPEG: {name}", ErrorCode.DICOM_NO_PIXELS, header, JPEG, tail=tail)
-    yield bad_file("JPEG: not encapsulated", CORRUPT, basis, JPEG)
+        yield bad_file(f"JPEG: {name}", CORRUPT, header, JPEG, tail=tail)
+    for name, syntax in {
+        "JPEG": JPEG,
+        "JPEG of 12 bits": JPEG_12,
+        "JPEG Lossless": JPEG_LOSSLESS,
+        "JPEG-LS": JPEG_LS,
+    }.items():
+        yield bad_file(f"{name}: not encapsulated", CORRUPT, basis, syntax)
+    zeros = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = zeros.compress(bytes(80 * 2**20)) + zeros.flush()
+    yield bad_file("deflated, of 80 MiB", ErrorCode.IMAGE_TOO_LARGE, {}, DEFLATED, tail=bomb)
     for name, frame in {
         "of 12,000 x 12,000 for 128 x 128": encode(Image.new("L", (12_000, 12_000)), "JPEG2000", no_jp2=True),
         "cut short": encode(drawing(), "JPEG2000", no_jp2=True)[:100],
@@ -352,4 +389,3 @@ def excessive_files() -> Iterator[BadFile]:
     fragments = encapsulate(*[b""] * 500_000)
     yield bad_file("half a million fragments", CORRUPT, header, JPEG, tail=fragments)
     yield bad_file("table of half a million items", CORRUPT, basis | {TABLE: ("SQ", half_a_million)})
-    yield bad_file("table of no values", CORRUPT, basis | {TABLE: ("SQ", encode_item(b""))})

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageChops
 from runs.codes import ErrorCode, WarningCode
 
@@ -48,6 +49,38 @@ def use_arithmetic_coding(data: bytes) -> bytes:
     *parts, scan = split_segments(data)
     kept = [part.replace(b"\xff\xc0", b"\xff\xc9") for part in parts if part[1] != DHT]
     return b"".join(kept) + scan[: 2 + int.from_bytes(scan[2:4], "big")] + b"\0\0\xff\xd9"
+
+
+def encode_lossless(pixels: npt.NDArray[np.integer], bits: int) -> bytes:
+    """Grey pixels [rows, columns] as JPEG Lossless, predicted from the left (ITU-T T.81, annex H).
+
+    Each category of differences has a code of 5 bits, its own number.
+    """
+    values = pixels.astype(np.int64)
+    predicted = np.empty_like(values)
+    predicted[:, 1:] = values[:, :-1]
+    predicted[1:, 0] = values[:-1, 0]
+    predicted[0, 0] = 1 << (bits - 1)
+    coded = []
+    for difference in (values - predicted).ravel().tolist():
+        size = abs(difference).bit_length()
+        extra = difference if difference >= 0 else difference + (1 << size) - 1
+        coded.append(f"{size:05b}" + (f"{extra:0{size}b}" if size else ""))
+    stream = "".join(coded)
+    stream += "1" * (-len(stream) % 8)
+    scan = int(stream, 2).to_bytes(len(stream) // 8, "big").replace(b"\xff", b"\xff\0")
+    table = bytes([0, 0, 0, 0, 0, 17, *[0] * 11, *range(17)])
+    frame = struct.pack(">BHHBBBB", bits, *pixels.shape, 1, 1, 0x11, 0)
+    return b"".join(
+        [
+            b"\xff\xd8",
+            encode_segment(0xC3, frame),
+            encode_segment(DHT, table),
+            encode_segment(SOS, bytes([1, 1, 0, 1, 0, 0])),
+            scan,
+            b"\xff\xd9",
+        ]
+    )
 
 
 # Bad files

@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 
+import jpeg_ls
 import numpy as np
 from PIL import Image
 
@@ -30,6 +31,7 @@ def undamaged_files() -> list[bytes]:
     colours, alpha = np.dstack([grey, grey, grey // 2]), np.full_like(grey, 200)
     grey_jpeg = encode(drawing, "JPEG")
     basis = dicom.x_ray_elements(grey)
+    deep = dicom.x_ray_elements(grey.astype(int) * 16, 12)
     no_pixels = dicom.without(basis, dicom.PIXELS)
     table = dicom.encode_element((0x28, 0x3002), "US", [256, 0, 8]) + dicom.encode_element(
         (0x28, 0x3006), "OW", bytes(512)
@@ -75,6 +77,21 @@ def undamaged_files() -> list[bytes]:
         dicom.encode_file(
             no_pixels, dicom.J2K, tail=dicom.encapsulate(encode(drawing, "JPEG2000"), offsets=bytes(4))
         ),
+        dicom.encode_file(
+            no_pixels, dicom.JPEG_LOSSLESS, tail=dicom.encapsulate(jpeg.encode_lossless(grey, 8))
+        ),
+        dicom.encode_file(
+            dicom.without(deep, dicom.PIXELS),
+            dicom.JPEG_LOSSLESS,
+            tail=dicom.encapsulate(jpeg.encode_lossless(grey.astype(int) * 16, 12)),
+        ),
+        dicom.encode_file(
+            dicom.without(deep, dicom.PIXELS),
+            dicom.JPEG_LS,
+            tail=dicom.encapsulate(bytes(jpeg_ls.encode_array(grey.astype(np.uint16) * 16))),
+        ),
+        dicom.encode_file(basis, dicom.DEFLATED),
+        dicom.encode_file(basis, preamble=b""),
     ]
 
 

@@ -31,21 +31,31 @@ class ErrorCode(_Code):
     NOT_AN_IMAGE = "NOT_AN_IMAGE", "is neither PNG, JPEG nor DICOM"
     IMAGE_CORRUPT = (
         "IMAGE_CORRUPT",
-        "is cut short, damaged or contradicts itself, or would take a decoder minutes or gigabytes",
+        "has pixels that are cut short, damaged or of another size than it says, or would take a decoder "
+        "minutes or gigabytes",
     )
     IMAGE_TOO_SMALL = "IMAGE_TOO_SMALL", "has a side under 64 pixels"
     IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE", "has over 50 megapixels, or over 64 MiB as a file"
     IMAGE_TOO_NARROW = "IMAGE_TOO_NARROW", "is over four times as long as wide, or as wide as long"
     BIT_DEPTH_UNKNOWN = (
         "BIT_DEPTH_UNKNOWN",
-        "is a 16-bit PNG that uses 12 bits or fewer, and the model's bundle names no bit depth",
+        "declares more than 12 bits and uses 12 or fewer (PNG, or DICOM without a window), and the model's "
+        "bundle names no bit depth",
+    )
+    DICOM_NOT_AN_IMAGE = (
+        "DICOM_NOT_AN_IMAGE",
+        "is DICOM of another kind: a report, a document, a directory (DICOMDIR) or the like, not an image",
+    )
+    DICOM_HEADER = (
+        "DICOM_HEADER",
+        "is DICOM whose header lacks, or states without sense, what the pixels cannot be read without",
     )
     DICOM_NO_PIXELS = "DICOM_NO_PIXELS", "is DICOM without pixel data of 8 or 16 bits"
     DICOM_MULTI_FRAME = "DICOM_MULTI_FRAME", "is DICOM with more than one frame"
-    DICOM_PHOTOMETRIC = "DICOM_PHOTOMETRIC", "is DICOM in colour: neither MONOCHROME1 nor MONOCHROME2"
+    DICOM_PHOTOMETRIC = "DICOM_PHOTOMETRIC", "is DICOM in colour, or with a palette"
     DICOM_TRANSFER_SYNTAX = (
         "DICOM_TRANSFER_SYNTAX",
-        "is DICOM in a compression that is not decoded: deflated, JPEG Lossless, JPEG-LS or video",
+        "is DICOM in a compression that is not decoded, such as video",
     )
 
 

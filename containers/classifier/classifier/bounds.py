@@ -30,6 +30,20 @@ def check_size(size: tuple[int, int]) -> None:
         raise ImageError(ErrorCode.IMAGE_TOO_NARROW)
 
 
+def bits_in_use(declared: int, top: int, bit_depth: int) -> int:
+    """How many bits the values of a file use, of those that the file declares. Raises ImageError.
+
+    `top` is its greatest value. `bit_depth` comes from the bundle: with less than 16, files that declare more
+    use so many. With 16, a file that declares more than 12 and uses 12 or fewer could be of either depth.
+    """
+    if declared > bit_depth and top < 2**bit_depth:
+        return bit_depth
+    uncertain = top < 2**12 if bit_depth == 16 else declared > bit_depth and top < 2 ** (declared - 1)
+    if declared > 12 and uncertain:
+        raise ImageError(ErrorCode.BIT_DEPTH_UNKNOWN)
+    return declared
+
+
 class BoundedFile(io.BytesIO):
     """A file in memory that can be read at most MAX_READS times. Then it raises ImageError."""
 

@@ -1,43 +1,33 @@
-"""A DICOM file as an 8-bit grey image. No header value is logged, stored or put into an error."""
+"""A DICOM file as an 8-bit grey image. No header value is logged, stored or put into an error.
+
+pydicom only splits the file into elements. `attributes.py` reads their values, `pixel_data.py` decodes the
+pixels and `display.py` makes them grey.
+"""
 
 import io
 import logging
 import struct
-from itertools import pairwise
+import zlib
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
-from pydicom import Dataset, dcmread
-from pydicom.encaps import get_frame
+from pydicom import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
-from pydicom.pixels.processing import apply_rescale, apply_voi, apply_windowing
 from pydicom.uid import (
-    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    RLELossless,
 )
 from runs.codes import ErrorCode
 
-from classifier.bounds import BoundedFile, ImageError, check_size
+from classifier import pixel_data
+from classifier.attributes import text, whole_number
+from classifier.bounds import MAX_BYTES, BoundedFile, ImageError, check_size
+from classifier.display import Cell, Words, to_grey
 
-# What pydicom and Pillow decode. Not deflated files: a small one may inflate to any size. Not JPEG Lossless
-# and JPEG-LS: their open decoder (GDCM) ends the whole process on damaged files.
-_TRANSFER_SYNTAXES = {
-    ImplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    RLELossless,
-    JPEGBaseline8Bit,
-    JPEG2000Lossless,
-    JPEG2000,
-}
-# What pydicom and its decoders raise on damaged files.
+# What pydicom and the decoders raise on damaged files.
 _DAMAGED = (
     BytesLengthException,
     InvalidDicomError,
@@ -54,141 +44,94 @@ _DAMAGED = (
     TypeError,
     ValueError,
     struct.error,
+    zlib.error,
 )
-
-# Largest table of grey values for modality or window. One table has 128 KiB; pydicom reads all there are.
-_MAX_TABLES = 2**20
-_MAX_RUNS = 10_000_000  # in a run-length encoded segment: pydicom takes two seconds for them
+_GREY, _COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+# What only objects of other kinds have: a directory, a report, a document, a waveform.
+_OTHER_KINDS = ("DirectoryRecordSequence", "ContentSequence", "EncapsulatedDocument", "WaveformSequence")
 
 logging.getLogger("pydicom").propagate = False  # it and the loggers below it quote header values
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, bit_depth: int) -> Image.Image:
     """The one frame of the file as an "L" image, windowed as the file says. Raises ImageError."""
-    file = BoundedFile(data)
     try:
-        # Checked before pydicom reads the file: it would inflate a deflated file at once.
-        if _transfer_syntax(file) not in _TRANSFER_SYNTAXES:
-            raise ImageError(ErrorCode.DICOM_TRANSFER_SYNTAX)
-        file.seek(0)
-        return _frame(dcmread(file))
+        return _image(_read(data), bit_depth)
     except _DAMAGED as error:
         raise ImageError(ErrorCode.IMAGE_CORRUPT) from error
 
 
-def _transfer_syntax(file: io.BytesIO) -> str:
-    """(0002,0010) of the file meta information, as pydicom itself reads it (PS3.10, section 7.1)."""
-    file.seek(132)
+def _read(data: bytes) -> Dataset:
+    """The file's elements. Files without preamble, and without a transfer syntax, are read too."""
+    file = BoundedFile(data)
+    file.seek(132 if data[128:132] == b"DICM" else 0)
     meta = read_dataset(
         file,
         is_implicit_VR=False,
         is_little_endian=True,
         stop_when=lambda tag, _vr, _length: tag.group != 2,
     )
-    return str(meta.TransferSyntaxUID)
+    syntax = text(meta, "TransferSyntaxUID")
+    if syntax and syntax not in pixel_data.TRANSFER_SYNTAXES:
+        _refuse_other_kinds(meta, meta)
+        raise ImageError(ErrorCode.DICOM_TRANSFER_SYNTAX)
+    if syntax == DeflatedExplicitVRLittleEndian:
+        inflating = zlib.decompressobj(-zlib.MAX_WBITS)  # PS3.5, annex A.5
+        file = BoundedFile(inflating.decompress(data[file.tell() :], MAX_BYTES))
+        if inflating.unconsumed_tail:
+            raise ImageError(ErrorCode.IMAGE_TOO_LARGE)
+    implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
+    if not syntax:
+        start = file.read(6)
+        file.seek(-len(start), io.SEEK_CUR)
+        implicit, little = not start[4:6].isalpha(), start[:1] != b"\0"  # big-endian: 0008 begins with 00
+    dataset = read_dataset(file, implicit, little)
+    dataset.file_meta = meta  # type: ignore[assignment]
+    return dataset
 
 
-def _frame(dataset: Dataset) -> Image.Image:
-    if "PixelData" not in dataset or dataset.BitsAllocated not in (8, 16):
+def _image(dataset: Dataset, bit_depth: int) -> Image.Image:
+    if not dataset:
+        raise ImageError(ErrorCode.IMAGE_CORRUPT)
+    if "PixelData" not in dataset:
+        _refuse_other_kinds(dataset, dataset.file_meta)
         raise ImageError(ErrorCode.DICOM_NO_PIXELS)
-    if int(dataset.get("NumberOfFrames") or 1) > 1:
+    if whole_number(dataset, "BitsAllocated") not in (8, 16, None):
+        raise ImageError(ErrorCode.DICOM_NO_PIXELS)
+    if (whole_number(dataset, "NumberOfFrames") or 1) > 1:
         raise ImageError(ErrorCode.DICOM_MULTI_FRAME)
-    if dataset.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
+    photometric = text(dataset, "PhotometricInterpretation")
+    samples = whole_number(dataset, "SamplesPerPixel") or 1
+    rows, columns = whole_number(dataset, "Rows"), whole_number(dataset, "Columns")
+    if not photometric or rows is None or columns is None:
+        raise ImageError(ErrorCode.DICOM_HEADER)
+    if photometric not in _GREY + _COLOUR:
         raise ImageError(ErrorCode.DICOM_PHOTOMETRIC)
-    check_size((int(dataset.Columns), int(dataset.Rows)))
-    bits, signed = int(dataset.BitsStored), dataset.PixelRepresentation == 1
-    if not 1 <= bits <= dataset.BitsAllocated or dataset.SamplesPerPixel != 1:
-        raise ImageError(ErrorCode.IMAGE_CORRUPT)
-    _check_compressed(dataset)
-    first = -(2 ** (bits - 1)) if signed else 0
-    stored = np.arange(first, first + 2**bits, dtype=np.int32)
-    # Rescale and window are applied to at most 65,536 values, not to every pixel.
-    shown = _shown(dataset, stored)
-    return Image.fromarray(shown[dataset.pixel_array.clip(stored[0], stored[-1]).astype(np.int32) - first])
+    check_size((columns, rows))
+    cell = Cell.of(dataset)
+    if samples != (1 if photometric in _GREY else 3):
+        raise ImageError(ErrorCode.DICOM_HEADER if photometric in _GREY else ErrorCode.DICOM_PHOTOMETRIC)
+    shape = pixel_data.Shape(rows, columns, samples, cell.allocated // 8)
+    words, cell = pixel_data.decode(dataset, shape, cell)
+    if samples == 1:
+        return Image.fromarray(to_grey(dataset, words, cell, bit_depth))
+    return Image.fromarray(_grey_of_colour(words, photometric))
 
 
-def _check_compressed(dataset: Dataset) -> None:
-    """Raise ImageError if decoding would give other or more pixels than the header says."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated:
-        return
-    if not dataset["PixelData"].is_undefined_length:  # no fragments (PS3.5, annex A.4)
-        raise ImageError(ErrorCode.IMAGE_CORRUPT)
-    for table in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
-        dataset.pop(table, None)  # so that pydicom finds this frame
-    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    if syntax == RLELossless:
-        segments, *starts = struct.unpack_from("<16L", frame)
-        edges = [*starts[:segments], len(frame)]
-        for start, end in pairwise(edges):
-            _check_runs(frame[start:end], dataset.Rows * dataset.Columns)
-        return
-    # pydicom walks the boxes of a JP2 file, and loops for ever at a box of length 0.
-    place = 12 if frame.startswith(b"\0\0\0\x0cjP  ") else len(frame)
-    while place < len(frame) and frame[place + 4 : place + 8] != b"jp2c":
-        length = int.from_bytes(frame[place : place + 4], "big")
-        if length < 8:
-            raise ImageError(ErrorCode.IMAGE_CORRUPT)
-        place += length
-    image = Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000"))
-    if image.size != (dataset.Columns, dataset.Rows) or len(image.getbands()) != 1:
-        raise ImageError(ErrorCode.IMAGE_CORRUPT)
+def _grey_of_colour(planes: Words, photometric: str) -> Words:
+    """The grey [rows, columns] that is stored as colour [rows, columns, 3]. Raises ImageError."""
+    first, second, third = (planes[..., sample] for sample in range(3))
+    if planes.dtype != np.uint8:
+        raise ImageError(ErrorCode.DICOM_PHOTOMETRIC)
+    chroma = first if photometric == "RGB" else np.uint8(128)
+    if not ((second == chroma).all() and (third == chroma).all()):
+        raise ImageError(ErrorCode.DICOM_PHOTOMETRIC)
+    return first
 
 
-def _check_runs(segment: bytes, pixels: int) -> None:
-    """Raise ImageError for a run-length encoded segment with too many bytes or too many runs.
-
-    PS3.5, annex G.3.1: a byte n under 128 precedes n + 1 literal bytes; a byte n over 128 precedes one byte
-    that is repeated 257 - n times; 128 means nothing.
-    """
-    place = length = runs = 0
-    while place < len(segment):
-        n = segment[place]
-        if n < 128:
-            place += n + 2
-            length += n + 1
-        else:
-            place += 2 if n > 128 else 1
-            length += 257 - n if n > 128 else 0
-        runs += 1
-        if length > 2 * pixels or runs > _MAX_RUNS:
-            raise ImageError(ErrorCode.IMAGE_CORRUPT)
-
-
-def _shown(dataset: Dataset, stored: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
-    """The grey value, 0 to 255, of each stored value.
-
-    DICOM PS3.3: C.11.1 (modality LUT, rescale), C.11.2 (VOI LUT, window), C.7.6.3.1.2 (polarity). Without a
-    window, the range of the stored bits is spread over 0 to 255: 8-bit files stay as they are.
-    """
-    for name in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"):
-        value = dataset.get(name)
-        if value is not None and not np.isfinite(np.array(value, dtype=np.float64)).all():
-            raise ImageError(ErrorCode.IMAGE_CORRUPT)
-    for name in ("ModalityLUTSequence", "VOILUTSequence"):
-        table = dataset.get_item(name) if name in dataset else None
-        if table is not None and isinstance(table.value, bytes) and len(table.value) > _MAX_TABLES:
-            raise ImageError(ErrorCode.IMAGE_CORRUPT)
-    values = apply_rescale(stored, dataset)
-    low, high = values[0], values[-1]  # the other way round for a negative slope, as apply_windowing has it
-    if dataset.get("ModalityLUTSequence"):
-        low, high = 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    if dataset.get("VOILUTSequence"):
-        values = apply_voi(values.round().astype(np.int32), dataset)
-        low, high = 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
-    elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
-        values = apply_windowing(values, dataset)
-    else:
-        low, high = min(low, high), max(low, high)
-    if high == low or not np.isfinite(values).all():
-        raise ImageError(ErrorCode.IMAGE_CORRUPT)
-    grey: npt.NDArray[np.uint8] = (
-        ((values.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
-    )
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        grey = 255 - grey
-    padding = dataset.get("PixelPaddingValue")
-    if padding is not None:  # padding surrounds the image (C.7.5.1.1.2): black
-        limits = sorted((int(padding), int(dataset.get("PixelPaddingRangeLimit", padding))))
-        grey[(stored >= limits[0]) & (stored <= limits[1])] = 0
-    return grey
+def _refuse_other_kinds(dataset: Dataset, meta: Dataset) -> None:
+    """Raise ImageError for a report, a document, a directory and the like."""
+    class_ = text(dataset, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID")
+    name = UID(class_).name
+    if any(keyword in dataset for keyword in _OTHER_KINDS) or (name != class_ and "Image" not in name):
+        raise ImageError(ErrorCode.DICOM_NOT_AN_IMAGE)
