@@ -29,7 +29,7 @@ from reliability.bad_file import (
 LITTLE, IMPLICIT, BIG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 DEFLATED, RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
 JPEG, JPEG_12, JPEG_LOSSLESS = (f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 70))
-JPEG_LS, J2K, MPEG2 = (f"1.2.840.10008.1.2.4.{number}" for number in (80, 90, 100))
+JPEG_LS, J2K, MPEG2, HTJ2K = (f"1.2.840.10008.1.2.4.{number}" for number in (80, 90, 100, 201))
 UNDEFINED = 0xFFFFFFFF
 # Value representations with a length of four bytes.
 LONG_VRS = {"OB", "OW", "OF", "OD", "SQ", "UN", "UT", "UC"}

@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 
+import imagecodecs
 import jpeg_ls
 import numpy as np
 from PIL import Image
@@ -32,7 +33,8 @@ def undamaged_files() -> list[bytes]:
     grey_jpeg = encode(drawing, "JPEG")
     basis = dicom.x_ray_elements(grey)
     deep = dicom.x_ray_elements(grey.astype(int) * 16, 12)
-    no_pixels = dicom.without(basis, dicom.PIXELS)
+    no_pixels, no_deep_pixels = dicom.without(basis, dicom.PIXELS), dicom.without(deep, dicom.PIXELS)
+    twelve_bits = grey.astype(np.uint16) * 16
     table = dicom.encode_element((0x28, 0x3002), "US", [256, 0, 8]) + dicom.encode_element(
         (0x28, 0x3006), "OW", bytes(512)
     )
@@ -80,15 +82,14 @@ def undamaged_files() -> list[bytes]:
         dicom.encode_file(
             no_pixels, dicom.JPEG_LOSSLESS, tail=dicom.encapsulate(jpeg.encode_lossless(grey, 8))
         ),
-        dicom.encode_file(
-            dicom.without(deep, dicom.PIXELS),
-            dicom.JPEG_LOSSLESS,
-            tail=dicom.encapsulate(jpeg.encode_lossless(grey.astype(int) * 16, 12)),
-        ),
-        dicom.encode_file(
-            dicom.without(deep, dicom.PIXELS),
-            dicom.JPEG_LS,
-            tail=dicom.encapsulate(bytes(jpeg_ls.encode_array(grey.astype(np.uint16) * 16))),
+        *(
+            dicom.encode_file(no_deep_pixels, syntax, tail=dicom.encapsulate(bytes(frame)))
+            for syntax, frame in [
+                (dicom.JPEG_LOSSLESS, jpeg.encode_lossless(twelve_bits, 12)),
+                (dicom.JPEG_LS, jpeg_ls.encode_array(twelve_bits)),
+                (dicom.JPEG_12, imagecodecs.jpeg_encode(twelve_bits, bitspersample=12)),
+                (dicom.HTJ2K, imagecodecs.htj2k_encode(twelve_bits, reversible=True)),
+            ]
         ),
         dicom.encode_file(basis, dicom.DEFLATED),
         dicom.encode_file(basis, preamble=b""),

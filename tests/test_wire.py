@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import boto3
+import numpy as np
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ResponseStreamingError
@@ -17,7 +18,9 @@ from support import ROOT, wait_for
 from cxr.local_aws.loopback import LoopbackServer, Reply
 from cxr.retry import retry_run
 from cxr.runs import run_status, run_table
-from cxr.stack import Stack
+from cxr.stack import Stack, client
+from reliability import dicom, jpeg
+from reliability.bad_file import drawing
 from reliability.endpoint import Answer, FaultyEndpoint, Request
 from reliability.wire import (
     SETTINGS,
@@ -161,6 +164,55 @@ def test_archived_images_fail_alone_and_score_after_they_are_restored(
         assert retry_run(stack, "archive", codes=["IMAGE_ARCHIVED"]).failed == 8
     wait_for(lambda: run_status(table, "archive").scored == len(scored), "the restored images scored", 120)
     assert not run_status(table, "archive").failures["IMAGE_ARCHIVED"]
+
+
+# What a decoder does with an image that names it in a JPEG comment.
+BREAKDOWNS = """
+import signal, time
+
+_decode_jpeg = _jpeg
+
+
+def _jpeg(data, *, lossless=False):
+    if b"be killed" in data:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if b"hang" in data:
+        time.sleep(60)
+    if b"take memory" in data:
+        bytearray(2**31)
+    return _decode_jpeg(data, lossless=lossless)
+"""
+
+
+@pytest.mark.slow
+def test_a_decoder_that_breaks_down_costs_its_own_image_only(
+    aws: WireAws, stack: Stack, tmp_path: Path
+) -> None:
+    task_root = tmp_path / "classifier"
+    shutil.copytree(CLASSIFIER, task_root)
+    child = task_root / "classifier" / "decoder_child.py"
+    start = 'if __name__ == "__main__":'
+    child.write_text(child.read_text().replace(start, f"{BREAKDOWNS}\n\n{start}"))
+
+    pixels = np.asarray(drawing()).astype(np.uint16) * 16
+    frame = jpeg.encode_lossless(pixels, 12)
+    header = dicom.without(dicom.x_ray_elements(pixels, 12), dicom.PIXELS)
+    for number in range(30):
+        comment = {5: b"be killed", 14: b"hang", 23: b"take memory"}.get(number, b"decode")
+        commented = frame[:2] + jpeg.encode_segment(0xFE, comment) + frame[2:]
+        body = dicom.encode_file(header, dicom.JPEG_LOSSLESS, tail=dicom.encapsulate(commented))
+        key = f"{stack.prefix}decoders/{number:02}"
+        client("s3").put_object(Bucket=stack.images_bucket, Key=key, Body=body)
+    aws.serve(stack, task_root)
+    client("lambda").invoke(
+        FunctionName=stack.job_creator,
+        Payload=json.dumps({"RunId": "decoders", "Prefix": f"{stack.prefix}decoders/"}),
+    )
+    table = run_table(stack)
+    wait_for(lambda: run_status(table, "decoders").state == "COMPLETE", "all predictions", 180)
+    status = run_status(table, "decoders")
+    assert (status.scored, status.failures) == (27, {"IMAGE_CORRUPT": 3})
+    aws.serve(stack, CLASSIFIER)
 
 
 @pytest.mark.slow
