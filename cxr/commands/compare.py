@@ -253,8 +253,8 @@ def _print_training(found: Comparison) -> None:
     if unknown:
         console.print(
             f"[yellow]It is not known whether {' and '.join(unknown)} {'were' if unknown[1:] else 'was'} "
-            "trained on these images. Give the bundle with --bundle-a or --bundle-b. (Images that "
-            "have another name in its training set are not found.)[/]"
+            "trained on these images. Give the bundle with --bundle-a or --bundle-b. It knows images and "
+            "patients by their names.[/]"
         )
 
 
