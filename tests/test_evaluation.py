@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +43,7 @@ from cxr.evaluation.measures import (
     reliability,
     threshold_at_sensitivity,
 )
+from cxr.evaluation.plots import folder_names
 from cxr.evaluation.results import Results, read_results
 from cxr.result_rows import row, write_csv
 
@@ -519,6 +521,88 @@ def test_nihs_own_labels_and_one_label_of_many(run: Evaluate) -> None:
     assert values(of_other["overall"])["auc"] == 0  # only 2.png has it, with the lowest score
 
 
+# abnormal as above, Mass the other way round, and Effusion, of which LABELS says nothing.
+SEVERAL = "key,status,score,label,error,score_abnormal,score_Mass,score_Effusion\n" + "".join(
+    f"{line},{line.split(',')[2]},{1 - float(line.split(',')[2]):.6f},0.5\n"
+    for line in RESULTS.splitlines()[1:]
+)
+WITH_MASS = "".join(
+    f"{line},{'Mass' if number == 0 else number % 2}\n" for number, line in enumerate(LABELS.splitlines())
+)
+
+
+def test_all_labels_at_once(run: Evaluate) -> None:
+    files = {"results": SEVERAL, "labels": WITH_MASS}
+    options = ("--threshold", "0.5", "--group", "view", "--prevalence", "0.1")
+    found = in_json(run("--json", *options, **files))
+    assert list(found["by_label"]) == ["abnormal", "Mass"]
+    for name, one in found["by_label"].items():  # the same as one command for each label
+        alone = in_json(run("--json", "--label", name, *options, **files))
+        assert alone["by_label"] == {name: one}
+        assert {field: alone[field] for field in one} == one
+    assert found == in_json(run("--json", "--label", "abnormal", *options, **files)) | {
+        "by_label": found["by_label"],
+        "not_evaluated": {
+            "Effusion": "labels.csv: expected a column Effusion of 0 and 1; its columns are file, abnormal, "
+            "patient_id, view, age, Mass"
+        },
+    }
+    assert found["by_label"]["Mass"]["overall"]["measures"]["auc"]["value"] == pytest.approx(
+        roc_auc_score(np.arange(12) % 2 == 0, 1 - TWELVE.scores)
+    )
+
+    printed = run(*options, **files).stdout
+    rows = {cells[0]: cells for line in printed.splitlines() if len(cells := line.split()) > 1}
+    auc = found["by_label"]["Mass"]["overall"]["measures"]["auc"]["value"]
+    assert rows["Mass"][:5] == ["Mass", "12", "6", "0.5", f"{auc:.2f}"]
+    assert "Effusion: labels.csv: expected a column Effusion" in " ".join(printed.split())
+    assert printed.count("at prevalence 0.1") == 2
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_a_label_without_a_threshold_leaves_the_others(run: Evaluate) -> None:
+    files = {"results": SEVERAL, "labels": WITH_MASS}  # a CSV records the decisions of its primary label
+    found = in_json(run("--json", **files))
+    assert list(found["by_label"]) == ["abnormal"]
+    assert "choose a threshold with --threshold" in found["not_evaluated"]["Mass"]
+
+
+def test_no_label_can_be_evaluated(run: Evaluate) -> None:
+    refused = run(results=SEVERAL, labels="file,Nodule\n00.png,1\n")
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        "Error: labels.csv: expected a column abnormal of 0 and 1; its columns are file, Nodule; nor can "
+        "Mass, Effusion be evaluated\n"
+    )
+
+
+def test_the_plots_of_each_further_label_are_in_a_folder_of_its_name(run: Evaluate) -> None:
+    assert folder_names(["Mass", "mass", "../x", "...", "Größe"]) == ["Mass", "mass-2", "x", "label", "Gr-e"]
+    run("--threshold", "0.5", "--out", "plots", results=SEVERAL, labels=WITH_MASS)
+    assert Path("plots/roc.png").exists()
+    assert "Mass" in Path("plots/Mass/roc.svg").read_text()
+    assert json.loads(Path("plots/evaluation.json").read_text())["by_label"].keys() == {"abnormal", "Mass"}
+
+
+def test_the_help_and_the_docs_name_every_field_of_the_json(run: Evaluate) -> None:
+    found = in_json(run("--json", "--prevalence", "0.1", "--group", "view"))
+    assert found.pop("by_label")["abnormal"].keys() < found.keys()  # so its fields are those at the top
+    of_group = found["groups"].pop("view")["PA"]
+    assert of_group.keys() == found["overall"].keys()
+
+    def names(value: Any) -> Iterator[str]:
+        for name, inner in value.items() if isinstance(value, dict) else ():
+            yield name
+            yield from names(inner)
+
+    help_text = CliRunner().invoke(app, ["evaluate", "--help"]).stdout
+    docs = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+    fields = docs.partition("## The JSON")[2].partition("\n## ")[0]
+    for name in {*names(found), "by_label"}:
+        assert re.search(rf"\b{name}\b", help_text), name
+        assert re.search(rf"`{name}`", fields), name
+
+
 def test_what_the_model_was_trained_on_is_printed_first(run: Evaluate, bundle: Path) -> None:
     assert in_json(run("--json"))["training_overlap"] is None
     assert "has no trained_on.json" in " ".join(run().stdout.split())
@@ -566,12 +650,17 @@ def test_a_run_is_read_from_the_table(bundle: Path, monkeypatch: pytest.MonkeyPa
     ):
         begin_run(name, state="COMPLETE", model=model.name, **fields)
         table.write(name, uid(name), [*predictions, failed], {}, {})
+    mass = {"name": "Mass", "threshold": Decimal("0.3")}
+    begin_run("several", state="COMPLETE", model="other:1", model_sha256="0" * 64, labels=[*labels, mass])
+    both = [replace(one, scores=one.scores | {"Mass": 1 - one.scores["abnormal"]}) for one in predictions]
+    table.write("several", uid("several"), both, {}, {})
     monkeypatch.setattr("cxr.stack.Stack.find", lambda name: SimpleNamespace(table=TABLE))
-    Path("labels.csv").write_text(LABELS)
+    Path("labels.csv").write_text(WITH_MASS)
 
     def evaluated(*arguments: str) -> Any:
         return CliRunner().invoke(app, ["evaluate", *arguments, "--labels", "labels.csv", "--json"])
 
+    assert in_json(evaluated("several"))["by_label"].keys() == {"abnormal", "Mass"}
     found = in_json(evaluated("first"))
     assert values(found["overall"]) | BY_HAND == pytest.approx(values(found["overall"]))
     assert (found["failed"], found["model"]) == (1, model.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +11,8 @@ from rich.table import Table
 
 from cxr import RESEARCH_ONLY
 from cxr.commands.options import Json, StackName, scored_by_bundle
-from cxr.commands.terminal import console, errors_reported, shown
-from cxr.errors import InputError
+from cxr.commands.terminal import console, errors_reported, notes, shown
+from cxr.errors import InputError, NotMeasurable
 from stacks.config import DEFAULT_NAME
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from cxr.evaluation.assessment import Assessment
     from cxr.evaluation.cohort import Cohort
-    from cxr.evaluation.measures import AtPrevalence, Performance
+    from cxr.evaluation.measures import AtPrevalence, LabelledScores, Performance
     from cxr.evaluation.results import Results, Threshold
 
 GROUP_MEASURES = ("auc", "sensitivity", "specificity")  # the JSON has all
@@ -40,7 +41,7 @@ def evaluate(
     ],
     label: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Label to evaluate. Default: the primary one of the results."),
+        typer.Option(metavar="NAME", help="Evaluate only this label. Default: all that the labels file has."),
     ] = None,
     threshold: Annotated[
         float | None,
@@ -75,41 +76,87 @@ def evaluate(
 ) -> None:
     """Measure scores against reference labels, each measure with its 95% interval.
 
+    If the results have scores of several labels, it measures each one that the
+    labels file says something of, and prints a table with a row for each.
+
     If the model was trained on some of the images or patients, the first line
     says so.
+
+    The JSON is one object: note, results and labels (what was given), label,
+    model, probability (whether the scores are meant as probabilities),
+    training_overlap (images, patients, of_images, of_patients), failed,
+    without_label, labels_without_image, repeated_labels, unknown_labels (how
+    many are left out, and why), threshold (value, source), intervals (how they
+    were computed), overall, groups, at_prevalence, by_label and not_evaluated.
+    overall is images, patients, positives, prevalence, threshold and measures:
+    auc, average_precision, accuracy, sensitivity, specificity, ppv, npv, f1,
+    tp, fp, tn, fn, brier, calibration_slope, each with value, ci95 and
+    undefined (why there is no value). groups has the same for each value of
+    each --group. at_prevalence is prevalence, ppv, npv and per_1000.
+
+    by_label has all these fields, from label to at_prevalence, for each label.
+    At the top they are those of the first label. not_evaluated has the reason
+    for each label that was not measured. --out has its plots in DIR, and those
+    of each further label in a folder of its name.
 
     Ends with 0, with 2 if what was given cannot be used, and with 1 if the
     files cannot be written.
     """
     with errors_reported():
         from cxr.bundles import SHIPPED, load
-        from cxr.evaluation.assessment import assess, labelled_scores
+        from cxr.evaluation.assessment import assess, labelled_scores, to_json
         from cxr.evaluation.cohort import TrainingSet, join
         from cxr.evaluation.labels import read_labels
-        from cxr.evaluation.results import find_results
+        from cxr.evaluation.results import AllResults, find_all_results, find_results
 
         check_options(threshold, at_sensitivity, prevalence, out)
         model = load(bundle)
-        found = find_results(results, label, stack=stack, primary=next(iter(model.thresholds)))
-        scored_by = scored_by_bundle(found, model, bundle)
-        cohort = join(found, read_labels(labels, found.label, group or ()))
-        with console.status("Evaluating"):
+        primary = next(iter(model.thresholds))
+        if label:
+            only = find_results(results, label, stack=stack, primary=primary)
+            found = AllResults([label], lambda _: only)
+        else:
+            found = find_all_results(results, stack=stack, primary=primary)
+
+        def measured(name: str) -> tuple[Assessment, LabelledScores]:
+            """Raises NotMeasurable, and InputError."""
+            of_label = found.of(name)
+            cohort = join(of_label, read_labels(labels, name, group or ()))
+            scored_by = scored_by_bundle(of_label, model, bundle)
             assessment = assess(
                 cohort,
-                choose_threshold(found, cohort, scored_by, threshold, at_sensitivity),
+                choose_threshold(of_label, cohort, scored_by, threshold, at_sensitivity),
                 model=scored_by,
                 training_set=TrainingSet.read(bundle or SHIPPED) if scored_by else None,
                 prevalence=prevalence,
             )
-            text = assessment.to_json(results=results, labels=str(labels))
-            if out:
-                from cxr.evaluation.plots import write_files
+            return assessment, labelled_scores(cohort)
 
-                write_files(out, assessment, labelled_scores(cohort), text)
+        done: list[tuple[Assessment, LabelledScores]] = []
+        not_evaluated: dict[str, str] = {}
+        for number, name in enumerate(found.labels, 1):
+            with notes.status(f"Evaluating {shown(name)}, {number} of {len(found.labels)}"):
+                try:
+                    done.append(measured(name))
+                except NotMeasurable as error:
+                    not_evaluated[name] = str(error)
+        if not done:
+            raise InputError(none_evaluated(not_evaluated))
+        assessments = [assessment for assessment, _ in done]
+        text = to_json(assessments, not_evaluated, results=results, labels=str(labels))
+        if out:
+            from cxr.evaluation.plots import write_files
+
+            write_files(out, done, text)
         if as_json:
             typer.echo(text)
             return
-        print_assessment(assessment)
+        if len(assessments) == 1:
+            print_assessment(assessments[0])
+        else:
+            print_table(assessments)
+        if not_evaluated:
+            console.print("\nNot evaluated:", *by_text(not_evaluated.items()), sep="\n")
         if out:
             console.print(f"\nWrote plots and evaluation.json to {shown(str(out))}")
         console.print(f"[bold]{RESEARCH_ONLY}[/]")
@@ -138,7 +185,7 @@ def choose_threshold(
     threshold: float | None,
     at_sensitivity: float | None,
 ) -> Threshold:
-    """The threshold that the options ask for. Raises InputError."""
+    """The threshold that the options ask for. Raises NotMeasurable."""
     from cxr.evaluation.assessment import threshold_at
     from cxr.evaluation.results import Threshold
 
@@ -147,16 +194,51 @@ def choose_threshold(
     if at_sensitivity is not None:
         try:
             return threshold_at(cohort, at_sensitivity)
-        except InputError as error:
-            raise InputError(f"--at-sensitivity {at_sensitivity:g}: {error}") from None
+        except NotMeasurable as error:
+            raise NotMeasurable(f"--at-sensitivity {at_sensitivity:g}: {error}") from None
     try:
         return results.decided_by(model)
-    except InputError as error:
-        raise InputError(f"{error}; choose a threshold with --threshold") from None
+    except NotMeasurable as error:
+        raise NotMeasurable(f"{error}; choose a threshold with --threshold") from None
+
+
+def none_evaluated(reasons: Mapping[str, str]) -> str:
+    """Why no label could be evaluated, in one line: for the first label, and which others there are."""
+    first, *others = reasons
+    return reasons[first] + (f"; nor can {', '.join(others)} be evaluated" if others else "")
+
+
+def by_text(texts: Iterable[tuple[str, str]]) -> list[str]:
+    """A line of rich markup for each different text, with the labels that it is about. `texts` are plain."""
+    labels: dict[str, list[str]] = {}
+    for label, text in texts:
+        labels.setdefault(text, []).append(label)
+    return [shown(f"{', '.join(names)}: {text}") for text, names in labels.items()]
+
+
+def print_table(found: Sequence[Assessment]) -> None:
+    """Print what a person must know first, then the figures of several labels, a row each."""
+    training = {one.label: _about_training(one) for one in found}
+    for line in dict.fromkeys(training.values()):
+        about = (
+            "" if len(set(training.values())) == 1 else ", ".join(n for n in training if training[n] == line)
+        )
+        console.print(f"{shown(about)}: {line}" if about else line)
+    samples = {one.overall.sample for one in found}
+    console.print(f"\n[bold]{len(found)} labels[/]" + (f" on {samples.pop()}" if len(samples) == 1 else ""))
+    console.print(*by_text((one.label, f"threshold {one.threshold.source}") for one in found), sep="\n")
+    console.print(*by_text((one.label, f"left out: {one.left_out or 'nothing'}") for one in found), sep="\n")
+    console.print(_performances_table("label", {one.label: one.overall for one in found}, threshold=True))
+    console.print(f"[dim]Intervals: {found[0].intervals}[/]")
+    console.print("[dim]For all measures of a label use --label. The JSON has all of all labels.[/]")
+    for one in found:
+        if one.groups or one.at_prevalence:
+            console.print(f"\n[bold]{shown(one.label)}[/]")
+            _print_groups_and_prevalence(one)
 
 
 def print_assessment(found: Assessment) -> None:
-    """Print what a person must know first, then the figures."""
+    """Print what a person must know first, then the figures of one label."""
     overall = found.overall
     console.print(_about_training(found))
     console.print(
@@ -170,12 +252,16 @@ def print_assessment(found: Assessment) -> None:
     for row in overall.texts:
         measures.add_row(*row)
     console.print(measures, f"[dim]Intervals: {found.intervals}[/]", sep="\n")
+    _print_groups_and_prevalence(found)
+
+
+def _print_groups_and_prevalence(found: Assessment) -> None:
     for column, groups in found.groups.items():
-        console.print(_groups_table(column, groups))
+        console.print(_performances_table(column, groups))
     if found.groups:
         console.print("[dim]The JSON has all measures of each group.[/]")
     if found.at_prevalence:
-        console.print(_prevalence_table(found.at_prevalence, overall))
+        console.print(_prevalence_table(found.at_prevalence, found.overall))
         console.print(
             "[dim]By Bayes' rule, if sensitivity and specificity stay the same. On other patients they may "
             "not. AUC stays the same too; accuracy, F1, average precision and calibration change.[/]"
@@ -187,8 +273,8 @@ def _about_training(found: Assessment) -> str:
     overlap = found.training_overlap
     if not found.model:
         return (
-            f"[yellow]It is not known which model made these scores of {shown(found.label)}, what it was "
-            "trained on, and whether they are probabilities. Give its bundle with --bundle.[/]"
+            "[yellow]It is not known which model made these scores, what it was trained on, and whether they "
+            "are probabilities. Give its bundle with --bundle.[/]"
         )
     if not overlap:
         return (
@@ -203,15 +289,17 @@ def _about_training(found: Assessment) -> str:
     )
 
 
-def _groups_table(column: str, groups: dict[str, Performance]) -> Table:
+def _performances_table(first: str, rows: Mapping[str, Performance], *, threshold: bool = False) -> Table:
     from cxr.evaluation.measures import MEASURES
 
-    patients = "" if None in {found.patients for found in groups.values()} else "\npatients"
-    table = _table(column, f"images{patients}", "positive", *(MEASURES[name] for name in GROUP_MEASURES))
+    patients = "" if None in {found.patients for found in rows.values()} else "\npatients"
+    names = ["threshold"] * threshold + [MEASURES[name] for name in GROUP_MEASURES]
+    table = _table(first, f"images{patients}", "positive", *names)
     table.padding = (0, 1, 0, 0)  # so that it fits into 60 columns
-    for value, found in groups.items():
+    for value, found in rows.items():
         images = f"{found.images:,}" + (f"\n{found.patients:,}" if patients else "")
-        cells = ("\n".join(found.measures[name].texts(2, "-")) for name in GROUP_MEASURES)
+        cells = [f"{found.threshold:g}"] * threshold
+        cells += ["\n".join(found.measures[name].texts(2, "-")) for name in GROUP_MEASURES]
         table.add_row(shown(value), images, f"{found.positives:,}", *cells)
     return table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -78,9 +79,24 @@ class Assessment:
         }
         return ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
 
-    def to_json(self, **sources: str) -> str:
-        """As JSON. `sources` names what it was made from."""
-        return json.dumps({"note": RESEARCH_ONLY, **sources, **asdict(self)}, indent=2)
+
+def to_json(found: Sequence[Assessment], not_evaluated: Mapping[str, str], **sources: str) -> str:
+    """Assessments of one or several labels as JSON. The fields of the first are also at the top.
+
+    `not_evaluated` has the reason for each label without an assessment. `sources` names what the assessments
+    were made from.
+    """
+    of_labels = {one.label: asdict(one) for one in found}
+    return json.dumps(
+        {
+            "note": RESEARCH_ONLY,
+            **sources,
+            **of_labels[found[0].label],
+            "by_label": of_labels,
+            "not_evaluated": dict(not_evaluated),
+        },
+        indent=2,
+    )
 
 
 def assess(
@@ -133,7 +149,10 @@ def assess(
 
 
 def threshold_at(cohort: Cohort, sensitivity: float) -> Threshold:
-    """The highest threshold with this sensitivity (over 0, at most 1). Raises InputError."""
+    """The highest threshold with this sensitivity (over 0, at most 1).
+
+    Raises NotMeasurable if no image is positive.
+    """
     return Threshold(
         threshold_at_sensitivity(labelled_scores(cohort), sensitivity),
         f"the highest with a sensitivity of at least {sensitivity:g}, chosen on these same images: expect a "

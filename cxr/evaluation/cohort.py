@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from runs.predictions import Prediction
 
-from cxr.errors import InputError
+from cxr.errors import InputError, NotMeasurable
 from cxr.evaluation.labels import Labels, Reference, plain_number
 from cxr.evaluation.results import Results
 
@@ -85,8 +85,8 @@ def join(results: Results, labels: Labels) -> Cohort:
     """Find each image's label: the one that names the longest end of its key.
 
     If there is none, it is the one with the longest common end, at least the base name; first with the
-    suffix, then without. Raises InputError if no scored image has a label, or if two labels or two images
-    could be meant.
+    suffix, then without. Raises NotMeasurable if no scored image has a label, and InputError if two labels or
+    two images could be meant.
     """
     by_image = {reference.image: reference for reference in labels.references}
     by_end: dict[Callable[[str], str], _Ends] = {}  # made if needed: labels of datasets are many
@@ -122,7 +122,7 @@ def join(results: Results, labels: Labels) -> Cohort:
         else:
             without_label += 1
     if not images:
-        raise InputError(
+        raise NotMeasurable(
             f"no scored image has a label: {without_label} scored, {failed} FAILED, {len(by_image)} labels, "
             f"{unknown} of them blank or uncertain; expected labels by whole key or base name, with or "
             "without the suffix"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cxr.errors import InputError
+from cxr.errors import InputError, NotMeasurable
 from cxr.evaluation.csv_table import CsvTable
 
 # Names of NIH's, CheXpert's, VinDr-CXR's and RSNA's files. In RSNA's, a patient has one image.
@@ -75,7 +75,8 @@ def read_labels(path: Path, label: str, columns: Sequence[str] = ()) -> Labels:
     is in a column of its name, or as NIH, CheXpert, VinDr and RSNA write it: see docs/evaluation.md. If
     several readers read an image, the label is that of the majority.
 
-    Raises InputError, also if two rows for one image differ.
+    Raises NotMeasurable if the file says nothing of `label`, and InputError for all else, also if two rows
+    for one image differ.
     """
     table = CsvTable(path)
     table.require(*columns)
@@ -117,7 +118,7 @@ def read_labels(path: Path, label: str, columns: Sequence[str] = ()) -> Labels:
         of_image[reader] = positive if before is None else before or bool(positive)
         repeated += first is not reference and not finding_a_row and not reader_column
     if of_findings and label != ABNORMAL and not any(True in each.values() for each in opinions.values()):
-        raise InputError(f"{path}: no image has {label} in column {of_findings}")
+        raise NotMeasurable(f"{path}: no image has {label} in column {of_findings}")
     references = [
         replace(reference, positive=_majority(opinions[image].values())) for image, reference in found.items()
     ]
@@ -125,7 +126,7 @@ def read_labels(path: Path, label: str, columns: Sequence[str] = ()) -> Labels:
 
 
 def _decision(table: CsvTable, label: str) -> tuple[Decide, str | None]:
-    """How a row tells the label, and the column of findings if one does. Raises InputError."""
+    """How a row tells the label, and the column of findings if one does. Raises NotMeasurable."""
     if column := table.first([label]):
         return lambda row, where: _flag(row[column], column, where), None
     if findings := table.first(FINDINGS_COLUMNS):
@@ -144,7 +145,7 @@ def _decision(table: CsvTable, label: str) -> tuple[Decide, str | None]:
         return is_abnormal, None
     if label.casefold() in TARGETS and (target := table.first(TARGET_COLUMNS)):
         return lambda row, where: _flag(row[target], target, where), None
-    raise InputError(f"{table.path}: expected a column {label} of 0 and 1; {table.found}")
+    raise NotMeasurable(f"{table.path}: expected a column {label} of 0 and 1; {table.found}")
 
 
 def _flag(text: str, column: str, where: str) -> bool | None:

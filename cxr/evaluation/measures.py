@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
 
-from cxr.errors import InputError
+from cxr.errors import NotMeasurable
 from cxr.words import counted
 
 Floats = npt.NDArray[np.float64]
@@ -186,10 +186,10 @@ def measure(data: LabelledScores, threshold: float, *, probability: bool) -> Per
 def threshold_at_sensitivity(data: LabelledScores, sensitivity: float) -> float:
     """The highest threshold that reaches a sensitivity (over 0, at most 1).
 
-    Raises InputError if no image is positive.
+    Raises NotMeasurable if no image is positive.
     """
     if not data.positive.any():
-        raise InputError("no image is positive; expected at least one")
+        raise NotMeasurable("no image is positive; expected at least one")
     ranked = np.sort(data.scores[data.positive])[::-1]
     reached = np.arange(1, len(ranked) + 1) / len(ranked)
     return float(ranked[np.argmax(reached >= sensitivity)])

@@ -5,7 +5,9 @@ Line styles and shapes differ, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,27 @@ NAME_LENGTH = 40  # characters of a file or a run
 SCORE_BINS = [number / 40 for number in range(41)]
 
 
-def write_files(folder: Path, found: Assessment, data: LabelledScores, text: str) -> None:
-    """Write each figure as PNG and SVG, and `text`, the assessment as JSON, as evaluation.json.
+def write_files(folder: Path, measured: Sequence[tuple[Assessment, LabelledScores]], text: str) -> None:
+    """Write each figure as PNG and SVG, and `text`, the assessments as JSON, as evaluation.json.
 
+    The figures of the first label are in `folder`, those of each other one in a folder of its name in it.
     Files of a figure that is not defined are of an earlier assessment, and are deleted. Raises OSError.
     """
-    _write(folder, figures(found, data), folder / "evaluation.json", text)
+    names = folder_names([found.label for found, _ in measured[1:]])
+    for name, (found, data) in zip([".", *names], measured, strict=True):
+        _draw(folder / name, figures(found, data))
+    _write_document(folder / "evaluation.json", text)
+
+
+def folder_names(labels: Sequence[str]) -> list[str]:
+    """A different name of a folder for each label: letters, digits, - and _ of the label."""
+    names: list[str] = []
+    for label in labels:
+        name = re.sub(r"[^\w-]+", "-", label, flags=re.ASCII).strip("-")[:NAME_LENGTH] or "label"
+        taken = {other.casefold() for other in names}  # some file systems do not tell a from A
+        numbered = (f"{name}-{number}" for number in count(2))
+        names.append(next(one for one in chain([name], numbered) if one.casefold() not in taken))
+    return names
 
 
 def write_comparison(folder: Path, found: Comparison, pairs: Pairs, text: str) -> None:
@@ -53,10 +70,11 @@ def write_comparison(folder: Path, found: Comparison, pairs: Pairs, text: str) -
 
     Files of a figure that is not defined are of an earlier comparison, and are deleted. Raises OSError.
     """
-    _write(folder, comparison_figures(found, pairs), folder / "comparison.json", text)
+    _draw(folder, comparison_figures(found, pairs))
+    _write_document(folder / "comparison.json", text)
 
 
-def _write(folder: Path, drawn: Iterable[tuple[str, Figure | None]], document: Path, text: str) -> None:
+def _draw(folder: Path, drawn: Iterable[tuple[str, Figure | None]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn:
         for file_format in ("png", "svg"):
@@ -66,7 +84,10 @@ def _write(folder: Path, drawn: Iterable[tuple[str, Figure | None]], document: P
             else:
                 with whole_file(path) as part:
                     save(figure, part, file_format)
-    with whole_file(document) as part:
+
+
+def _write_document(path: Path, text: str) -> None:
+    with whole_file(path) as part:
         part.write_text(text + "\n")
 
 

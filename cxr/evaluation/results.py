@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -13,7 +13,7 @@ from runs.predictions import Prediction
 from runs.run import Run
 from runs.table import RunTable
 
-from cxr.errors import InputError, NoSuchLabel
+from cxr.errors import InputError, NoSuchLabel, NotMeasurable
 from cxr.evaluation.csv_table import CsvTable
 from cxr.evaluation.labels import ABNORMAL, NOT_GIVEN
 from cxr.result_rows import labels_of
@@ -85,7 +85,7 @@ class Results:
         """The threshold between the results that were called positive and the others.
 
         It is the one that the run records, else that of `model`, which made the results as far as is known,
-        else one that separates them. Raises InputError if the results do not tell.
+        else one that separates them. Raises NotMeasurable if the results do not tell.
         """
         if self.threshold is not None:
             return Threshold(float(self.threshold), "recorded by the run")
@@ -95,9 +95,9 @@ class Results:
             return Threshold(float(of_model), f"the threshold of {model.name}{agreement}")
         highest_negative, lowest_positive = self._limits()
         if (highest_negative, lowest_positive) == (-INFINITY, INFINITY):
-            raise InputError(f"the results do not say which images are {self.label}")
+            raise NotMeasurable(f"the results do not say which images are {self.label}")
         if highest_negative >= lowest_positive:
-            raise InputError(
+            raise NotMeasurable(
                 f"the results call a score of {highest_negative:g} negative and one of {lowest_positive:g} "
                 "positive; expected one threshold"
             )
@@ -116,28 +116,64 @@ class Results:
         )
 
 
+@dataclass(frozen=True)
+class AllResults:
+    """The results of every label. Those of a label are made when they are asked for."""
+
+    labels: Sequence[str]  # the primary one first
+    of: Callable[[str], Results]
+
+
+def find_all_results(name: str, *, stack: str, primary: str = ABNORMAL) -> AllResults:
+    """The results of all labels in a CSV file, or of the run of this name. See `find_results`."""
+    if _is_file(name):
+        path = Path(name)
+        return AllResults(labels_in(path, primary), lambda label: read_results(path, label, primary))
+    table, run = _find_run(name, stack)
+    labels = labels_of(table, run) or [ABNORMAL]
+    if len(labels) == 1:  # without a list, as the scores of other labels would fill the memory
+        return AllResults(labels, lambda label: Results.of_run(run, table.predictions(run.run_id), label))
+    predictions = sorted(table.predictions(run.run_id), key=lambda prediction: prediction.key)
+    return AllResults(labels, lambda label: Results.of_run(run, predictions, label))
+
+
 def find_results(name: str, label: str | None = None, *, stack: str, primary: str = ABNORMAL) -> Results:
     """The results in a CSV file, or those of the run of this name; see `read_results` and `read_run`.
 
     Raises InputError, and what boto3 raises while it reads a run.
     """
-    if name.endswith(".csv") or os.sep in name or Path(name).exists():
+    if _is_file(name):
         return read_results(Path(name), label, primary)
+    return read_run(*_find_run(name, stack), label)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".csv") or os.sep in name or Path(name).exists()
+
+
+def _find_run(name: str, stack: str) -> tuple[RunTable, Run]:
     from cxr.aws_errors import AWS_ERRORS, explained
 
     try:
         table = run_table(Stack.find(stack))
-        run = run_status(table, name)
+        return table, run_status(table, name)
     except (InputError, *AWS_ERRORS) as error:
         why = error if isinstance(error, InputError) else explained(error)
         raise InputError(f"{name} is not a file, and no run was found: {why}") from None
-    return read_run(table, run, label)
 
 
 def read_run(table: RunTable, run: Run, label: str | None = None) -> Results:
     """The run's results for `label`, by default the primary one. Raises InputError, and what boto3 raises."""
     about = next(iter(labels_of(table, run, label)), label or ABNORMAL)
     return Results.of_run(run, table.predictions(run.run_id), about)
+
+
+def labels_in(path: Path, primary: str = ABNORMAL) -> list[str]:
+    """The labels that a CSV file of results has scores of, the primary one first. Raises InputError."""
+    table = CsvTable(path)
+    first = _decided_label(table) or primary
+    others = (name.removeprefix("score_") for name in table.columns if name.startswith("score_"))
+    return list(dict.fromkeys([first, *others]))
 
 
 def read_results(path: Path, label: str | None = None, primary: str = ABNORMAL) -> Results:
@@ -150,8 +186,7 @@ def read_results(path: Path, label: str | None = None, primary: str = ABNORMAL) 
     """
     table = CsvTable(path)
     table.require("key", "score")
-    decisions = (row["label"] for _, row in table if row.get("label"))
-    decided_label = next(map(_label_of, decisions), None)
+    decided_label = _decided_label(table)
     label = label or decided_label or primary
     column = f"score_{label}" if f"score_{label}" in table.columns else "score"
     if column == "score" and decided_label not in (None, label):
@@ -173,6 +208,11 @@ def read_results(path: Path, label: str | None = None, primary: str = ABNORMAL) 
         predictions[key] = Prediction(key, {label: score}, (label,) if decision == label else ())
         decided = decided and decision != ""
     return Results(label, list(predictions.values()), decided)
+
+
+def _decided_label(table: CsvTable) -> str | None:
+    """The label that the decisions in the column label are about; None if there are none."""
+    return next((_label_of(row["label"]) for _, row in table if row.get("label")), None)
 
 
 def _label_of(decision: str) -> str:
