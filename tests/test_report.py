@@ -422,6 +422,52 @@ def test_axe_finds_nothing_serious(
     assert page.evaluate("document.documentElement.scrollWidth") <= width  # no sideways scrolling
 
 
+@pytest.fixture(scope="session")
+def awkward(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
+    """A report with long names and many digits wherever there can be some."""
+    label = "Enlarged_Cardiomediastinum_and_pleural_thickening_of_the_left_lung"
+    outcomes = [
+        prediction(i, None, key=f"{PREFIX}{'k' * 300}{i:08d}.png", error="E" * 70)
+        if i % 7 == 0
+        else Prediction(
+            f"{PREFIX}{'k' * 300}{i:08d}.png",
+            {label: Decimal(f"{i / 81:.6f}")},
+            (label,) if i >= 30 else (),
+            ("WARNING_" + "W" * 60, "LOOKS_SIDEWAYS"),
+        )
+        for i in range(60)
+    ]
+    references = [
+        Reference(one.key, i % 3 == 0, f"patient {i}", ("V" * 60 if i % 2 else "AP",), i)
+        for i, one in enumerate(outcomes)
+    ]
+    return write(
+        tmp_path_factory.mktemp("report") / "awkward.html",
+        outcomes,
+        label=label,
+        run=run_of(
+            123_456_789_012,
+            run_id="r" * 128,
+            model=f"{'m' * 100}:1.0.0",
+            source={"kind": "Prefix", "value": "p" * 200},
+            thresholds={label: Decimal("0.364321")},
+        ),
+        model=model,
+        labels=Labels(references, ("column_" * 10,)),
+        settings=Config().settings(),
+        fetch=lambda key: phantom(int(key[-5])) if int(key[-5]) % 2 else None,
+    )
+
+
+@pytest.mark.parametrize("width", [320, 360, 400, 600, 761, 901, 1280])
+def test_the_page_never_scrolls_sideways(awkward: Path, pictured: Path, opened: Open, width: int) -> None:
+    for path in (awkward, pictured):
+        page = opened(path, width=width)
+        for closed in page.locator("main details").all():
+            closed.evaluate("details => { details.open = true }")
+        assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), (path.name, width)
+
+
 def test_a_printed_report_has_the_disclaimer_and_a_short_table(
     pictured: Path, tmp_path: Path, opened: Open
 ) -> None:

@@ -39,6 +39,7 @@
     };
   }
 
+  const brief = (text) => (text.length > 24 ? `${text.slice(0, 23)}…` : text); // in a chart, whose text does not wrap
   const share = (value) => (value === null ? "–" : value.toFixed(3));
   const shown = (value) => String(+value.toFixed(6));
   const scoreText = (score) => (score === FAILED ? "" : (score / MILLION).toFixed(6));
@@ -117,7 +118,7 @@
   if (all.length) {
     chart(byId("histogram"), `Distribution of ${count(all.length)} scores from 0 to 1, with the threshold`, PAPER.histogram, () => ({
       height: HEIGHT,
-      x: { ...UNIT, label: `score of ${label}`, ticks: 10 },
+      x: { ...UNIT, label: `score of ${brief(label)}`, ticks: 10 },
       y: { label: "images", grid: true, ticks: 4, tickFormat: (n) => (Number.isInteger(n) ? count(n) : "") },
       marks: [
         Plot.rectY(bars, { x1: "x1", x2: "x2", y: "n", fill: "tone", order: null,
@@ -230,7 +231,7 @@
       const bin = ([score, observed, low, high, images]) => ({ score, observed, low, high, images });
       const bins = evaluation.reliability.map(bin);
       chart(calibration, `Calibration: observed share against mean score in ${bins.length} bins, slope ${estimate["calibration slope"]}`,
-        PAPER.curve, curve("mean score", `share ${label}`, [
+        PAPER.curve, curve("mean score", `share ${brief(label)}`, [
           Plot.line([[0, 0], [1, 1]], DASHED),
           Plot.ruleX(bins, { x: "score", y1: "low", y2: "high", stroke: "var(--negative)" }),
           Plot.dot(bins, { x: "score", y: "observed", fill: "var(--negative)", r: 4, tip: { fill: "var(--card)" },
@@ -265,7 +266,7 @@
       if (drawn.length) {
         chart(box, `AUC by ${column}, with intervals`, PAPER.group, () => ({
           height: 44 + 30 * drawn.length, marginTop: 4, marginLeft: 84, marginBottom: 36,
-          x: { ...UNIT, label: "AUC", grid: true }, y: { label: null, domain: drawn.map((value) => value.value) },
+          x: { ...UNIT, label: "AUC", grid: true }, y: { label: null, domain: drawn.map((value) => value.value), tickFormat: brief },
           marks: [
             Plot.ruleX([0.5], DASHED),
             Plot.ruleY(drawn, { y: "value", x1: (value) => value.auc[1] ?? value.auc[0], x2: (value) => value.auc[2] ?? value.auc[0], stroke: "var(--negative)", strokeWidth: 2 }),
