@@ -652,7 +652,7 @@ def test_a_run_is_read_from_the_table(bundle: Path, monkeypatch: pytest.MonkeyPa
         table.write(name, uid(name), [*predictions, failed], {}, {})
     mass = {"name": "Mass", "threshold": Decimal("0.3")}
     begin_run("several", state="COMPLETE", model="other:1", model_sha256="0" * 64, labels=[*labels, mass])
-    both = [replace(one, scores=one.scores | {"Mass": 1 - one.scores["abnormal"]}) for one in predictions]
+    both = [replace(one, scores={**one.scores, "Mass": 1 - one.scores["abnormal"]}) for one in predictions]
     table.write("several", uid("several"), both, {}, {})
     monkeypatch.setattr("cxr.stack.Stack.find", lambda name: SimpleNamespace(table=TABLE))
     Path("labels.csv").write_text(WITH_MASS)

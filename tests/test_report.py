@@ -23,6 +23,7 @@ from classifier.preprocessing import Preprocessing
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from runs import layout
 from runs.attributes import pack
+from runs.codes import ErrorCode
 from runs.predictions import Prediction
 from support import BUCKET, PREFIX, STREAM, TABLE, begin_run, client
 from typer.testing import CliRunner
@@ -539,9 +540,7 @@ def test_an_empty_run_and_a_run_of_failures_open(tmp_path: Path, opened: Open) -
     expect(page.locator("#table tbody")).to_contain_text("This run has no predictions yet")
     page = opened(write(tmp_path / "failed.html", [prediction(i, None) for i in range(3)]))
     expect(page.locator("#histogram")).to_contain_text("No image has a score yet")
-    expect(page.locator("#failures-body")).to_contain_text(
-        "is cut short, damaged or contradicts itself, or would take a decoder minutes or gigabytes"
-    )
+    expect(page.locator("#failures-body")).to_contain_text(ErrorCode.IMAGE_CORRUPT.meaning)
 
 
 def test_labels_of_one_class_leave_out_what_is_not_defined(tmp_path: Path, opened: Open) -> None:
