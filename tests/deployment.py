@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple, Self
 
+import boto3
+
 from cxr.local_aws.local_aws import LocalAws
 
 
@@ -32,6 +34,18 @@ class Deployment(NamedTuple):
         _set_environment(self.environment)
         yield self
         _set_environment(outer)
+
+
+@contextmanager
+def retries(classifier: str, number: int) -> Iterator[None]:
+    """While the block runs, Lambda retries a job of the stack so often before it gives it up."""
+    functions = boto3.client("lambda")
+    (mapping,) = functions.list_event_source_mappings(FunctionName=classifier)["EventSourceMappings"]
+    functions.update_event_source_mapping(UUID=mapping["UUID"], MaximumRetryAttempts=number)
+    yield
+    functions.update_event_source_mapping(
+        UUID=mapping["UUID"], MaximumRetryAttempts=mapping["MaximumRetryAttempts"]
+    )
 
 
 def _set_environment(variables: Mapping[str, str]) -> None:

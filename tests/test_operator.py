@@ -18,7 +18,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from deployment import Deployment
+from deployment import Deployment, retries
 from runs import layout
 from runs.attributes import pack
 from support import PREFIX, ROOT, begin_run, counts, recounted, table_items, wait_for
@@ -97,11 +97,8 @@ def held(stack: Stack) -> Iterator[Callable[[bool], None]]:
 @pytest.fixture
 def few_retries(stack: Stack) -> Iterator[None]:
     """Lambda gives a job up after one retry."""
-    functions = boto3.client("lambda")
-    before = functions.get_event_source_mapping(UUID=stack.mapping)["MaximumRetryAttempts"]
-    functions.update_event_source_mapping(UUID=stack.mapping, MaximumRetryAttempts=1)
-    yield
-    functions.update_event_source_mapping(UUID=stack.mapping, MaximumRetryAttempts=before)
+    with retries(stack.classifier, 1):
+        yield
 
 
 def test_doctor_finds_all_that_a_run_needs(stack: Stack, folder: Path) -> None:
