@@ -14,8 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from cxr.aws_errors import explained
 from cxr.classifier_log import RECENT, recent_failures
 from cxr.errors import InputError
-from cxr.operations import LAMBDA_SECONDS
-from cxr.runs import RunStatus, recent_metric, run_table
+from cxr.runs import LAMBDA_SECONDS, RunStatus, recent_metric, run_table
 from cxr.stack import Stack, client, session
 from cxr.words import counted
 

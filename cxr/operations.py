@@ -16,11 +16,10 @@ from runs.table import RunTable
 from cxr.errors import Failed, InputError
 from cxr.failure_bucket import jobs_in, objects
 from cxr.retry import Missing
-from cxr.runs import RunStatus, run_status, run_table
+from cxr.runs import LAMBDA_SECONDS, RunStatus, run_status, run_table
 from cxr.stack import Stack, client
 
 # Lambda guide, gettingstarted-limits.
-LAMBDA_SECONDS = 900
 GONE_NAMED = 10  # images that a refusal names
 # The fields of an event, as a person says them.
 _FIELDS = {

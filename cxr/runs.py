@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mypy_boto3_cloudwatch import CloudWatchClient
     from mypy_boto3_cloudwatch.type_defs import MetricStatTypeDef
 
+LAMBDA_SECONDS = 900  # that an invocation may take at most (Lambda guide, gettingstarted-limits)
 READERS = 8  # runs whose counters are read at once
 METRIC_IS_NEWS = timedelta(minutes=5)  # CloudWatch has a minute's figure some minutes later
 
@@ -159,9 +160,7 @@ def stream_lag(cloudwatch: CloudWatchClient, classifier: str) -> float | None:
     return values[0] / 1000 if values else None
 
 
-def recent_metric(
-    cloudwatch: CloudWatchClient, function: str, name: str, statistic: str
-) -> Sequence[float]:
+def recent_metric(cloudwatch: CloudWatchClient, function: str, name: str, statistic: str) -> Sequence[float]:
     """A metric of Lambda for each of the last minutes, the newest first. Raises ClientError."""
     now = datetime.now(UTC)
     metric: MetricStatTypeDef = {

@@ -179,7 +179,10 @@ def test_a_deleted_table_or_stream_has_a_remedy_that_is_no_deployment(
     assert f"restore-table-from-backup --backup-arn ARN --target-table-name {STACK.table}" in remedy
     monkeypatch.setattr(doctor, "client", {"kinesis": deleted("describe_stream_summary")}.__getitem__)
     level, _, remedy = doctor._stream(replace(STACK, settings={"shards": 3}))
-    assert (level, remedy) == ("fail", f"aws kinesis create-stream --stream-name {STACK.stream} --shard-count 3")
+    assert (level, remedy) == (
+        "fail",
+        f"aws kinesis create-stream --stream-name {STACK.stream} --shard-count 3",
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,8 @@ from runs.predictions import Prediction
 
 from cxr import PROJECT, RESEARCH_ONLY
 from cxr.commands.options import Bundle
-from cxr.commands.run_display import follow, print_started, upload_files
+from cxr.commands.run_display import causes, follow, print_started, upload_files
 from cxr.commands.terminal import console, errors_reported, shown, stage
-from cxr.doctor import stall_causes
 from cxr.errors import Failed, InputError
 from cxr.files import whole_file
 from cxr.operations import start_run
@@ -137,7 +136,7 @@ def demo(
                 status = follow(
                     lambda: run_status(table, run),
                     lambda idle: idle > (STALL_SECONDS if aws.delivering else IDLE_STALL_SECONDS),
-                    lambda status: stall_causes(deployed, status),
+                    lambda status: causes(deployed, status),
                 )
                 found = sorted(table.predictions(run), key=lambda prediction: prediction.key)
                 labels = labels_of(table, status)

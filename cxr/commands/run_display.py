@@ -10,20 +10,22 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
 from cxr.commands.terminal import console, notes, progress, shown
-from cxr.doctor import Finding, stall_causes
 from cxr.errors import InputError
 from cxr.runs import RunStatus, Status, run_status, run_table
 from cxr.runs import status as read_status
 from cxr.stack import Stack, client
 from cxr.upload import upload
 from cxr.words import counted, duration
+
+if TYPE_CHECKING:
+    from cxr.doctor import Finding
 
 LOOK_SECONDS = 0.5  # between two looks at a run that is watched, of two small requests each
 SPEED_SECONDS = 10  # the speed of a run that is watched is that of these last seconds
@@ -77,22 +79,29 @@ def watch_run(stack: Stack, run: str, as_json: bool) -> None:
         now = read_status(stack, run)
         return now.failed_jobs.images >= (now.remaining or 0) > 0
 
-    follow(lambda: run_status(table, run), stuck, lambda status: stall_causes(stack, status))
+    follow(lambda: run_status(table, run), stuck, lambda status: causes(stack, status))
     now = read_status(stack, run)
-    print_status(now, as_json, stall_causes(stack, now) if now.at_work else [])
+    print_status(now, as_json, causes(stack, now) if now.at_work else [])
     if now.state != "COMPLETE":
         raise typer.Exit(1)
+
+
+def causes(stack: Stack, status: RunStatus) -> list[Finding]:
+    """Why nothing moves in a run at work, as far as that can be seen."""
+    from cxr.doctor import stall_causes  # here: `cxr --help` does without botocore
+
+    return stall_causes(stack, status)
 
 
 def follow(
     look: Callable[[], RunStatus],
     stuck: Callable[[float], bool],
-    causes: Callable[[RunStatus], list[Finding]],
+    causes_of: Callable[[RunStatus], list[Finding]],
 ) -> RunStatus:
     """Show the run's progress until it is COMPLETE, CANCELLED or stuck. Returns its last status.
 
     While nothing happens, `stuck` is called now and then with the seconds since the last progress, and the
-    `causes` that are found are printed, each once.
+    causes that `causes_of` finds are printed, each once.
     """
     looks: deque[tuple[float, int]] = deque()  # when, and images done
     told: set[Finding | None] = set()
@@ -108,7 +117,7 @@ def follow(
             if status.done != done:
                 done, since, asked, looked = status.done, now, now, now
             if now - looked > CAUSE_SECONDS:
-                found: list[Finding | None] = [*causes(status)]
+                found: list[Finding | None] = [*causes_of(status)]
                 if not found and now - since > LONG_SECONDS:
                     found = [None]
                 for finding in found:

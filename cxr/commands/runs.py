@@ -18,6 +18,7 @@ from runs.codes import ErrorCode
 from cxr.commands.options import Json, RunName, StackName
 from cxr.commands.run_display import (
     COLOURS,
+    causes,
     interrupt_message,
     moment_text,
     print_started,
@@ -27,7 +28,6 @@ from cxr.commands.run_display import (
     watch_run,
 )
 from cxr.commands.terminal import console, errors_reported, notes, progress, shown
-from cxr.doctor import stall_causes
 from cxr.errors import Failed, InputError
 from cxr.operations import cancel_run, check_deletable, delete_run, start_run
 from cxr.retry import retry_run
@@ -203,7 +203,7 @@ def status(
                 watch_run(found, run, as_json)
         else:
             now = read_status(found, run)
-            print_status(now, as_json, stall_causes(found, now) if now.at_work else [])
+            print_status(now, as_json, causes(found, now) if now.at_work else [])
 
 
 def retry(

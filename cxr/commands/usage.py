@@ -31,7 +31,8 @@ class Group(TyperGroup):
             if type(error).__name__ == "NoArgsIsHelpError":
                 typer.echo(context.get_help())
             else:
+                path = f"cxr {context.command_path.partition(' ')[2]}".rstrip()  # however it was started
                 text = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
-                print_plainly(f"Error: {text}; `{context.command_path} --help` shows what it takes")
+                print_plainly(f"Error: {text}; `{path} --help` shows what it takes")
             sys.exit(2)
         sys.exit(code if isinstance(code, int) else 0)
