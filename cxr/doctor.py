@@ -7,25 +7,29 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from cxr.aws_errors import explained
+from cxr.classifier_log import RECENT, recent_failures
 from cxr.errors import InputError
+from cxr.runs import LAMBDA_SECONDS, RunStatus, recent_metric, run_table
 from cxr.stack import Stack, client, session
+from cxr.words import counted
 
 NODE = 20  # the oldest that the CDK runs on
+LOCAL_ENDPOINTS = ("http://127.0.0.1:", "http://localhost:")
+DOCKER_SECONDS = 10  # that the engine may take to answer
 
+DENIED = {"403", "AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
 # Error codes that say nothing about the stack: the call is not allowed, or not emulated.
 NOT_CHECKED = {
-    "403",
+    *DENIED,
     "405",
-    "AccessDenied",
-    "AccessDeniedException",
     "InvalidAction",
     "MethodNotAllowed",
     "NotImplemented",
-    "UnauthorizedOperation",
     "UnknownOperationException",
     "UnsupportedOperation",
 }
@@ -43,7 +47,8 @@ class Finding:
 
 def examine(name: str) -> Iterator[Finding]:
     """Every check, in an order in which each depends on those before it only."""
-    yield from _tools()
+    local = is_local()
+    yield from _tools(local)
     try:
         region, endpoint = session().region_name, os.environ.get("AWS_ENDPOINT_URL")
         if not region:
@@ -67,10 +72,54 @@ def examine(name: str) -> Iterator[Finding]:
     yield Finding("stack", "ok", f"{name}, images below {stack.prefix} in {stack.images_bucket}")
     yield from _checked("images", lambda: _images(stack))
     yield from _checked("table", lambda: _table(stack))
+    yield from _checked("stream", lambda: _stream(stack))
     for function in ("job_creator", "classifier"):
         yield from _checked(function.replace("_", " "), lambda: _function(stack, function))  # noqa: B023
     yield from _checked("mapping", lambda: _mapping(stack))
-    yield from _checked("concurrency", lambda: _concurrency(stack))
+    yield from _checked("failures", lambda: _failures(stack))
+    if local:
+        yield Finding("concurrency", "ok", "local AWS has no quota: it runs one classifier a processor core")
+        yield Finding("permissions", "ok", "local AWS allows everything")
+    else:
+        yield from _checked("concurrency", lambda: _concurrency(stack))
+        yield from _checked("permissions", lambda: _permissions(stack))
+
+
+def stall_causes(stack: Stack, run: RunStatus) -> list[Finding]:
+    """Why nothing moves in a run at work, as far as that can be seen: what doctor finds wrong on its way."""
+    if run.expected is None:
+        checks = [_checked("job creator", lambda: _listing(stack, run))]
+    else:
+        checks = [
+            _checked("table", lambda: _table(stack)),
+            _checked("stream", lambda: _stream(stack)),
+            _checked("classifier", lambda: _function(stack, "classifier")),
+            _checked("mapping", lambda: _mapping(stack)),
+            _checked("failures", lambda: _failures(stack)),
+        ]
+    return [
+        finding
+        for findings in checks
+        for finding in findings
+        if finding.level != "ok" and not finding.text.startswith("not checked")
+    ]
+
+
+def _listing(stack: Stack, run: RunStatus) -> tuple[str, ...]:
+    """The job creator, while it lists the images of a run."""
+    since = run.resumed_at or run.created_at
+    if since and datetime.now(UTC) - since > timedelta(seconds=LAMBDA_SECONDS):
+        return (
+            "fail",
+            f"it stopped before it had sent all jobs of {run.run_id}",
+            "start the run again by the same line: it continues",
+        )
+    return _function(stack, "job_creator")
+
+
+def is_local() -> bool:
+    """Whether the environment leads to local AWS."""
+    return (os.environ.get("AWS_ENDPOINT_URL") or "").startswith(LOCAL_ENDPOINTS)
 
 
 def _checked(name: str, check: Callable[[], tuple[str, ...]]) -> Iterator[Finding]:
@@ -96,14 +145,70 @@ def _images(stack: Stack) -> tuple[str, ...]:
 
 
 def _table(stack: Stack) -> tuple[str, ...]:
-    state = client("dynamodb").describe_table(TableName=stack.table)["Table"]["TableStatus"]
-    return ("ok", state) if state in ("ACTIVE", "UPDATING") else ("fail", state, "deploy the stack again")
+    dynamodb = client("dynamodb")
+    try:
+        state = dynamodb.describe_table(TableName=stack.table)["Table"]["TableStatus"]
+    except dynamodb.exceptions.ResourceNotFoundException:
+        # DynamoDB guide, PointInTimeRecovery_Howitworks: a deleted table leaves a backup for 35 days.
+        return (
+            "fail",
+            f"{stack.table} was deleted, and `npx cdk deploy` does not make it again",
+            _restored(
+                stack,
+                f"aws dynamodb list-backups --backup-type SYSTEM --table-name {stack.table} names its "
+                "backup of the last 35 days: aws dynamodb restore-table-from-backup --backup-arn ARN "
+                f"--target-table-name {stack.table}",
+            ),
+        )
+    return ("ok", state) if state in ("ACTIVE", "UPDATING") else ("warn", state, "wait until it is ACTIVE")
+
+
+def _stream(stack: Stack) -> tuple[str, ...]:
+    kinesis = client("kinesis")
+    deployed = int(stack.settings.get("shards", 0))
+    try:
+        found = kinesis.describe_stream_summary(StreamName=stack.stream)["StreamDescriptionSummary"]
+    except kinesis.exceptions.ResourceNotFoundException:
+        return (
+            "fail",
+            f"{stack.stream} was deleted, and `npx cdk deploy` does not make it again",
+            _restored(
+                stack, f"aws kinesis create-stream --stream-name {stack.stream} --shard-count {deployed or 1}"
+            ),
+        )
+    state, shards = found["StreamStatus"], found["OpenShardCount"]
+    if state == "UPDATING":
+        return "warn", f"UPDATING, {shards} shards now; jobs are delivered meanwhile"
+    if state != "ACTIVE":
+        return "warn", f"{state}: it takes no jobs", "wait until it is ACTIVE"
+    if deployed and shards != deployed:
+        return (
+            "warn",
+            f"ACTIVE with {shards} shards, but the stack was deployed with {deployed}: a change was not "
+            "finished, or somebody made it by hand",
+            f"aws kinesis update-shard-count --stream-name {stack.stream} --scaling-type UNIFORM_SCALING "
+            f"--target-shard-count {deployed}",
+        )
+    return "ok", f"ACTIVE, {shards} shards"
+
+
+def _restored(stack: Stack, command: str) -> str:
+    """How a deleted part comes back: by a command, or on local AWS with a new one."""
+    return "stop `cxr local up` and start it again" if is_local() else command
 
 
 def _function(stack: Stack, name: str) -> tuple[str, ...]:
-    found = client("lambda").get_function_configuration(FunctionName=getattr(stack, name))
+    functions, function = client("lambda"), getattr(stack, name)
+    found = functions.get_function_configuration(FunctionName=function)
     about = f"{found['MemorySize']:,} MB, {found['Timeout']} s"
     state = found.get("State", "Active")
+    reserved = functions.get_function_concurrency(FunctionName=function).get("ReservedConcurrentExecutions")
+    if reserved == 0:
+        return (
+            "fail",
+            f"{about}; its reserved concurrency is 0: Lambda throttles every invocation",
+            f"aws lambda delete-function-concurrency --function-name {function}",
+        )
     if state == "Failed" or found.get("LastUpdateStatus") == "Failed":
         why = found.get("StateReason") or found.get("LastUpdateStatusReason") or "no reason given"
         return "fail", f"{about}; its last change failed: {why}", "deploy the stack again by `npx cdk deploy`"
@@ -120,10 +225,67 @@ def _mapping(stack: Stack) -> tuple[str, ...]:
     if state in ("Disabled", "Disabling"):
         remedy = f"aws lambda update-event-source-mapping --uuid {stack.mapping} --enabled"
         return "fail", f"{state}: no job reaches the classifier", remedy
+    if state in ("Creating", "Enabling", "Updating"):
+        return "warn", f"{state}: jobs reach the classifier when that is done", "wait a minute or two"
     last = found.get("LastProcessingResult", "")
     if last.startswith("PROBLEM"):
-        return "warn", f"{state}; its last result: {last}", "read the classifier's log"
+        return "warn", f"{state}; its last result: {last}", "see what failures says, and the classifier's log"
     return "ok", f"{state}, up to {found['ParallelizationFactor']} classifiers a shard"
+
+
+def _failures(stack: Stack) -> tuple[str, ...]:
+    """What the classifier's log says of the last minutes, and throttles that CloudWatch counted."""
+    minutes = RECENT.seconds // 60
+    reasons = recent_failures(stack)
+    if not reasons:
+        metric = (client("cloudwatch"), stack.classifier, "Throttles", "Sum")
+        throttled = 0 if is_local() else int(sum(recent_metric(*metric)))
+        if not throttled:
+            return "ok", f"none in the classifier's log of the last {minutes} minutes"
+        return (
+            "warn",
+            f"Lambda throttled the classifier {throttled:,} times in the last {minutes} minutes: no job is "
+            "lost",
+            "see concurrency: other functions of the account may use up its executions",
+        )
+    ((reason, number), *others) = reasons.most_common()
+    more = f", and {len(others)} other reasons" if others else ""
+    text = f"{reason} ({counted(number, 'time')} in the last {minutes} minutes{more})"
+    if "is pinned to" in reason:
+        return "fail", text, "deploy the model of the run again by `-c model=DIR`, or cancel the run"
+    return "warn", text, "put the cause right; Lambda tries the jobs again by itself, or `cxr retry RUN` does"
+
+
+def _permissions(stack: Stack) -> tuple[str, ...]:
+    """Whether the caller may do what the commands do: reads are tried, an invocation is a dry run."""
+    attempts: dict[str, Callable[[], object]] = {
+        "dynamodb:GetItem": lambda: run_table(stack).run("-"),
+        "dynamodb:Query": lambda: run_table(stack).counts("-"),
+        "lambda:InvokeFunction": lambda: client("lambda").invoke(
+            FunctionName=stack.job_creator, InvocationType="DryRun"
+        ),
+        "s3:ListBucket of the failure bucket": lambda: client("s3").list_objects_v2(
+            Bucket=stack.failure_bucket, MaxKeys=1
+        ),
+        "cloudwatch:GetMetricData": lambda: recent_metric(
+            client("cloudwatch"), stack.classifier, "Throttles", "Sum"
+        ),
+    }
+    denied = []
+    for action, attempt in attempts.items():
+        try:
+            attempt()
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in DENIED:
+                raise
+            denied.append(action)
+    if denied:
+        return (
+            "warn",
+            f"these credentials lack {', '.join(denied)}",
+            'docs/operations.md, "To use cxr", lists what each command needs',
+        )
+    return "ok", "these credentials may read runs and start them (uploads and retries are not tried)"
 
 
 def _concurrency(stack: Stack) -> tuple[str, ...]:
@@ -144,8 +306,8 @@ def _concurrency(stack: Stack) -> tuple[str, ...]:
     )
 
 
-def _tools() -> Iterator[Finding]:
-    """The tools on this machine that only a deployment needs."""
+def _tools(local: bool) -> Iterator[Finding]:
+    """The tools on this machine that only a deployment needs; one to local AWS needs no Docker."""
     node = shutil.which("node")
     version = _output([node, "--version"]) if node else ""
     major = version.removeprefix("v").partition(".")[0]
@@ -156,19 +318,27 @@ def _tools() -> Iterator[Finding]:
         yield Finding(
             "Node.js", "warn", f"{found}; `cdk deploy` needs it", f"install Node.js {NODE} or later"
         )
+    if local:
+        yield Finding("Docker", "ok", "not needed: local AWS runs the classifier without it")
+        return
     docker = os.environ.get("CDK_DOCKER") or "docker"
-    if not shutil.which(docker):
-        remedy = "start or install Docker; `cxr local` works without it"
-        yield Finding(
-            "Docker", "warn", f"no {docker}; `cdk deploy` builds the classifier's image with it", remedy
-        )
+    server = _output([docker, "version", "--format", "{{.Server.Version}}"])
+    if server:
+        yield Finding("Docker", "ok", f"{docker}, engine {server}")
+    elif shutil.which(docker):
+        what = f"{docker} is installed, but its engine does not answer; `cdk deploy` builds the image with it"
+        yield Finding("Docker", "warn", what, "start Docker; `cxr local` works without it")
     else:
-        yield Finding("Docker", "ok", docker)
+        what = f"no {docker}; `cdk deploy` builds the classifier's image with it"
+        yield Finding("Docker", "warn", what, "install and start Docker; `cxr local` works without it")
 
 
 def _output(command: list[str]) -> str:
+    """What a program prints; nothing if it is not there, fails or hangs."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, timeout=DOCKER_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip()
+    return "" if done.returncode else done.stdout.strip()

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from runs.run import State
+from job_creator.events import EventError, Request
+from runs.jobs import RUN_ID
+from runs.run import Run, State
 from runs.table import RunTable
 
 from cxr.errors import Failed, InputError
 from cxr.failure_bucket import jobs_in, objects
 from cxr.retry import Missing
-from cxr.runs import RunStatus, run_status, run_table
+from cxr.runs import LAMBDA_SECONDS, RunStatus, run_status, run_table
 from cxr.stack import Stack, client
 
 # Lambda guide, gettingstarted-limits.
-LAMBDA_SECONDS = 900
+GONE_NAMED = 10  # images that a refusal names
+# The fields of an event, as a person says them.
+_FIELDS = {
+    "RunId": "the name of the run",
+    "Prefix": "the prefix",
+    "IndexKey": "the index",
+    "Keys": "the keys",
+    "JobCount": "the number of images",
+}
 MAX_EVENT_BYTES, MAX_ASYNC_EVENT_BYTES = 6 * 2**20, 2**20
 
 
@@ -26,7 +38,7 @@ class Started:
 
     run: str
     images: int | None = None
-    jobs: int | None = None  # sent; a run that continues sends all of them again
+    jobs: int | None = None  # sent; a run that continues sends all of them again, a scored one none
 
 
 def start_run(
@@ -42,12 +54,21 @@ def start_run(
     """Start or continue the run, and wait until all its jobs are on the stream.
 
     Its images are those under `prefix` (by default the stack's), those named in the CSV or S3 Inventory with
-    the key `index`, or `keys`; at most `count` of them. Raises InputError for too long a list of keys, and
-    Failed if the job creator refuses the run or did not send all its jobs.
+    the key `index`, or `keys`; at most `count` of them. Raises InputError for what cannot be a run, for too
+    long a list of keys and if the job creator refuses the run, and Failed if it did not send all its jobs.
     """
-    sources = {"Prefix": prefix, "IndexKey": index, "Keys": keys, "JobCount": count}
+    if not RUN_ID.fullmatch(run):
+        raise InputError(
+            f"run {run!r}: expected a name of letters, digits, _ . and -, at most 128, that begins with a "
+            "letter or a digit"
+        )
+    sources = {"Prefix": prefix, "IndexKey": index, "Keys": keys and list(keys), "JobCount": count}
     event = {"RunId": run} | {name: value for name, value in sources.items() if value is not None}
-    payload = json.dumps(event, separators=(",", ":"), default=list).encode()
+    try:
+        request = Request.from_event(event, stack.prefix)
+    except EventError as error:
+        raise InputError(_in_words(str(error))) from None
+    payload = json.dumps(event, separators=(",", ":")).encode()
     most = MAX_EVENT_BYTES if wait else MAX_ASYNC_EVENT_BYTES
     if len(payload) > most:
         raise InputError(
@@ -67,8 +88,71 @@ def start_run(
         return Started(run)
     found = json.loads(answer["Payload"].read())
     if "FunctionError" in answer:
-        raise Failed(f"the job creator: {found.get('errorMessage')}")
+        raise _refusal(stack, request, found)
     return Started(found["RunId"], found["ImageCount"], found["JobCount"])
+
+
+def _refusal(stack: Stack, request: Request, answer: Mapping[str, Any]) -> InputError | Failed:
+    """Why the job creator did not start the run or not send all its jobs, in words for an operator."""
+    kind, message = answer.get("errorType"), str(answer.get("errorMessage"))
+    run = run_table(stack).run(request.run_id)
+    if kind == "EventError":
+        return InputError(_in_words(message))
+    if kind == "RunIdTaken" and run:
+        return InputError(_why_taken(run, request))
+    if kind == "RunImagesGone" and run:
+        return InputError(_what_is_gone(stack, request))
+    what = message.partition("; ")[0]
+    if kind == "RunStopped" and "time is up" in what:
+        return Failed(
+            f"{what}; give each folder a run of its own, or start runs from indexes of a part of the images"
+        )
+    if kind == "RunStopped":
+        return Failed(f"{what}; run the same command again to continue")
+    return Failed(f"the job creator failed: {message}; `cxr doctor` looks for the cause")
+
+
+def _why_taken(run: Run, request: Request) -> str:
+    """Why a request cannot have the name of this run."""
+    if run.state == State.DELETING:
+        return f"run {run.run_id} is being deleted; `cxr delete {run.run_id}` continues that"
+    if dict(run.source) != request.source:
+        asked = source_in_words(request.source)
+        there = source_in_words(run.source)
+        other = "another list of keys" if asked == there else asked
+        return f"run {run.run_id} has {there}, and not {other}; choose another name"
+    return (
+        f"run {run.run_id} reads the bucket {run.bucket} and is scored by {run.model}, and the stack has "
+        "another bucket or model now; choose another name"
+    )
+
+
+def _what_is_gone(stack: Stack, request: Request) -> str:
+    """Which images of the run have a prediction and are no longer in its source."""
+    from job_creator.sources import Sources  # here: it loads boto3
+
+    there = set(Sources(client("s3"), stack.images_bucket, stack.prefix).keys(request))
+    gone = sorted(key for key in run_table(stack).predicted_keys(request.run_id) if key not in there)
+    more = f" and {len(gone) - GONE_NAMED:,} more" if len(gone) > GONE_NAMED else ""
+    return (
+        f"run {request.run_id} cannot continue: {len(gone):,} of its images have a prediction and are no "
+        f"longer among {source_in_words(request.source)}: {', '.join(gone[:GONE_NAMED])}{more}; put them "
+        "back, or choose another name"
+    )
+
+
+def source_in_words(source: Mapping[str, Any]) -> str:
+    """What a run is made from, as a run records it."""
+    kind, value = source.get("kind"), source.get("value")
+    words = {"Prefix": f"the images below {value}", "IndexKey": f"the images of the index {value}"}
+    most = f"at most {source['job_count']:,} of " if "job_count" in source else ""
+    return most + words.get(str(kind), "the images of a list of keys")
+
+
+def _in_words(message: str) -> str:
+    """An error of an event, without the names of the event's fields."""
+    message = re.sub(r"^Keys\[(\d+)\]", lambda found: f"key {int(found[1]) + 1}", message)
+    return re.sub(f"^({'|'.join(_FIELDS)})\\b", lambda found: _FIELDS[found[1]], message)
 
 
 def cancel_run(stack: Stack, run_id: str) -> RunStatus:

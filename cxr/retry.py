@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from runs.codes import ErrorCode
 from runs.jobs import Job, StreamRefused, batches, put
 from runs.run import Run, State
-from runs.table import RunTable
+from runs.table import RunGone, RunTable
 
 from cxr.errors import Failed, InputError
 from cxr.failure_bucket import jobs_in, objects
@@ -29,14 +29,18 @@ class Retried:
     """What became of a run's failures."""
 
     given_up: int = 0  # images sent that were in the failure bucket without a prediction
-    failed: int = 0  # FAILED images sent
-    completing: int = 0  # jobs sent although all their images have a prediction: to complete the run
+    failed: int = 0  # FAILED images sent, or sent once more because an earlier retry had no outcome yet
+    completing: int = 0  # jobs sent although every image has its outcome: to complete the run
     objects_deleted: int = 0  # of the failure bucket: no run needs them any more
     objects_left: int = 0  # with images of the run that have none yet
 
 
 def retry_run(stack: Stack, run_id: str, *, codes: Collection[str] = ()) -> Retried:
     """Send again what the failure bucket holds of the run, and its FAILED images with one of these codes.
+
+    FAILED images keep their code until they have a new outcome, and a COMPLETE run is SCORING until all of
+    them have. Images that an earlier call has sent and that have no outcome yet are sent once more: their job
+    may be lost.
 
     A failure object is deleted once every image in it has a prediction and every other run in it is complete,
     cancelled or gone. The images that this call sends have none yet: their objects go with the next call.
@@ -58,25 +62,33 @@ def retry_run(stack: Stack, run_id: str, *, codes: Collection[str] = ()) -> Retr
     if run.state == State.DELETING:
         raise InputError(f"run {run_id} is being deleted; `cxr delete {run_id}` continues that")
     missing = Missing(table, run)
-    given_up = completing = deleted = left = 0
+    given_up = deleted = left = 0
     for entry in list(objects(s3, stack.failure_bucket)):  # a whole list: objects go while it is walked
         outcome = _retry_object(s3, kinesis, stack, entry["Key"], missing)
         given_up += outcome.given_up
-        completing += outcome.completing
         deleted += outcome.objects_deleted
         left += outcome.objects_left
     failed = 0
 
     def jobs_of_failed_images() -> Iterator[Job]:
         nonlocal failed
-        keys = table.predicted_keys(run_id, codes)
-        while group := tuple(islice(keys, IMAGES_PER_JOB)):
+        wanted = (found for found in table.failed(run_id) if found.retrying or found.error in codes)
+        while group := list(islice(wanted, IMAGES_PER_JOB)):
+            table.mark_retrying(run, group)
             failed += len(group)
-            yield Job(run_id, run.uid, stack.images_bucket, group)
+            yield Job(run_id, run.uid, stack.images_bucket, tuple(found.key for found in group))
 
-    if codes:
-        _send(kinesis, stack.stream, jobs_of_failed_images())
-    return Retried(given_up, failed, completing, deleted, left)
+    try:
+        if codes or run.retrying:
+            _send(kinesis, stack.stream, jobs_of_failed_images())
+    except RunGone as error:
+        raise Failed(str(error)) from None
+    completing = run.state == State.SCORING and run.complete
+    if completing:
+        # After every job, also one with nothing to do, the classifier checks whether its run is complete.
+        key = next(table.predicted_keys(run_id))
+        _send(kinesis, stack.stream, [Job(run_id, run.uid, stack.images_bucket, (key,))])
+    return Retried(given_up, failed, int(completing), deleted, left)
 
 
 class Missing:
@@ -84,7 +96,6 @@ class Missing:
 
     def __init__(self, table: RunTable, run: RunStatus) -> None:
         self._uid = run.uid
-        self.only_completion = run.state == State.SCORING and run.complete
         self._table = table
         self._runs: dict[str, Run | None] = {}
 
@@ -122,13 +133,10 @@ def _retry_object(s3: S3Client, kinesis: KinesisClient, stack: Stack, key: str, 
     if again:
         _send(kinesis, stack.stream, again)
         return Retried(given_up=sum(len(job.keys) for job in again), objects_left=1)
-    completing = ours[:1] if missing.only_completion else []
-    # After every job the classifier checks whether its run is complete, also after one with nothing to do.
-    _send(kinesis, stack.stream, completing)
     if any(map(missing.keep, others)):
-        return Retried(completing=len(completing))
+        return Retried()
     s3.delete_object(Bucket=stack.failure_bucket, Key=key)
-    return Retried(completing=len(completing), objects_deleted=1)
+    return Retried(objects_deleted=1)
 
 
 def _send(kinesis: KinesisClient, stream: str, jobs: Iterable[Job]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from runs.predictions import FAILED, SCORED, WARNING, Counts, by_code, outcomes
+from runs.predictions import FAILED, RETRYING, SCORED, WARNING, Counts, by_code, outcomes
 from runs.run import Run, State
 from runs.table import RunTable
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from mypy_boto3_cloudwatch import CloudWatchClient
     from mypy_boto3_cloudwatch.type_defs import MetricStatTypeDef
 
+LAMBDA_SECONDS = 900  # that an invocation may take at most (Lambda guide, gettingstarted-limits)
 READERS = 8  # runs whose counters are read at once
-LAG_IS_NEWS = timedelta(minutes=5)  # CloudWatch has a minute's figure some minutes later
+METRIC_IS_NEWS = timedelta(minutes=5)  # CloudWatch has a minute's figure some minutes later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +34,12 @@ class RunStatus(Run):
 
     @property
     def done(self) -> int:
-        """Images that have a prediction."""
+        """Images that have an outcome."""
         return outcomes(self.counts)
 
     @property
     def complete(self) -> bool:
-        """Whether every expected image has a prediction."""
+        """Whether every expected image has an outcome."""
         return self.expected is not None and self.done >= self.expected
 
     @property
@@ -51,21 +53,35 @@ class RunStatus(Run):
         return by_code(self.counts, FAILED)
 
     @property
+    def retrying(self) -> Counter[str]:
+        """FAILED images that were sent again and wait for a new outcome, by the code that they had."""
+        return by_code(self.counts, RETRYING)
+
+    @property
     def warnings(self) -> Counter[str]:
         """Scored images by warning code; one image may have several."""
         return by_code(self.counts, WARNING)
 
     @property
     def remaining(self) -> int | None:
-        """Images without a prediction; None while the job creator is listing."""
+        """Images without an outcome, those that are retried among them; None while the images are listed."""
         return None if self.expected is None else max(0, self.expected - self.done)
 
-    def images_per_second(self, now: datetime) -> float | None:
-        """From when the run was made until it was complete, or until now. None if it was ever cancelled."""
+    def seconds_at_work(self, now: datetime) -> float | None:
+        """Since work on it began, or went on after a pause, until it was complete, or until `now`.
+
+        None where it is not known: of a cancelled run, and of one that an older version has continued.
+        """
+        since = self.resumed_at or (None if self.cancelled_at else self.created_at)
         until = now if self.at_work else self.completed_at
-        if not (self.created_at and until and self.done) or self.cancelled_at:
+        if not since or not until or until < since:
             return None
-        return self.done / max(1.0, (until - self.created_at).total_seconds())  # times are whole seconds
+        return max(1.0, (until - since).total_seconds())  # times are whole seconds
+
+    def images_per_second(self, now: datetime) -> float | None:
+        """Outcomes a second of the time at work; None where either is not known."""
+        seconds, done = self.seconds_at_work(now), self.done - self.resumed_with
+        return done / seconds if seconds and done > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +89,7 @@ class Status(RunStatus):
     """All there is to say of a run now."""
 
     speed: float | None = None  # images a second; None where it is not known
+    seconds: float | None = None  # at work, see `seconds_at_work`
     stream_lag: float | None = None  # seconds that a job waits in the stream; None where it is not known
     failed_jobs: Waiting = field(default_factory=Waiting)  # in the failure bucket
 
@@ -100,8 +117,14 @@ def status(stack: Stack, run_id: str) -> Status:
     failed_jobs = Waiting()
     if found.state != State.COMPLETE:
         failed_jobs = waiting(client("s3"), stack.failure_bucket, found.uid, found.created_at)
-    speed = found.images_per_second(datetime.now(UTC))
-    return Status(**vars(found), speed=speed, stream_lag=lag, failed_jobs=failed_jobs)
+    now = datetime.now(UTC)
+    return Status(
+        **vars(found),
+        speed=found.images_per_second(now),
+        seconds=found.seconds_at_work(now),
+        stream_lag=lag,
+        failed_jobs=failed_jobs,
+    )
 
 
 def list_runs(stack: Stack) -> list[RunStatus]:
@@ -130,27 +153,32 @@ def stream_lag(cloudwatch: CloudWatchClient, classifier: str) -> float | None:
     """
     from botocore.exceptions import ClientError
 
-    now = datetime.now(UTC)
-    age: MetricStatTypeDef = {
-        "Metric": {
-            "Namespace": "AWS/Lambda",
-            "MetricName": "IteratorAge",
-            "Dimensions": [{"Name": "FunctionName", "Value": classifier}],
-        },
-        "Period": 60,
-        "Stat": "Maximum",
-    }
     try:
-        found = cloudwatch.get_metric_data(
-            StartTime=now - LAG_IS_NEWS,
-            EndTime=now + timedelta(minutes=1),
-            ScanBy="TimestampDescending",
-            MetricDataQueries=[{"Id": "age", "MetricStat": age}],
-        )["MetricDataResults"]
+        values = recent_metric(cloudwatch, classifier, "IteratorAge", "Maximum")
     except ClientError:  # not allowed, or no CloudWatch there
         return None
-    values = found[0]["Values"] if found else []
     return values[0] / 1000 if values else None
+
+
+def recent_metric(cloudwatch: CloudWatchClient, function: str, name: str, statistic: str) -> Sequence[float]:
+    """A metric of Lambda for each of the last minutes, the newest first. Raises ClientError."""
+    now = datetime.now(UTC)
+    metric: MetricStatTypeDef = {
+        "Metric": {
+            "Namespace": "AWS/Lambda",
+            "MetricName": name,
+            "Dimensions": [{"Name": "FunctionName", "Value": function}],
+        },
+        "Period": 60,
+        "Stat": statistic,
+    }
+    found = cloudwatch.get_metric_data(
+        StartTime=now - METRIC_IS_NEWS,
+        EndTime=now + timedelta(minutes=1),
+        ScanBy="TimestampDescending",
+        MetricDataQueries=[{"Id": "metric", "MetricStat": metric}],
+    )["MetricDataResults"]
+    return found[0]["Values"] if found else []
 
 
 def _with_counts(table: RunTable, run: Run) -> RunStatus:

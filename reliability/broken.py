@@ -222,6 +222,21 @@ def _delete_failure_objects_early() -> Iterator[None]:
 
 
 @contextmanager
+def _retry_without_reopening() -> Iterator[None]:
+    """A run stays COMPLETE while images that were sent again have no new outcome."""
+    from dataclasses import replace
+
+    from runs.table import RunTable
+
+    def broken(self: Any, run: Any, failed: Collection[Any]) -> None:
+        stored = {prediction.key: prediction.count for prediction in failed}
+        self.write(run.run_id, run.uid, [replace(each, retrying=True) for each in failed], stored, {})
+
+    with patch.object(RunTable, "mark_retrying", broken):
+        yield
+
+
+@contextmanager
 def _changed_transactions(change: Callable[[Actions], Actions]) -> Iterator[None]:
     """Pass every transaction that writes predictions through `change`."""
     from runs import table
@@ -261,4 +276,5 @@ BROKEN: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "calls a forbidden image missing": _call_forbidden_images_missing,
     "ignores records that Kinesis refuses": _ignore_refused_records,
     "deletes failure objects too early": _delete_failure_objects_early,
+    "retries without reopening the run": _retry_without_reopening,
 }

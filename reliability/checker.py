@@ -163,6 +163,8 @@ class Checker:
                 self._completions.add(by)
                 if fake_aws.missing_keys(run, self._schedule.expected(run_number(run))):
                     self._violations.append(f"{run} was completed with images that have no prediction")
+                if fake_aws.retrying_keys(run):
+                    self._violations.append(f"{run} was completed with images that are retried")
             elif update.startswith(("SET #state = :cancelled", "SET #state = :deleting")):
                 self._run_stopped(run)
             elif _undoes_completion(operation, body):
@@ -182,6 +184,10 @@ class Checker:
             self._violations.append("a SCORED prediction was written again")
         if item["status"]["S"] == SCORED:
             self._scored.add(key)
+        if "retrying" in item:
+            name = next(run for run in map(run_id, self.started) if key[0] in layout.partitions(run))
+            if fake_aws.run_item(name).get("state") == "COMPLETE":
+                self._violations.append(f"{name} is COMPLETE with images that are retried")
 
     def _run_stopped(self, run: str) -> None:
         """The run was cancelled or deleted: its jobs may be dropped until it is started again."""

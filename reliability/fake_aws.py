@@ -63,6 +63,11 @@ def missing_keys(run_id: str, keys: Iterable[str]) -> list[str]:
     return [key for key in keys if key not in predicted]
 
 
+def retrying_keys(run_id: str) -> list[str]:
+    """The S3 keys of the images that were sent again and have no new outcome yet."""
+    return [item["sk"] for item in prediction_items(run_id) if item.get("retrying")]
+
+
 def stored_counts(run_id: str) -> Counts:
     """The counts of a run, as its counters say."""
     return total(_items(layout.counters_partition(run_id)))

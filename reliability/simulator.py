@@ -197,7 +197,8 @@ class Simulator:
                 self._perform(Step("start", run))
                 self._perform(Step("deliver all"))
         for _ in range(RETRY_ROUNDS):
-            if not fake_aws.failure_objects():
+            retrying = any(fake_aws.retrying_keys(run_id(run)) for run in checker.started)
+            if not fake_aws.failure_objects() and not retrying:
                 break
             for run in checker.started:
                 self._perform(Step("retry", run))
@@ -250,6 +251,7 @@ class Simulator:
             BotoCoreError,
             EventError,
             creator_handler.RunIdTaken,
+            creator_handler.RunImagesGone,
             creator_handler.RunStopped,
         ):
             self._checker.interruptions[run] += 1

@@ -54,6 +54,7 @@ SHORTEST = {
         Step("retry"),
         retries=0,
     ),
+    "retries without reopening the run": schedule(start, deliver_all, Step("retry failed")),
 }
 
 

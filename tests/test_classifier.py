@@ -214,7 +214,8 @@ class TestPredictions:
 
         for archive in archived:
             client("s3").restore_object(Bucket=BUCKET, Key=archive, RestoreRequest={"Days": 1})
-        again = list(RunTable(client("dynamodb"), TABLE).predicted_keys("r", ["IMAGE_ARCHIVED"]))
+        predictions = RunTable(client("dynamodb"), TABLE).failed("r")
+        again = [found.key for found in predictions if found.error == "IMAGE_ARCHIVED"]
         assert sorted(again) == archived
         assert failed(classifier(event(job(*again, continued=True)), plenty)) == []
         assert agreed() == {"SCORED": 60, "FAILED#IMAGE_CUSTOMER_KEY": 4}

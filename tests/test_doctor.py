@@ -2,6 +2,9 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +13,7 @@ from botocore.exceptions import ClientError
 from test_runs import STACK
 from typer.testing import CliRunner
 
-from cxr import doctor
+from cxr import classifier_log, doctor
 from cxr.commands.app import app
 from cxr.doctor import Finding
 
@@ -87,16 +90,16 @@ def test_what_is_gone_is_a_failure_with_its_remedy() -> None:
 )
 def test_a_function(monkeypatch: pytest.MonkeyPatch, state: dict[str, str], level: str, says: str) -> None:
     found = {"MemorySize": 1769, "Timeout": 120, **state}
-    api = SimpleNamespace(get_function_configuration=answer(found))
-    monkeypatch.setattr(doctor, "client", lambda service: api)
+    lambda_api = api(get_function_configuration=found, get_function_concurrency={})
+    monkeypatch.setattr(doctor, "client", lambda service: lambda_api)
     looked = doctor._function(STACK, "classifier")
     assert looked[0] == level
     assert says in looked[1]
 
 
 def test_a_mapping_that_is_off_names_the_command_that_turns_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    api = SimpleNamespace(get_event_source_mapping=answer({"State": "Disabled"}))
-    monkeypatch.setattr(doctor, "client", lambda service: api)
+    lambda_api = api(get_event_source_mapping={"State": "Disabled"})
+    monkeypatch.setattr(doctor, "client", lambda service: lambda_api)
     level, _, remedy = doctor._mapping(STACK)
     assert (level, remedy) == ("fail", "aws lambda update-event-source-mapping --uuid mapping --enabled")
 
@@ -125,5 +128,164 @@ def test_the_first_thing_that_is_missing_ends_the_list(
 def test_without_tools_it_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CDK_DOCKER", raising=False)
-    found = [(finding.name, finding.level) for finding in doctor._tools()]
+    found = [(finding.name, finding.level) for finding in doctor._tools(local=False)]
     assert found == [("Node.js", "warn"), ("Docker", "warn")]
+
+
+@pytest.mark.parametrize(
+    ("script", "level", "says"),
+    [
+        ("echo 28.2.2", "ok", "docker, engine 28.2.2"),
+        ("echo Client only; exit 1", "warn", "docker is installed, but its engine does not answer"),
+    ],
+)
+def test_docker_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, level: str, says: str
+) -> None:
+    (tmp_path / "docker").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CDK_DOCKER", raising=False)
+    docker = list(doctor._tools(local=False))[-1]
+    assert (docker.name, docker.level) == ("Docker", level)
+    assert docker.text.startswith(says)
+
+
+def api(**operations: Any) -> Any:
+    """An API whose operations answer these documents, or raise."""
+    answers = {name: do if callable(do) else answer(do) for name, do in operations.items()}
+    gone = type("Gone", (ClientError,), {})
+    return SimpleNamespace(**answers, exceptions=SimpleNamespace(ResourceNotFoundException=gone))
+
+
+def deleted(operation: str) -> Any:
+    """An API whose resource is gone."""
+    found = api()
+
+    def call(**_: object) -> Any:
+        code = {"Error": {"Code": "ResourceNotFoundException", "Message": "secret"}}
+        raise found.exceptions.ResourceNotFoundException(code, operation)
+
+    setattr(found, operation, call)
+    return found
+
+
+def test_a_deleted_table_or_stream_has_a_remedy_that_is_no_deployment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor, "client", {"dynamodb": deleted("describe_table")}.__getitem__)
+    level, _, remedy = doctor._table(STACK)
+    assert level == "fail"
+    assert f"restore-table-from-backup --backup-arn ARN --target-table-name {STACK.table}" in remedy
+    monkeypatch.setattr(doctor, "client", {"kinesis": deleted("describe_stream_summary")}.__getitem__)
+    level, _, remedy = doctor._stream(replace(STACK, settings={"shards": 3}))
+    assert (level, remedy) == (
+        "fail",
+        f"aws kinesis create-stream --stream-name {STACK.stream} --shard-count 3",
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "shards", "level", "says"),
+    [
+        ("ACTIVE", 5, "ok", "ACTIVE, 5 shards"),
+        ("ACTIVE", 3, "warn", "ACTIVE with 3 shards, but the stack was deployed with 5"),
+        ("UPDATING", 3, "warn", "UPDATING, 3 shards now"),
+        ("CREATING", 0, "warn", "CREATING: it takes no jobs"),
+    ],
+)
+def test_a_stream(monkeypatch: pytest.MonkeyPatch, state: str, shards: int, level: str, says: str) -> None:
+    summary = {"StreamDescriptionSummary": {"StreamStatus": state, "OpenShardCount": shards}}
+    monkeypatch.setattr(doctor, "client", lambda _: api(describe_stream_summary=summary))
+    found = doctor._stream(replace(STACK, settings={"shards": 5}))
+    assert found[0] == level
+    assert found[1].startswith(says)
+
+
+def test_a_function_that_may_not_run_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    lambda_api = api(
+        get_function_configuration={"MemorySize": 1769, "Timeout": 120},
+        get_function_concurrency={"ReservedConcurrentExecutions": 0},
+    )
+    monkeypatch.setattr(doctor, "client", lambda _: lambda_api)
+    level, text, remedy = doctor._function(STACK, "classifier")
+    assert (level, remedy) == ("fail", "aws lambda delete-function-concurrency --function-name classifier")
+    assert "Lambda throttles every invocation" in text
+
+
+def logged(**fields: Any) -> str:
+    return json.dumps({"timestamp": datetime.now(UTC).isoformat(), **fields})
+
+
+@pytest.mark.parametrize(
+    ("lines", "level", "says"),
+    [
+        ([], "ok", "none in the classifier's log of the last 5 minutes"),
+        (
+            [logged(failures={"1": "GetObject: AccessDenied", "2": "GetObject: AccessDenied"}), "no JSON"],
+            "warn",
+            "GetObject: AccessDenied (2 times in the last 5 minutes)",
+        ),
+        (
+            [logged(failures={"1": "run a is pinned to m:1, this function holds m:2"})],
+            "fail",
+            "run a is pinned to m:1, this function holds m:2 (1 time in",
+        ),
+        (
+            [logged(level="ERROR", errorType="BundleError", errorMessage="no model.onnx")],
+            "warn",
+            "BundleError: no model.onnx (1",
+        ),
+        (
+            [json.dumps({"time": "2020-01-01T00:00:00.000Z", "record": {"status": "timeout"}})],
+            "ok",
+            "none in",
+        ),
+        (
+            [json.dumps({"time": datetime.now(UTC).isoformat(), "record": {"status": "timeout"}})],
+            "warn",
+            "an invocation ended by timeout (1",
+        ),
+    ],
+)
+def test_the_classifiers_log_says_why_jobs_come_back(
+    monkeypatch: pytest.MonkeyPatch, lines: list[str], level: str, says: str
+) -> None:
+    monkeypatch.delenv("CXR_LOCAL_LOGS", raising=False)
+    apis = {
+        "lambda": api(get_function_configuration={"LoggingConfig": {"LogGroup": "group"}}),
+        "logs": api(filter_log_events={"events": [{"message": line} for line in lines]}),
+        "cloudwatch": api(get_metric_data={"MetricDataResults": []}),
+    }
+    monkeypatch.setattr(doctor, "client", apis.__getitem__)
+    monkeypatch.setattr(classifier_log, "client", apis.__getitem__)
+    found = doctor._failures(STACK)
+    assert found[0] == level
+    assert found[1].startswith(says)
+
+
+def test_throttles_are_a_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXR_LOCAL_LOGS", raising=False)
+    apis = {
+        "lambda": api(get_function_configuration={}),
+        "logs": api(filter_log_events={"events": []}),
+        "cloudwatch": api(get_metric_data={"MetricDataResults": [{"Values": [3.0, 4.0]}]}),
+    }
+    monkeypatch.setattr(doctor, "client", apis.__getitem__)
+    monkeypatch.setattr(classifier_log, "client", apis.__getitem__)
+    level, text, _ = doctor._failures(STACK)
+    assert level == "warn"
+    assert text.startswith("Lambda throttled the classifier 7 times in the last 5 minutes")
+
+
+@pytest.mark.usefixtures("aws")
+def test_permissions_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    apis = {
+        "lambda": api(invoke=refused("AccessDeniedException", "Invoke")),
+        "s3": api(list_objects_v2=refused("AccessDenied", "ListObjectsV2")),
+        "cloudwatch": api(get_metric_data={"MetricDataResults": []}),
+    }
+    monkeypatch.setattr(doctor, "client", apis.__getitem__)
+    level, text, _ = doctor._permissions(STACK)
+    assert level == "warn"
+    assert text == "these credentials lack lambda:InvokeFunction, s3:ListBucket of the failure bucket"

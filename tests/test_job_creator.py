@@ -509,7 +509,19 @@ class TestRuns:
         first = run_item("r")
         create({"RunId": "r"})
         assert [job.get("Continued", False) for job in sent()] == [False, True]
-        assert run_item("r") | {"listed_at": ""} == first | {"listed_at": ""}
+        resumed = {"listed_at": "", "resumed_at": "", "resumed_with": 0}
+        assert run_item("r") | resumed == first | resumed
+
+    def test_a_run_whose_images_all_have_a_score_sends_nothing(self) -> None:
+        put("a.png", "b.png")
+        create({"RunId": "r"})
+        score("r", f"{PREFIX}a.png", f"{PREFIX}b.png")
+        set_state("r", "COMPLETE")
+        before = table_items(), sent()
+        assert create({"RunId": "r"}) == {"RunId": "r", "ImageCount": 2, "JobCount": 0}
+        assert (table_items(), sent()) == before
+        put("c.png")  # a new image joins
+        assert create({"RunId": "r"})["JobCount"] == 1
 
     @pytest.mark.parametrize(
         ("other", "named"),
@@ -686,7 +698,7 @@ class TestRuns:
         client("s3").delete_object(Bucket=BUCKET, Key=f"{PREFIX}a.png")
         put_index("c.png", "d.png", "b.png")
         before = table_items(), sent()
-        with pytest.raises(handler.RunIdTaken, match=r"cannot continue: 1 of the images .* Put them back"):
+        with pytest.raises(handler.RunImagesGone, match=r"cannot continue: 1 of the images .* Put them back"):
             create(event)
         assert (table_items(), sent()) == before
         put("a.png")

@@ -9,6 +9,7 @@ import pytest
 from moto.kinesis.models import KinesisBackend
 from runs.jobs import Job, decode
 from runs.predictions import Prediction
+from runs.table import RunTable
 from support import BUCKET, FAILURES, STREAM, client, uid
 from test_runs import STACK, put_predictions, put_run
 
@@ -17,6 +18,7 @@ from cxr.failure_bucket import LOOKED_INTO, Waiting, waiting
 from cxr.local_aws.stream_mapping import FunctionError, MappingSettings, StreamMapping
 from cxr.operations import delete_run
 from cxr.retry import Retried, retry_run
+from cxr.runs import run_status, run_table
 
 SETTINGS = MappingSettings(
     "mapping", "arn:function", "arn:stream", maximum_retry_attempts=0, failure_bucket=FAILURES
@@ -198,6 +200,69 @@ def test_failed_images_are_sent_by_code_or_all() -> None:
     assert {key for job in jobs for key in job.keys} == {prediction.key for prediction in missing}
     assert {(job.bucket, job.continued) for job in jobs} == {(BUCKET, True)}
     assert retry_run(STACK, "first", codes=["IMAGE_MISSING", "IMAGE_EMPTY"]).failed == 36
+
+
+def test_a_complete_run_waits_for_the_new_outcome_of_what_is_retried() -> None:
+    put_run("first", expected=2)
+    put_predictions("first", Prediction("empty", error="IMAGE_EMPTY"), *scored("fine"))
+    assert retry_run(STACK, "first", codes=["IMAGE_EMPTY"]) == Retried(failed=1)
+    table = run_table(STACK)
+    run = run_status(table, "first")
+    assert (run.state, run.remaining, run.failures, run.retrying) == (
+        "SCORING",
+        1,
+        {},
+        {"IMAGE_EMPTY": 1},
+    )
+    assert table.complete("first", "somebody") is None
+    put_predictions("first", Prediction("empty", error="IMAGE_EMPTY"))  # it failed again
+    run = run_status(table, "first")
+    assert (run.remaining, run.failures, run.retrying) == (0, {"IMAGE_EMPTY": 1}, {})
+    assert table.complete("first", "somebody") == {"SCORED": 1, "FAILED#IMAGE_EMPTY": 1}
+
+
+def test_what_a_lost_retry_has_sent_is_sent_by_the_next() -> None:
+    put_run("first", expected=1)
+    failed = Prediction("empty", error="IMAGE_EMPTY")
+    put_predictions("first", failed)
+    table = run_table(STACK)
+    table.mark_retrying(run_status(table, "first"), [failed])
+    assert retry_run(STACK, "first") == Retried(failed=1)
+    assert [job.keys for job in on_the_stream()] == [("empty",)]
+
+
+def test_an_image_that_is_scored_by_now_is_not_retried() -> None:
+    put_run("first", expected=2)
+    failed = [Prediction(key, error="IMAGE_EMPTY") for key in "ab"]
+    put_predictions("first", *failed)
+    put_predictions("first", *scored("a"))
+    table = run_table(STACK)
+    table.mark_retrying(run_status(table, "first"), failed)
+    assert run_status(table, "first").counts == {"SCORED": 1, "RETRYING#IMAGE_EMPTY": 1}
+
+
+def test_no_run_is_completed_by_counts_from_before_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_run("first", state="SCORING", expected=1)
+    failed = Prediction("empty", error="IMAGE_EMPTY")
+    put_predictions("first", failed)
+    table, counts = run_table(STACK), RunTable.counts
+
+    def retried_after(self: RunTable, run_id: str) -> Any:
+        found = counts(self, run_id)
+        monkeypatch.undo()
+        table.mark_retrying(run_status(table, "first"), [failed])
+        return found
+
+    monkeypatch.setattr(RunTable, "counts", retried_after)
+    assert table.complete("first", "somebody") is None
+    assert run_status(table, "first").state == "SCORING"
+
+
+def test_a_run_without_failure_objects_is_completed() -> None:
+    put_run("first", state="SCORING", expected=1)
+    put_predictions("first", *scored("a"))
+    assert retry_run(STACK, "first") == Retried(completing=1)
+    assert [job.keys for job in on_the_stream()] == [("a",)]
 
 
 @pytest.mark.parametrize(

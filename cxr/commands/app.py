@@ -20,11 +20,13 @@ from cxr.commands.plan import plan
 from cxr.commands.report import report
 from cxr.commands.results import results
 from cxr.commands.terminal import show_tracebacks
+from cxr.commands.usage import Group
 from cxr.local_aws.processes import STOP_SIGNALS
 
 BEFORE, RUNS, RESULTS, HERE = "Before a run", "Runs", "Results", "Here, without AWS"
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help=f"""Score chest X-rays in bulk on AWS. {RESEARCH_ONLY}

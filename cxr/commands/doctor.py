@@ -6,13 +6,11 @@ import json
 from dataclasses import asdict
 
 import typer
-from rich.table import Column, Table
 
 from cxr.commands.options import Json, StackName
-from cxr.commands.terminal import console, errors_reported, shown
+from cxr.commands.run_display import print_finding
+from cxr.commands.terminal import errors_reported
 from stacks.config import DEFAULT_NAME
-
-SIGNS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
 
 
 def doctor(stack: StackName = DEFAULT_NAME, as_json: Json = False) -> None:
@@ -33,11 +31,7 @@ def doctor(stack: StackName = DEFAULT_NAME, as_json: Json = False) -> None:
         for finding in examine(stack):
             found.append(finding)
             if not as_json:
-                line = Table.grid(Column(width=1), Column(width=12), Column(overflow="fold"), padding=(0, 1))
-                line.add_row(SIGNS[finding.level], f"[bold]{finding.name}[/]", shown(finding.text))
-                console.print(line)
-                if finding.remedy:  # not wrapped: it may be a command to copy
-                    console.print(f"{'':15}[dim]→[/] {shown(finding.remedy)}", soft_wrap=True)
+                print_finding(finding)
         healthy = all(finding.level != "fail" for finding in found)
         if as_json:
             checks = [asdict(finding) for finding in found]

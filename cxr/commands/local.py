@@ -18,7 +18,7 @@ from runs.predictions import Prediction
 
 from cxr import PROJECT, RESEARCH_ONLY
 from cxr.commands.options import Bundle
-from cxr.commands.run_display import follow, print_started, upload_files
+from cxr.commands.run_display import causes, follow, print_started, upload_files
 from cxr.commands.terminal import console, errors_reported, shown, stage
 from cxr.errors import Failed, InputError
 from cxr.files import whole_file
@@ -136,6 +136,7 @@ def demo(
                 status = follow(
                     lambda: run_status(table, run),
                     lambda idle: idle > (STALL_SECONDS if aws.delivering else IDLE_STALL_SECONDS),
+                    lambda status: causes(deployed, status),
                 )
                 found = sorted(table.predictions(run), key=lambda prediction: prediction.key)
                 labels = labels_of(table, status)

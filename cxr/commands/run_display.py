@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.table import Table
+from rich.console import Console
+from rich.table import Column, Table
 
 from cxr.commands.terminal import console, notes, progress, shown
 from cxr.errors import InputError
@@ -22,9 +24,15 @@ from cxr.stack import Stack, client
 from cxr.upload import upload
 from cxr.words import counted, duration
 
+if TYPE_CHECKING:
+    from cxr.doctor import Finding
+
 LOOK_SECONDS = 0.5  # between two looks at a run that is watched, of two small requests each
 SPEED_SECONDS = 10  # the speed of a run that is watched is that of these last seconds
+CAUSE_SECONDS = 5  # without progress, before the causes are looked for
 IDLE_SECONDS = 10  # without progress, before the failure bucket is read to see whether the run is stuck
+LONG_SECONDS = 30  # without progress and without a cause
+SIGNS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
 COLOURS = {
     "LISTING": "cyan",
     "SCORING": "cyan",
@@ -57,7 +65,10 @@ def upload_files(
 
 def print_started(images: int, jobs: int) -> None:
     """Print what the job creator has sent."""
-    console.print(f"[green]✓[/] {counted(images, 'image')} in {counted(jobs, 'job')} on the stream")
+    if jobs:
+        console.print(f"[green]✓[/] {counted(images, 'image')} in {counted(jobs, 'job')} on the stream")
+    else:
+        console.print(f"[green]✓[/] Nothing to do: all {counted(images, 'image')} have a score")
 
 
 def watch_run(stack: Stack, run: str, as_json: bool) -> None:
@@ -68,22 +79,35 @@ def watch_run(stack: Stack, run: str, as_json: bool) -> None:
         now = read_status(stack, run)
         return now.failed_jobs.images >= (now.remaining or 0) > 0
 
-    follow(lambda: run_status(table, run), stuck)
+    follow(lambda: run_status(table, run), stuck, lambda status: causes(stack, status))
     now = read_status(stack, run)
-    print_status(now, as_json)
+    print_status(now, as_json, causes(stack, now) if now.at_work else [])
     if now.state != "COMPLETE":
         raise typer.Exit(1)
 
 
-def follow(look: Callable[[], RunStatus], stuck: Callable[[float], bool]) -> RunStatus:
+def causes(stack: Stack, status: RunStatus) -> list[Finding]:
+    """Why nothing moves in a run at work, as far as that can be seen."""
+    from cxr.doctor import stall_causes  # here: `cxr --help` does without botocore
+
+    return stall_causes(stack, status)
+
+
+def follow(
+    look: Callable[[], RunStatus],
+    stuck: Callable[[float], bool],
+    causes_of: Callable[[RunStatus], list[Finding]],
+) -> RunStatus:
     """Show the run's progress until it is COMPLETE, CANCELLED or stuck. Returns its last status.
 
-    While nothing happens, `stuck` is called now and then with the seconds since the last progress.
+    While nothing happens, `stuck` is called now and then with the seconds since the last progress, and the
+    causes that `causes_of` finds are printed, each once.
     """
     looks: deque[tuple[float, int]] = deque()  # when, and images done
+    told: set[Finding | None] = set()
     with progress("Scoring") as bar:
         task = bar.add_task("", total=None, note="")
-        done, since, asked = -1, time.monotonic(), time.monotonic()
+        done, since, asked, looked = -1, time.monotonic(), time.monotonic(), time.monotonic()
         while (status := look()).at_work:
             now = time.monotonic()
             looks.append((now, status.done))
@@ -91,7 +115,16 @@ def follow(look: Callable[[], RunStatus], stuck: Callable[[float], bool]) -> Run
                 looks.popleft()
             bar.update(task, total=status.expected, completed=status.done, note=_pace(looks, status))
             if status.done != done:
-                done, since, asked = status.done, now, now
+                done, since, asked, looked = status.done, now, now, now
+            if now - looked > CAUSE_SECONDS:
+                found: list[Finding | None] = [*causes_of(status)]
+                if not found and now - since > LONG_SECONDS:
+                    found = [None]
+                for finding in found:
+                    if finding not in told:
+                        _print_cause(finding, now - since)
+                told.update(found)
+                looked = now
             if now - asked > IDLE_SECONDS:
                 if stuck(now - since):
                     break
@@ -99,6 +132,28 @@ def follow(look: Callable[[], RunStatus], stuck: Callable[[float], bool]) -> Run
             time.sleep(LOOK_SECONDS)
         bar.update(task, total=status.expected, completed=status.done)
     return status
+
+
+def _print_cause(finding: Finding | None, seconds: float) -> None:
+    """Print why nothing has moved for so long; None is a cause that cannot be seen."""
+    notes.print(f"Nothing has moved for {duration(seconds)}:")
+    if finding:
+        print_finding(finding, notes)
+    else:
+        notes.print(
+            "stream, mapping and classifier are in order, and the classifier's log has no failure. If it "
+            "stays so, start the run again by the same line: that sends lost jobs again",
+            soft_wrap=True,
+        )
+
+
+def print_finding(finding: Finding, to: Console = console) -> None:
+    """Print a finding of doctor, and what to do about it."""
+    line = Table.grid(Column(width=1), Column(width=12), Column(overflow="fold"), padding=(0, 1))
+    line.add_row(SIGNS[finding.level], f"[bold]{finding.name}[/]", shown(finding.text))
+    to.print(line)
+    if finding.remedy:  # not wrapped: it may be a command to copy
+        to.print(f"{'':15}[dim]→[/] {shown(finding.remedy)}", soft_wrap=True)
 
 
 @contextmanager
@@ -112,8 +167,8 @@ def interrupt_message(run: str, what: str = "continues") -> Iterator[None]:
         raise
 
 
-def print_status(status: Status, as_json: bool) -> None:
-    """Print the status as a table, or as JSON."""
+def print_status(status: Status, as_json: bool, problems: Sequence[Finding] = ()) -> None:
+    """Print the status and the problems of a run at work, or both as JSON."""
     waiting = status.failed_jobs
     if as_json:
         document: dict[str, Any] = {
@@ -121,6 +176,7 @@ def print_status(status: Status, as_json: bool) -> None:
             "failures": dict(sorted(status.failures.items())),
             "warnings": dict(sorted(status.warnings.items())),
             "remaining": status.remaining,
+            "retrying": status.retrying.total(),
             "images_per_second": status.speed,
             "seconds_left": status.seconds_left,
             "stream_lag_seconds": status.stream_lag,
@@ -129,6 +185,7 @@ def print_status(status: Status, as_json: bool) -> None:
                 "more": waiting.more,
                 "until": _iso(waiting.until),
             },
+            "problems": [asdict(problem) for problem in problems],
         }
         typer.echo(json.dumps(document, indent=2))
         return
@@ -138,15 +195,15 @@ def print_status(status: Status, as_json: bool) -> None:
     table.add_column(overflow="fold")
     unknown = "?" if status.at_work else "-"
     speed = "" if status.speed is None else f"{status.speed:,.1f} images/s"
-    took = status.completed_at and status.created_at and status.completed_at - status.created_at
     if status.at_work and status.seconds_left is not None:
         speed += f", {duration(status.seconds_left)} left at that"
-    elif status.state == "COMPLETE" and took and speed:
-        speed += f", in {duration(took.total_seconds())}"
+    elif status.state == "COMPLETE" and status.seconds and speed:
+        speed += f", in {duration(status.seconds)}"
     table.add_row("expected", unknown if status.expected is None else f"{status.expected:,}", "")
     table.add_row("scored", f"{status.scored:,}", f"[dim]{speed}[/]")
     table.add_row("failed", f"{status.failures.total():,}", _codes(status.failures, "red"))
-    table.add_row("remaining", unknown if status.remaining is None else f"{status.remaining:,}", "")
+    again = f"[dim]{status.retrying.total():,} sent again after they failed[/]" if status.retrying else ""
+    table.add_row("remaining", unknown if status.remaining is None else f"{status.remaining:,}", again)
     if status.warnings:
         table.add_row("warnings", f"{status.warnings.total():,}", _codes(status.warnings, "yellow"))
     if status.stream_lag is not None:
@@ -155,13 +212,15 @@ def print_status(status: Status, as_json: bool) -> None:
         number = f"{'at least ' if waiting.more else ''}{waiting.images:,}"
         until = f", kept until {waiting.until:%Y-%m-%d}" if waiting.until else ""
         # A retry of a cancelled run would be dropped. Started again, the run sends these images too.
-        again = f": `cxr retry {shown(status.run_id)}`" if status.state != "CANCELLED" else ""
-        table.add_row("discarded", number, f"in the failure bucket{until}{again}")
+        retry = f": `cxr retry {shown(status.run_id)}`" if status.state != "CANCELLED" else ""
+        table.add_row("discarded", number, f"in the failure bucket{until}{retry}")
     console.print(
         f"[bold]{shown(status.run_id)}[/] [{COLOURS[status.state]}]{status.state}[/], "
         f"by {shown(status.model)}, started {moment_text(status.created_at)}"
     )
     console.print(table)
+    for problem in problems:
+        print_finding(problem)
 
 
 def _pace(looks: deque[tuple[float, int]], status: RunStatus) -> str:

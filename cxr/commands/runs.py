@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from runs.codes import ErrorCode
 from cxr.commands.options import Json, RunName, StackName
 from cxr.commands.run_display import (
     COLOURS,
+    causes,
     interrupt_message,
     moment_text,
     print_started,
@@ -29,7 +31,7 @@ from cxr.commands.terminal import console, errors_reported, notes, progress, sho
 from cxr.errors import Failed, InputError
 from cxr.operations import cancel_run, check_deletable, delete_run, start_run
 from cxr.retry import retry_run
-from cxr.runs import RunStatus, list_runs
+from cxr.runs import RunStatus, list_runs, run_status, run_table
 from cxr.runs import status as read_status
 from cxr.stack import Stack
 from cxr.upload import files_in
@@ -105,9 +107,9 @@ def run(
     The JSON is one object: run, images, jobs; with --watch that of `cxr
     status`.
 
-    Ends with 0; with 1 if the job creator refuses the run or did not send all
-    its jobs, or with --watch if the run did not complete; with 2 for wrong
-    input.
+    Ends with 0, also if all images were scored before; with 1 if the job creator
+    did not send all jobs, or with --watch if the run did not complete; with 2
+    for wrong input, for example a name that another run has.
     """
     with errors_reported():
         if sum(source is not None for source in (prefix, index, keys)) > 1:
@@ -176,17 +178,20 @@ def status(
     stack: StackName = DEFAULT_NAME,
     as_json: Json = False,
 ) -> None:
-    """Show how far a run is, in at most 20 requests whatever its size.
+    """Show how far a run is, in at most 30 requests whatever its size.
 
-    Counts are exact. Speed is the average since the run was made; with --watch,
-    of the last seconds. Lag is how long the last job waited in the stream, if
-    CloudWatch knows it. Images in the failure bucket are those of jobs that
-    Lambda has discarded: `cxr retry` sends them again.
+    Counts are exact. Speed is the average since the run was made or continued;
+    with --watch, of the last seconds. Lag is how long the last job waited in the
+    stream, if CloudWatch knows it. Images in the failure bucket are those of
+    jobs that Lambda has discarded: `cxr retry` sends them again. For a run at
+    work it also shows what `cxr doctor` finds wrong between stream and table.
 
     The JSON is one object: run, state, model, expected, scored, failed,
     created_at, completed_at, failures and warnings (code: images), remaining,
+    retrying (images of these that were sent again after they failed),
     images_per_second, seconds_left, stream_lag_seconds, failure_bucket
-    (images, more, until). Unknown values are null.
+    (images, more, until), problems (name, level, text, remedy). Unknown values
+    are null.
 
     Ends with 0; with 1 if, with --watch, the run did not complete; with 2 if
     there is no such run or stack.
@@ -197,7 +202,8 @@ def status(
             with interrupt_message(run):
                 watch_run(found, run, as_json)
         else:
-            print_status(read_status(found, run), as_json)
+            now = read_status(found, run)
+            print_status(now, as_json, causes(found, now) if now.at_work else [])
 
 
 def retry(
@@ -215,8 +221,10 @@ def retry(
     """Send failed images again, after their cause is removed.
 
     Sends the jobs in the failure bucket, without images that have a prediction
-    by now. FAILED images are sent only with --failed or --all-failed; they stay
-    FAILED until they are scored.
+    by now. FAILED images are sent only with --failed or --all-failed, and
+    without these options it says how many each would send. They keep their code
+    until they have a new outcome; until then the run is SCORING, and `cxr
+    status --watch` follows it.
 
     A failure object is deleted when every image in it has a prediction and no
     other run in it is at work, or when all its runs are deleted. So the objects
@@ -243,6 +251,9 @@ def retry(
             f"[green]✓[/] {counted(sent, 'image')} sent again: {retried.given_up:,} of the failure bucket, "
             f"{retried.failed:,} FAILED"
         )
+        failures = run_status(run_table(found), run).failures
+        if failures and not failed and not all_failed:
+            print_retryable(found, run, failures)
         if retried.completing:
             console.print(
                 f"{counted(retried.completing, 'job')} sent to complete the run: its images are all there"
@@ -253,9 +264,18 @@ def retry(
                 "because no run needs them any more"
             )
         if sent or retried.completing:
-            # A run whose only failures are FAILED images is COMPLETE: there is nothing to watch.
-            watch = " --watch" if retried.given_up or retried.completing else ""
-            console.print(f"Follow the run by `cxr status {run}{watch}`", markup=False, soft_wrap=True)
+            console.print(f"Follow the run by `cxr status {run} --watch`", markup=False, soft_wrap=True)
+
+
+def print_retryable(stack: Stack, run: str, failures: Mapping[str, int]) -> None:
+    """Print which commands send the FAILED images again, and how many each."""
+    line = shlex.join(["cxr", "retry", run, *([] if stack.name == DEFAULT_NAME else ["--stack", stack.name])])
+    options = {f"--failed {code}": number for code, number in sorted(failures.items())}
+    if len(options) > 1:
+        options["--all-failed"] = sum(failures.values())
+    console.print("FAILED images are sent only if you say so:")
+    for option, number in options.items():
+        console.print(f"  {line} {option}  # {counted(number, 'image')}", markup=False, soft_wrap=True)
 
 
 def cancel(run: RunName, stack: StackName = DEFAULT_NAME, as_json: Json = False) -> None:

@@ -68,7 +68,7 @@ def errors_reported() -> Iterator[None]:
         text = _explained(error)
         if text is None or _tracebacks:
             raise
-        _print_plainly(f"Error: {text}")
+        print_plainly(f"Error: {text}")
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
 
 
@@ -90,14 +90,14 @@ def show_tracebacks(on: bool) -> None:
     sys.excepthook = _print_traceback if on else _report_crash
 
 
-def _print_plainly(text: str) -> None:
+def print_plainly(text: str) -> None:
     """Print lines that may hold text from elsewhere, for example from AWS or a file."""
     lines = "\n".join(plain(line) for line in text.split("\n"))
     notes.print(lines, markup=False, soft_wrap=True)
 
 
 def _print_traceback(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
-    _print_plainly("".join(traceback.format_exception(error)).rstrip("\n"))
+    print_plainly("".join(traceback.format_exception(error)).rstrip("\n"))
 
 
 def _report_crash(kind: type[BaseException], _error: BaseException, _trace: TracebackType | None) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
@@ -120,11 +121,22 @@ class ExecutionEnvironment:
         except queue.Empty:
             self.stop()
             message = f"{request_id} Task timed out after {self._function.timeout:.2f} seconds"
-            raise FunctionError({"errorType": "Sandbox.Timedout", "errorMessage": message}) from None
+            error = {"errorType": "Sandbox.Timedout", "errorMessage": message}
+            self._report("timeout", error)
+            raise FunctionError(error) from None
         payload = json.loads(answer)
         if not success:
+            if payload.get("errorType") == "Runtime.ExitError":
+                self._report("error", payload)
             raise FunctionError(payload)
         return payload
+
+    def _report(self, status: str, error: Mapping[str, Any]) -> None:
+        """Write Lambda's own line to the log: nothing in the process can say that it was ended."""
+        time_of_day = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = {"time": time_of_day, "type": "platform.report", "record": {"status": status}, **error}
+        with self._function.log.open("a") as log:
+            log.write(f"{json.dumps(line)}\n")
 
     def stop(self) -> None:
         """End the process and close its Runtime API."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from ministack import app as ministack  # type: ignore[import-untyped]
 
+from cxr.local_aws import ministack_lambda
 from cxr.local_aws.loopback import REFUSAL, is_from_a_program
 
 _answer = ministack.app
@@ -26,5 +27,6 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 if __name__ == "__main__":
+    ministack_lambda.install()
     ministack.app = app  # `main` serves it
     ministack.main()

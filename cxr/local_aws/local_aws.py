@@ -22,6 +22,7 @@ import boto3
 from botocore.config import Config
 
 from cxr import PROJECT
+from cxr.classifier_log import LOCAL_LOGS
 from cxr.errors import Failed
 from cxr.local_aws.containers import Containers
 from cxr.local_aws.execution_environment import Function, FunctionSpec
@@ -128,6 +129,7 @@ class LocalAws:
             "no_proxy": "127.0.0.1",
             "CDK_DOCKER": "true",  # the program `true`: it takes any arguments and succeeds
             "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "20",  # Node's major version
+            LOCAL_LOGS: str(self.logs),
         }
         for name in list(os.environ):
             if name.startswith("AWS_"):

@@ -21,6 +21,7 @@ from runs import metrics
 from runs.completion import NotAnnounced, complete
 from runs.errors import reason
 from runs.jobs import Job, StreamRefused, batches, put
+from runs.predictions import SCORED, outcomes
 from runs.run import Run, State
 from runs.table import RunTable
 
@@ -39,6 +40,10 @@ CHECK_SECONDS = 1  # between two looks at whether the run is cancelled, or the t
 
 class RunIdTaken(Exception):
     """The RunId belongs to a run of other images or with another model."""
+
+
+class RunImagesGone(Exception):
+    """Images that have a prediction are no longer in the run's source."""
 
 
 class RunStopped(Exception):
@@ -105,14 +110,22 @@ class JobCreator:
     def __call__(self, event: Any, remaining_ms: Callable[[], int]) -> dict[str, Any]:
         """Send a run's jobs and answer RunId, ImageCount (distinct keys) and JobCount (records sent).
 
-        Raises EventError and RunIdTaken with nothing sent, and RunStopped when something may have been.
+        A run that has a score for each of its images sends nothing. Raises EventError, RunIdTaken and
+        RunImagesGone with nothing sent, and RunStopped when something may have been.
         """
         request = Request.from_event(event, self._prefix)
         keys = self._sources.keys(request)
         first = next(keys, None)
         if first is None:
             raise EventError(f"{request.kind}: no image there; expected at least one key of an image")
-        run_uid, continued = self._open(request)
+        run_uid, before = self._open(request)
+        if before:
+            unchanged = self._check_images(request, before)
+            counts = self._table.counts(request.run_id)
+            if unchanged and before.state == State.COMPLETE and counts[SCORED] == before.expected:
+                nothing = {"ImagesSent": 0, "JobsSent": 0, "JobsResent": 0}
+                return _report(request.run_id, counts[SCORED], nothing, continued=True)
+            self._table.resume(before, outcomes(counts))
         keys_sha256 = hashlib.sha256()
         images = iter(_hashed(chain([first], keys), keys_sha256))
         image_count = 0
@@ -121,7 +134,7 @@ class JobCreator:
             nonlocal image_count
             while group := tuple(islice(images, self._images_per_job)):
                 image_count += len(group)
-                yield Job(request.run_id, run_uid, self._bucket, group, continued)
+                yield Job(request.run_id, run_uid, self._bucket, group, continued=before is not None)
 
         job_count = resent = 0
         check_at = time.monotonic()
@@ -138,12 +151,8 @@ class JobCreator:
                 job_count += len(records)
             resent += sum(map(_resent, sending))
         self._close(request.run_id, run_uid, image_count, keys_sha256.hexdigest())
-        metrics.print_line(
-            {"ImagesSent": image_count, "JobsSent": job_count, "JobsResent": resent},
-            run=request.run_id,
-            continued=continued,
-        )
-        return {"RunId": request.run_id, "ImageCount": image_count, "JobCount": job_count}
+        sent = {"ImagesSent": image_count, "JobsSent": job_count, "JobsResent": resent}
+        return _report(request.run_id, image_count, sent, continued=before is not None)
 
     def _check(self, run_id: str, run_uid: str, sent: int, remaining_ms: Callable[[], int]) -> None:
         """Raise RunStopped if the time is up, or the run was cancelled or deleted meanwhile."""
@@ -158,12 +167,12 @@ class JobCreator:
         if run.state == State.CANCELLED:
             raise RunStopped(f"run {run_id} was cancelled after {sent} jobs; invoke again to continue")
 
-    def _open(self, request: Request) -> tuple[str, bool]:
-        """Begin the run, or find it begun: its uid, and whether it continues. Raises RunIdTaken."""
+    def _open(self, request: Request) -> tuple[str, Run | None]:
+        """Begin the run, or find it begun: its uid, and the run if it was there. Raises RunIdTaken."""
         fields = {"source": request.source, "bucket": self._bucket, **self._run_fields}
         for attempt in range(1, BEGIN_ATTEMPTS + 1):
             if run_uid := self._table.begin(request.run_id, fields):
-                return run_uid, False
+                return run_uid, None
             if run := self._table.run(request.run_id):
                 break
             time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
@@ -178,29 +187,29 @@ class JobCreator:
                     f"RunId {request.run_id} is taken: that run has {name} {_named(there, self._prefix)}, "
                     f"this event asks for {_named(asked, self._prefix)}; choose another RunId"
                 )
-        self._check_images(request, run)
-        self._table.resume(request.run_id, run.uid)
-        return run.uid, True
+        return run.uid, run
 
-    def _check_images(self, request: Request, run: Run) -> None:
-        """Raise RunIdTaken if an image that has a prediction is no longer in the run's source.
+    def _check_images(self, request: Request, run: Run) -> bool:
+        """Whether the run's source has the images that it had.
 
-        Its prediction would be counted in place of an image that has none. New images may join the run.
+        New images may join the run. Raises RunImagesGone if one that has a prediction is there no longer: its
+        prediction would be counted in place of an image that has none.
         """
         if request.kind == "Keys":
-            return  # the source holds the hash of the keys
+            return True  # the source holds the hash of the keys
         keys_sha256 = hashlib.sha256()
         for _ in _hashed(self._sources.keys(request), keys_sha256):
             pass
         if keys_sha256.hexdigest() == run.keys_sha256:
-            return
+            return True
         there = set(map(hash, self._sources.keys(request)))  # as `distinct` remembers keys
         gone = sum(hash(key) not in there for key in self._table.predicted_keys(request.run_id))
         if gone:
-            raise RunIdTaken(
+            raise RunImagesGone(
                 f"run {request.run_id} cannot continue: {gone:,} of the images that have a prediction are no "
                 f"longer in its {request.kind}. Put them back, or choose another RunId"
             )
+        return False
 
     def _close(self, run_id: str, run_uid: str, expected: int, keys_sha256: str) -> None:
         """Tell the run how many images to expect, and complete it if all have a prediction already."""
@@ -220,6 +229,12 @@ def _resent(sending: Future[int]) -> int:
         return sending.result()
     except StreamRefused as error:
         raise RunStopped(f"{error}; invoke with the same event to continue") from None
+
+
+def _report(run_id: str, images: int, sent: Mapping[str, int], *, continued: bool) -> dict[str, Any]:
+    """Print the line of this invocation, and return its answer."""
+    metrics.print_line(sent, run=run_id, continued=continued)
+    return {"RunId": run_id, "ImageCount": images, "JobCount": sent["JobsSent"]}
 
 
 def _hashed(keys: Iterator[str], digest: Any) -> Iterator[str]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-SCORED, FAILED, WARNING = "SCORED", "FAILED", "WARNING"
+SCORED, FAILED, RETRYING, WARNING = "SCORED", "FAILED", "RETRYING", "WARNING"
 
-Counts = Counter[str]  # SCORED, FAILED#<code> and WARNING#<code> -> images
+Counts = Counter[str]  # SCORED, FAILED#<code>, RETRYING#<code> and WARNING#<code> -> images
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Prediction:
     positive: tuple[str, ...] = ()  # labels whose score reaches the label's threshold
     warnings: tuple[str, ...] = ()  # of runs.codes.WarningCode
     error: str | None = None  # of runs.codes.ErrorCode; None if SCORED
+    retrying: bool = False  # sent again after it FAILED: `error` stands until the new outcome replaces it
 
     @property
     def status(self) -> str:
@@ -31,7 +32,9 @@ class Prediction:
     @property
     def count(self) -> str:
         """The name of the count that this image is in."""
-        return f"{FAILED}#{self.error}" if self.error else SCORED
+        if not self.error:
+            return SCORED
+        return f"{RETRYING if self.retrying else FAILED}#{self.error}"
 
     def label(self, label: str) -> str | None:
         """The decision in a word: `label`, or else `normal` for `abnormal` and `no <label>` for any other."""
@@ -42,7 +45,8 @@ class Prediction:
     def to_fields(self) -> dict[str, Any]:
         """Its attributes in the table, besides its key."""
         if self.error:
-            return {"status": FAILED, "error": str(self.error)}
+            retrying = {"retrying": True} if self.retrying else {}
+            return {"status": FAILED, "error": str(self.error), **retrying}
         return {
             "status": SCORED,
             "scores": dict(self.scores),
@@ -59,6 +63,7 @@ class Prediction:
             positive=tuple(fields.get("positive", ())),
             warnings=tuple(fields.get("warnings", ())),
             error=fields.get("error"),
+            retrying=fields.get("retrying", False),
         )
 
 
@@ -85,11 +90,11 @@ def total(counters: Iterable[Mapping[str, Any]]) -> Counts:
 
 
 def outcomes(counts: Mapping[str, int]) -> int:
-    """How many images have a prediction. An image may have several warnings, or none."""
-    return sum(n for name, n in counts.items() if not name.startswith(f"{WARNING}#"))
+    """How many images have an outcome. Those that are sent again wait for theirs; warnings are no images."""
+    return sum(n for name, n in counts.items() if not name.startswith((f"{WARNING}#", f"{RETRYING}#")))
 
 
 def by_code(counts: Mapping[str, int], kind: str) -> Counter[str]:
-    """Images by error code (kind FAILED) or by warning code (kind WARNING)."""
+    """Images by error code (kind FAILED or RETRYING) or by warning code (kind WARNING)."""
     prefix = f"{kind}#"
     return Counter({name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)})

@@ -39,6 +39,9 @@ class Run:
     listed_at: datetime | None = None
     completed_at: datetime | None = None
     cancelled_at: datetime | None = None  # the last time, also if it was started again since
+    resumed_at: datetime | None = None  # when work on it went on the last time, after a pause
+    resumed_with: int = 0  # outcomes that it had then, without those that are retried since
+    retries: int = 0  # transactions that made images wait for a new outcome
 
     @property
     def at_work(self) -> bool:
@@ -68,4 +71,7 @@ class Run:
             listed_at=moment("listed_at"),
             completed_at=moment("completed_at"),
             cancelled_at=moment("cancelled_at"),
+            resumed_at=moment("resumed_at"),
+            resumed_with=int(fields.get("resumed_with", 0)),
+            retries=int(fields.get("retries", 0)),
         )

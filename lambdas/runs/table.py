@@ -6,15 +6,16 @@ import hashlib
 import random
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from runs import layout
 from runs.attributes import Item, pack, unpack
-from runs.predictions import FAILED, SCORED, Counts, Prediction, counts_of, outcomes, total
+from runs.predictions import RETRYING, SCORED, Counts, Prediction, counts_of, outcomes, total
 from runs.run import Run, State
 
 if TYPE_CHECKING:
@@ -71,13 +72,16 @@ class RunTable:
             return None
         return uid
 
-    def resume(self, run_id: str, uid: str) -> bool:
-        """Take the run from CANCELLED to LISTING. Whether it was CANCELLED."""
-        return self._update_run(
-            run_id,
+    def resume(self, run: Run, done: int) -> None:
+        """Work on the run goes on, with `done` outcomes so far. From CANCELLED the run goes to LISTING."""
+        values = {":uid": run.uid, ":now": now(), ":done": done}
+        resumed = "SET resumed_at = :now, resumed_with = :done"
+        self._update_run(run.run_id, resumed, "uid = :uid", values)
+        self._update_run(
+            run.run_id,
             "SET #state = :listing REMOVE expected",
             "uid = :uid AND #state = :cancelled",
-            {":uid": uid, ":listing": State.LISTING, ":cancelled": State.CANCELLED},
+            {":uid": run.uid, ":listing": State.LISTING, ":cancelled": State.CANCELLED},
         )
 
     def expect(self, run_id: str, uid: str, images: int, keys_sha256: str) -> bool:
@@ -130,13 +134,15 @@ class RunTable:
         completed = self._update_run(
             run_id,
             "SET #state = :complete, completed_at = :now, completed_by = :by",
-            "uid = :uid AND expected = :expected "
+            # A retry after the counts were read has changed `retries`.
+            "uid = :uid AND expected = :expected AND (attribute_not_exists(retries) OR retries = :retries) "
             "AND (#state = :scoring OR #state = :complete AND completed_by = :by)",
             {
                 ":uid": run.uid,
                 ":complete": State.COMPLETE,
                 ":scoring": State.SCORING,
                 ":expected": run.expected,
+                ":retries": run.retries,
                 ":by": by,
                 ":now": now(),
             },
@@ -199,7 +205,7 @@ class RunTable:
             request: Any = {
                 "Keys": wanted,
                 "ConsistentRead": True,
-                "ProjectionExpression": "sk, #error",
+                "ProjectionExpression": "sk, #error, retrying",
                 "ExpressionAttributeNames": {"#error": "error"},
             }
             answer: Any = self._dynamodb.batch_get_item(RequestItems={self._name: request})
@@ -227,8 +233,58 @@ class RunTable:
         RunGone if there is no run of this uid any more.
         """
         stamp = {**stamp, "scored_at": now()}
+        self._write(
+            run_id, lambda known: write_actions(self._name, run_id, uid, done, known, stamp), done, stored
+        )
+
+    def mark_retrying(self, run: Run, failed: Collection[Prediction]) -> None:
+        """Let at most 98 FAILED images wait for a new outcome, and a COMPLETE run be SCORING again.
+
+        All or nothing, so that nobody completes the run meanwhile. What is SCORED by now is left out. Raises
+        RunGone.
+        """
+        waiting = [replace(prediction, retrying=True) for prediction in failed]
+        stored = {prediction.key: prediction.count for prediction in failed}
+        stamp = {"model": run.model, "model_sha256": run.model_sha256, "scored_at": now()}
+
+        def actions(known: Mapping[str, str]) -> list[dict[str, Any]]:
+            writes = write_actions(self._name, run.run_id, run.uid, waiting, known, stamp)
+            return writes and [self._reopen(run, len(writes) - 1), *writes]
+
+        self._write(run.run_id, actions, waiting, stored)
+
+    def _reopen(self, run: Run, images: int) -> dict[str, Any]:
+        """The update that counts a retry of so many images, and takes the run from COMPLETE to SCORING."""
+        found = self.run(run.run_id)
+        if found is None or found.uid != run.uid:
+            raise RunGone(f"run {run.run_id} was deleted")
+        values: dict[str, Any] = {":uid": run.uid, ":one": 1, ":found": found.state}
+        if found.state == State.COMPLETE:
+            update = (
+                "SET #state = :scoring, resumed_at = :now, resumed_with = :done "
+                "REMOVE completed_at, completed_by ADD retries :one"
+            )
+            done = outcomes(self.counts(run.run_id)) - images
+            values |= {":scoring": State.SCORING, ":now": now(), ":done": done}
+        else:
+            update = "ADD retries :one, resumed_with :images"
+            values[":images"] = -images
+        condition = "uid = :uid AND #state = :found"
+        return {"Update": self._run_update(run.run_id, update, condition, values)}
+
+    def _write(
+        self,
+        run_id: str,
+        actions_for: Callable[[Mapping[str, str]], list[dict[str, Any]]],
+        predictions: Collection[Prediction],
+        stored: Mapping[str, str],
+    ) -> None:
+        """Write the transaction for what the table holds: `stored`, and if that is out of date what is read.
+
+        Raises RunGone.
+        """
         for attempt in range(1, WRITE_ATTEMPTS + 1):
-            actions: Any = write_actions(self._name, run_id, uid, done, stored, stamp)
+            actions: Any = actions_for(stored)
             if not actions:
                 return
             try:
@@ -243,7 +299,7 @@ class RunTable:
                 if not _TRANSIENT.issuperset(reasons) or attempt == WRITE_ATTEMPTS:
                     raise
             _wait(attempt)
-            stored = self.stored(run_id, [prediction.key for prediction in done])
+            stored = self.stored(run_id, [prediction.key for prediction in predictions])
 
     def predictions(self, run_id: str) -> Iterator[Prediction]:
         """Every prediction of the run, partition by partition, in each in the order of the keys."""
@@ -252,18 +308,18 @@ class RunTable:
             for item in self._query(partition, names):
                 yield Prediction.from_fields(unpack(item))
 
-    def predicted_keys(self, run_id: str, codes: Collection[str] = ()) -> Iterator[str]:
-        """The keys of all images that have a prediction, or of those FAILED with one of the codes."""
-        options: dict[str, Any] = {}
-        if codes:
-            named = {f":code{number}": code for number, code in enumerate(sorted(codes))}
-            options = {
-                "FilterExpression": f"#error IN ({', '.join(named)})",
-                "ExpressionAttributeNames": {"#error": "error"},
-                "ExpressionAttributeValues": pack(named),
-            }
+    def predicted_keys(self, run_id: str) -> Iterator[str]:
+        """The keys of all images that have a prediction."""
         for partition in layout.partitions(run_id):
-            yield from (item["sk"]["S"] for item in self._query(partition, ("sk",), **options))
+            yield from (item["sk"]["S"] for item in self._query(partition, ("sk",)))
+
+    def failed(self, run_id: str) -> Iterator[Prediction]:
+        """The FAILED predictions, also those that are retried."""
+        for partition in layout.partitions(run_id):
+            found = self._query(
+                partition, ("sk", "error", "retrying"), FilterExpression="attribute_exists(#error)"
+            )
+            yield from (Prediction.from_fields(unpack(item)) for item in found)
 
     # Requests
 
@@ -285,17 +341,22 @@ class RunTable:
     def _update_run(self, run_id: str, update: str, condition: str, values: Mapping[str, Any]) -> bool:
         """Update the run's item if the condition holds. Whether it held."""
         try:
-            self._dynamodb.update_item(
-                TableName=self._name,
-                Key=pack(layout.run_key(run_id)),
-                UpdateExpression=update,
-                ConditionExpression=condition,
-                ExpressionAttributeNames={"#state": "state"},
-                ExpressionAttributeValues=pack(values),
-            )
+            self._dynamodb.update_item(**self._run_update(run_id, update, condition, values))
         except self._dynamodb.exceptions.ConditionalCheckFailedException:
             return False
         return True
+
+    def _run_update(self, run_id: str, update: str, condition: str, values: Mapping[str, Any]) -> Any:
+        """An update of the run's item, as UpdateItem and a transaction take it."""
+        names = {"#state": "state"} if "#state" in update + condition else {}
+        return {
+            "TableName": self._name,
+            "Key": pack(layout.run_key(run_id)),
+            "UpdateExpression": update,
+            "ConditionExpression": condition,
+            **({"ExpressionAttributeNames": names} if names else {}),
+            "ExpressionAttributeValues": pack(values),
+        }
 
     def _delete_partition(self, partition: str) -> int:
         """Delete all items of a partition. How many there were."""
@@ -337,8 +398,9 @@ def write_actions(
     """One TransactWriteItems that puts predictions and moves the run's counts with them.
 
     Each put has the condition that the table still holds what `stored` says. A SCORED prediction is never
-    overwritten, and a FAILED one only by another outcome. The last action is the counter's; its condition
-    fails if the run of this uid is gone. Empty if there is nothing to change.
+    overwritten, a FAILED one only by another outcome or a retry, and one that is retried by every outcome.
+    The last action is the counter's; its condition fails if the run of this uid is gone. Empty if there is
+    nothing to change.
     """
     changed = [each for each in predictions if stored.get(each.key) not in (SCORED, each.count)]
     if not changed:
@@ -363,10 +425,12 @@ def _unchanged(before: str | None) -> dict[str, Any]:
     """The condition that the prediction is as it was read (None: there was none)."""
     if before is None:
         return {"ConditionExpression": "attribute_not_exists(pk)"}
+    kind, _, error = before.partition("#")
+    retrying = "attribute_exists(retrying)" if kind == RETRYING else "attribute_not_exists(retrying)"
     return {
-        "ConditionExpression": "#error = :error",  # only a FAILED prediction has an error
+        "ConditionExpression": f"#error = :error AND {retrying}",  # only a FAILED prediction has an error
         "ExpressionAttributeNames": {"#error": "error"},
-        "ExpressionAttributeValues": pack({":error": before.removeprefix(f"{FAILED}#")}),
+        "ExpressionAttributeValues": pack({":error": error}),
     }
 
 

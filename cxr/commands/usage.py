@@ -1,0 +1,38 @@
+"""Usage errors in one line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from cxr.commands.terminal import print_plainly
+
+
+class Group(TyperGroup):
+    """The group of all commands. A wrong option or argument is one line, as every other error is."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run the command line, and exit with its code."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)
+        except typer.Abort:
+            print_plainly("Error: there was no answer")
+            sys.exit(1)
+        except Exception as error:
+            # Only click's usage errors have one, and typer has no public name for these errors.
+            context = getattr(error, "ctx", None)
+            if not context:
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                typer.echo(context.get_help())
+            else:
+                path = f"cxr {context.command_path.partition(' ')[2]}".rstrip()  # however it was started
+                text = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+                print_plainly(f"Error: {text}; `{path} --help` shows what it takes")
+            sys.exit(2)
+        sys.exit(code if isinstance(code, int) else 0)
