@@ -82,7 +82,7 @@ def document(
     errors = [one.error or "" for one in predictions]
     config = about.config_of(run, settings)
     plan = about.plan_of(run, config, keys)
-    parts = {}
+    parts: dict[str, dict[str, Any]] = {}
     for label in results.labels:
         of_label = results.of(label)
         found, part = label_part(of_label, model, training_set, references)

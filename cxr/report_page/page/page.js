@@ -543,6 +543,10 @@
     });
     addEventListener("hashchange", follow);
   }
+  const bar = document.querySelector(".bar"); // covers the top of what is scrolled to
+  const clearBar = () => { document.documentElement.style.scrollPaddingTop = `${bar.offsetHeight + 12}px`; };
+  clearBar();
+  new ResizeObserver(clearBar).observe(bar);
   follow();
 
   function show(one) {
@@ -596,9 +600,7 @@
     for (const box of charts) box.draw(box.width);
     limitations?.toggleAttribute("open", open);
   });
-  const bar = document.querySelector(".bar");
   new ResizeObserver(drawCharts).observe(byId("main"));
-  new ResizeObserver(() => { document.documentElement.style.scrollPaddingTop = `${bar.offsetHeight + 12}px`; }).observe(bar);
   document.documentElement.dataset.ready = performance.now().toFixed(0);
 
   // Elements
