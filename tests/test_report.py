@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,7 @@ def cohort(count: int = 300) -> tuple[list[Prediction], Labels]:
     return outcomes, Labels(references, ("view",))
 
 
+@cache
 def phantom(seed: int) -> bytes:
     file = BytesIO()
     draw_phantom(seed, opacity=bool(seed % 2)).save(file, "PNG")
@@ -181,8 +183,8 @@ def pictured(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
 LIMITS = {
     "abnormal": THRESHOLD,
     "Mass": Decimal("0.6"),
-    "Pleural effusion": Decimal("0.7"),  # of which the reference labels say nothing
-    "Nodule": Decimal("0.9"),  # which no image has, by the reference labels
+    "Pleural effusion": Decimal("0.4"),  # of which the reference labels say nothing
+    "Nodule": Decimal("0.5"),  # which no image has, by the reference labels
 }
 
 
@@ -411,9 +413,7 @@ def test_the_gallery_has_the_extremes_and_the_worst_mistakes(pictured: Path, ope
     expect(page.locator(".placeholder").first).to_contain_text("not in the bucket")
 
 
-def test_a_chosen_label_looks_as_on_a_page_of_its_own(
-    several: Path, tmp_path: Path, opened: Open
-) -> None:
+def test_a_chosen_label_looks_as_on_a_page_of_its_own(several: Path, tmp_path: Path, opened: Open) -> None:
     page = opened(several)
     assert chooser(page).locator("option").all_inner_texts() == list(LIMITS)
     for label in reversed(LIMITS):
@@ -421,7 +421,12 @@ def test_a_chosen_label_looks_as_on_a_page_of_its_own(
         if label == "Pleural effusion":
             continue
         alone = opened(
-            write_several(tmp_path / "alone.html", labels=[label], model=SeveralMaps(SHIPPED), settings=Config().settings())
+            write_several(
+                tmp_path / "alone.html",
+                labels=[label],
+                model=SeveralMaps(SHIPPED),
+                settings=Config().settings(),
+            )
         )
         expect(alone.locator("#chooser")).to_be_hidden()
         for part in ("#tiles", "#scores", "#evaluation", "#failures", "#predictions", "#about"):
@@ -435,9 +440,7 @@ def test_a_label_says_why_it_cannot_be_measured(several: Path, opened: Open) -> 
     reference = page.locator("#filters").get_by_label("Reference")
     reference.select_option("false-negative")
     chooser(page).select_option("Pleural effusion")
-    expect(page.locator("#evaluation")).to_contain_text(
-        "Pleural effusion cannot be measured: "
-    )
+    expect(page.locator("#evaluation")).to_contain_text("Pleural effusion cannot be measured: ")
     expect(page.locator("#evaluation")).to_contain_text("expected a column Pleural effusion of 0 and 1")
     expect(page.locator("#cell-called")).to_be_visible()
     expect(reference).to_be_hidden()
@@ -448,7 +451,7 @@ def test_a_label_says_why_it_cannot_be_measured(several: Path, opened: Open) -> 
 
 def test_the_label_is_chosen_by_keyboard_and_the_section_stays_in_place(several: Path, opened: Open) -> None:
     page = opened(several)
-    page.locator("#predictions").get_by_label("Outcome").select_option("1")
+    page.locator("#filters").get_by_label("Outcome").select_option("1")
     page.get_by_role("link", name="Gallery").click()
     top = "section => Math.round(section.getBoundingClientRect().top)"
     before = page.locator("#gallery").evaluate(top)
@@ -517,7 +520,7 @@ def test_all_labels_share_sixty_pictures(several: Path, opened: Open) -> None:
 
 
 def test_twenty_labels_share_sixty_pictures_evenly() -> None:
-    """Each part of each gallery gets the next picture in turn, and a picture that two parts have counts once."""
+    """Each part of each gallery gets a picture in turn. A picture that two parts have counts once."""
     galleries = [
         [{"rows": [label * 100 + part * 12 + rank for rank in range(12)]} for part in range(2)]
         for label in range(20)
@@ -537,7 +540,8 @@ def test_no_tick_of_a_chart_overlaps_another(several: Path, opened: Open, width:
     page = opened(several, width=width)
     gaps = page.evaluate(
         """() => [...document.querySelectorAll("svg g")].flatMap((axis) => {
-            const boxes = [...axis.querySelectorAll(":scope > text")].map((text) => text.getBoundingClientRect());
+            const texts = [...axis.querySelectorAll(":scope > text")];
+            const boxes = texts.map((text) => text.getBoundingClientRect());
             return boxes.flatMap((a, i) => boxes.slice(i + 1).map((b) =>
                 Math.max(b.left - a.right, a.left - b.right, b.top - a.bottom, a.top - b.bottom)));
         })"""
@@ -735,7 +739,9 @@ def test_an_alarm_says_that_the_model_was_trained_on_evaluated_images(
     assert training_set
     name = fingerprint(outcomes[0].key.rpartition("/")[2])
     known = TrainingSet(frozenset({*training_set.images, name}), training_set.patients)
-    page = opened(write(tmp_path / "run.html", outcomes, model=model, references=lambda _: labels, training_set=known))
+    page = opened(
+        write(tmp_path / "run.html", outcomes, model=model, references=lambda _: labels, training_set=known)
+    )
     expect(page.locator(".notice.alarm")).to_contain_text("was trained on 1 of these 50 images")
 
 
@@ -883,7 +889,9 @@ def test_the_command_reports_all_labels_or_the_one_that_is_named(
     assert command("several", "--out", str(out), "--label", "abnormal")[0] == 0
     page = opened(out)
     expect(page.locator("#chooser")).to_be_hidden()
-    expect(page.locator("#notices")).to_contain_text("This report is for abnormal. The run has scores of 3 labels")
+    expect(page.locator("#notices")).to_contain_text(
+        "This report is for abnormal. The run has scores of 3 labels"
+    )
 
     labels.write_text("file,Effusion\na.png,1\n")
     code, output = command("several", "--out", str(out), "--labels", str(labels))

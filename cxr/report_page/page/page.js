@@ -544,9 +544,9 @@
     addEventListener("hashchange", follow);
   }
   const bar = document.querySelector(".bar"); // covers the top of what is scrolled to
-  const clearBar = () => { document.documentElement.style.scrollPaddingTop = `${bar.offsetHeight + 12}px`; };
-  clearBar();
-  new ResizeObserver(clearBar).observe(bar);
+  const measureBar = () => document.documentElement.style.setProperty("--bar", `${bar.offsetHeight}px`);
+  measureBar();
+  new ResizeObserver(measureBar).observe(bar);
   follow();
 
   function show(one) {
