@@ -1,31 +1,37 @@
 """The report of a run in Chromium: opened from a file, used as a person would, and checked by axe."""
 
+import gzip
 import json
+import re
 import shutil
 import socket
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import typer
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from classifier.decode import decode
 from classifier.model import Model
-from classifier.preprocessing import Preprocessing
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from classifier.preprocessing import Pixels, Preprocessing
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from runs import layout
 from runs.attributes import pack
 from runs.codes import ErrorCode
 from runs.predictions import Prediction
-from support import BUCKET, PREFIX, STREAM, TABLE, begin_run, client
+from runs.table import RunTable
+from support import BUCKET, PREFIX, STREAM, TABLE, begin_run, client, uid
 from typer.testing import CliRunner
 
 from cxr import RESEARCH_ONLY
@@ -38,7 +44,7 @@ from cxr.evaluation.measures import NONE, LabelledScores, measure
 from cxr.explanation import map_layer
 from cxr.phantoms import draw_phantom
 from cxr.report_page import document, template
-from cxr.report_page.gallery import MAP, fetch_from, picture, thumbnail
+from cxr.report_page.gallery import MAP, PICTURES, fetch_from, picture, pictured_rows, thumbnail
 from cxr.runs import RunStatus
 from cxr.stack import Stack
 from stacks.config import Config
@@ -132,7 +138,7 @@ def run_of(count: int, **fields: Any) -> RunStatus:
 def write(path: Path, predictions: list[Prediction], **fields: Any) -> Path:
     """A report of these predictions, with nothing else unless `fields` name it."""
     run = fields.pop("run", run_of(len(predictions)))
-    document.write(path, run=run, predictions=iter(predictions), **{"label": "abnormal", **fields})
+    document.write(path, run=run, predictions=iter(predictions), **{"labels": ["abnormal"], **fields})
     return path
 
 
@@ -149,6 +155,7 @@ def cohort(count: int = 300) -> tuple[list[Prediction], Labels]:
     return outcomes, Labels(references, ("view",))
 
 
+@cache
 def phantom(seed: int) -> bytes:
     file = BytesIO()
     draw_phantom(seed, opacity=bool(seed % 2)).save(file, "PNG")
@@ -167,10 +174,75 @@ def pictured(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
         outcomes,
         model=model,
         training_set=TrainingSet(frozenset(), frozenset()),
-        labels=labels,
+        references=lambda _: labels,
         settings=Config().settings(),
         fetch=lambda key: None if key == missing else phantom(int(key[-5])),
     )
+
+
+LIMITS = {
+    "abnormal": THRESHOLD,
+    "Mass": Decimal("0.6"),
+    "Pleural effusion": Decimal("0.4"),  # of which the reference labels say nothing
+    "Nodule": Decimal("0.5"),  # which no image has, by the reference labels
+}
+
+
+class SeveralMaps(Model):
+    """The shipped model, as if it had these labels: the map of each is that of abnormal, turned."""
+
+    def explain(self, pixels: Pixels) -> dict[str, npt.NDArray[np.float32]]:
+        cam = super().explain(pixels)["abnormal"]
+        return {label: np.rot90(cam, turns) for turns, label in enumerate(LIMITS)}
+
+
+def write_several(path: Path, **fields: Any) -> Path:
+    """A report of a run that has scores of all LIMITS."""
+    random = np.random.default_rng(0)
+    outcomes: list[Prediction] = []
+    rows = ["file,abnormal,Mass,Nodule,view"]
+    for i in range(200):
+        truth = (i % 2, i % 3 // 2, 0, 0)
+        drawn = dict(zip(LIMITS, (random.random(4) + 0.5 * np.array(truth)) / 1.5, strict=True))
+        scores = {label: Decimal(f"{score:.6f}") for label, score in drawn.items()}
+        positive = tuple(label for label, score in scores.items() if score >= LIMITS[label])
+        outcomes.append(Prediction(f"{PREFIX}drawn/{i:08d}.png", scores, positive))
+        rows.append(f"{i:08d}.png,{truth[0]},{truth[1]},0,{'PA' if i % 5 else 'AP'}")
+    outcomes[3] = prediction(3, None)
+    references = path.with_suffix(".csv")
+    references.write_text("\n".join(rows))
+    return write(
+        path,
+        outcomes,
+        **{
+            "run": run_of(200, thresholds=LIMITS),
+            "labels": list(LIMITS),
+            "references": lambda label: read_labels(references, label, ("view",)),
+            **fields,
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with everything, for several labels."""
+    return write_several(
+        tmp_path_factory.mktemp("report") / "several.html",
+        model=SeveralMaps(SHIPPED),
+        settings=Config().settings(),
+        fetch=lambda key: phantom(int(key[-5])),
+    )
+
+
+def chooser(page: Page) -> Locator:
+    return page.get_by_label("Label", exact=True)
+
+
+def document_in(path: Path) -> Any:
+    """What a report shows, unpacked."""
+    packed = re.search(r'id="data">(.*?)</script>', path.read_text())
+    assert packed
+    return json.loads(gzip.decompress(b64decode(packed[1])))
 
 
 def info(page: Page) -> str:
@@ -252,7 +324,7 @@ def test_the_table_is_sorted_and_paged_by_keyboard(tmp_path: Path, opened: Open)
 
 def test_figures_at_the_slider_are_those_of_the_evaluation(tmp_path: Path, opened: Open) -> None:
     outcomes, labels = cohort()
-    page = opened(write(tmp_path / "run.html", outcomes, labels=labels))
+    page = opened(write(tmp_path / "run.html", outcomes, references=lambda _: labels))
     known = len(labels.references)
     data = LabelledScores(
         np.array([float(one.scores["abnormal"]) for one in outcomes[:known]]),
@@ -341,6 +413,143 @@ def test_the_gallery_has_the_extremes_and_the_worst_mistakes(pictured: Path, ope
     expect(page.locator(".placeholder").first).to_contain_text("not in the bucket")
 
 
+def test_a_chosen_label_looks_as_on_a_page_of_its_own(several: Path, tmp_path: Path, opened: Open) -> None:
+    page = opened(several)
+    assert chooser(page).locator("option").all_inner_texts() == list(LIMITS)
+    for label in reversed(LIMITS):
+        chooser(page).select_option(label)
+        if label == "Pleural effusion":
+            continue
+        alone = opened(
+            write_several(
+                tmp_path / "alone.html",
+                labels=[label],
+                model=SeveralMaps(SHIPPED),
+                settings=Config().settings(),
+            )
+        )
+        expect(alone.locator("#chooser")).to_be_hidden()
+        for part in ("#tiles", "#scores", "#evaluation", "#failures", "#predictions", "#about"):
+            assert page.locator(part).inner_text() == alone.locator(part).inner_text(), (label, part)
+        assert page.get_by_label("Called positive from").input_value() == str(LIMITS[label])
+        assert page.title() == f"nightly, {label}: chest X-ray run"
+
+
+def test_a_label_says_why_it_cannot_be_measured(several: Path, opened: Open) -> None:
+    page = opened(several)
+    reference = page.locator("#filters").get_by_label("Reference")
+    reference.select_option("false-negative")
+    chooser(page).select_option("Pleural effusion")
+    expect(page.locator("#evaluation")).to_contain_text("Pleural effusion cannot be measured: ")
+    expect(page.locator("#evaluation")).to_contain_text("expected a column Pleural effusion of 0 and 1")
+    expect(page.locator("#cell-called")).to_be_visible()
+    expect(reference).to_be_hidden()
+    assert info(page) == "1 to 25 of 200 images"  # a filter that is hidden leaves out nothing
+    chooser(page).select_option("Nodule")
+    expect(page.locator(".charts")).to_contain_text("Not defined: the labels have only one class.")
+
+
+def test_the_label_is_chosen_by_keyboard_and_the_section_stays_in_place(several: Path, opened: Open) -> None:
+    page = opened(several)
+    page.locator("#filters").get_by_label("Outcome").select_option("1")
+    page.get_by_role("link", name="Gallery").click()
+    top = "section => Math.round(section.getBoundingClientRect().top)"
+    before = page.locator("#gallery").evaluate(top)
+    chooser(page).focus()
+    for label in list(LIMITS)[1:]:
+        page.keyboard.press("ArrowDown")
+        expect(chooser(page)).to_have_value(label)
+        expect(chooser(page)).to_be_focused()
+        assert abs(page.locator("#gallery").evaluate(top) - before) <= 1, label
+        expect(page.locator("#gallery")).to_contain_text(f"most likely {label} by the model")
+        assert set(column(page, 2)) == {label}  # the filter stays
+
+
+def test_the_address_names_the_label_and_the_section(several: Path, opened: Open) -> None:
+    page = opened(several)
+    assert "#" not in page.url
+    chooser(page).select_option("Pleural effusion")
+    assert page.url.endswith("#label=Pleural+effusion")
+    page.get_by_role("link", name="Gallery").click()
+    page.wait_for_url("**#label=Pleural+effusion&section=gallery")
+    link = page.url
+
+    fresh = opened(several)
+    fresh.goto("about:blank")
+    fresh.goto(link)
+    fresh.wait_for_selector("html[data-ready]")
+    expect(chooser(fresh)).to_have_value("Pleural effusion")
+    expect(fresh.get_by_role("heading", name="Gallery")).to_be_in_viewport()
+
+    page.evaluate("location.hash = 'label=Mass'")
+    expect(chooser(page)).to_have_value("Mass")
+    page.evaluate("location.hash = 'label=unknown'")
+    expect(chooser(page)).to_have_value("Mass")
+    page.go_back()
+    page.go_back()
+    expect(chooser(page)).to_have_value("Pleural effusion")
+
+
+def test_a_page_with_one_label_keeps_its_address(pictured: Path, opened: Open) -> None:
+    page = opened(pictured)
+    expect(page.locator("#chooser")).to_be_hidden()
+    page.get_by_role("link", name="Gallery").click()
+    expect(page.get_by_role("heading", name="Gallery")).to_be_in_viewport()
+    assert page.url.endswith("#gallery")
+    assert page.title() == "nightly: chest X-ray run"
+
+
+def test_all_labels_share_sixty_pictures(several: Path, opened: Open) -> None:
+    found = document_in(several)
+    assert len(found["pictures"]) == PICTURES == 60
+    page = opened(several)
+    for part in found["labels"]:
+        chooser(page).select_option(part["label"])
+        shown = {row for one in part["gallery"] for row in one["rows"]}
+        for one in part["gallery"]:
+            assert sum(str(row) in found["pictures"] for row in one["rows"]) >= min(2, len(one["rows"]))
+        assert page.locator("#gallery li").count() == sum(len(one["rows"]) for one in part["gallery"])
+        pictures = page.locator("#gallery li button.picture")
+        assert pictures.count() == page.locator("#gallery img.map").count() > 0
+        expect(page.locator("#gallery .thumbs.text li").first).to_contain_text(".png")
+        expect(page.locator("#gallery")).to_contain_text("The labels share the 60 pictures of this file.")
+        for row in shown & set(map(int, found["pictures"])):
+            assert part["label"] in found["pictures"][str(row)]["maps"]
+    both = next(one["maps"] for one in found["pictures"].values() if len(one["maps"]) > 1)
+    assert len(set(both.values())) == len(both)  # each label has its own heatmap
+
+
+def test_twenty_labels_share_sixty_pictures_evenly() -> None:
+    """Each part of each gallery gets a picture in turn. A picture that two parts have counts once."""
+    galleries = [
+        [{"rows": [label * 100 + part * 12 + rank for rank in range(12)]} for part in range(2)]
+        for label in range(20)
+    ]
+    assert pictured_rows(galleries) == sorted(
+        label * 100 + part * 12 + rank
+        for label in range(20)
+        for part in range(2)
+        for rank in range(2 if part == 0 else 1)
+    )
+    assert pictured_rows([galleries[0]] * 20) == list(range(24))
+    assert pictured_rows([[{"rows": []}], []]) == []
+
+
+@pytest.mark.parametrize("width", [320, 400, 1280])
+def test_no_tick_of_a_chart_overlaps_another(several: Path, opened: Open, width: int) -> None:
+    page = opened(several, width=width)
+    gaps = page.evaluate(
+        """() => [...document.querySelectorAll("svg g")].flatMap((axis) => {
+            const texts = [...axis.querySelectorAll(":scope > text")];
+            const boxes = texts.map((text) => text.getBoundingClientRect());
+            return boxes.flatMap((a, i) => boxes.slice(i + 1).map((b) =>
+                Math.max(b.left - a.right, a.left - b.right, b.top - a.bottom, a.top - b.bottom)));
+        })"""
+    )
+    assert gaps
+    assert min(gaps) >= 4  # pixels
+
+
 def test_a_map_is_strongest_where_the_network_is(model: Model) -> None:
     """The strongest place of the layer is that of the class activation map, at its place in the thumbnail."""
     data = phantom(1)
@@ -369,8 +578,8 @@ def test_a_key_or_a_label_is_text_and_never_markup(tmp_path: Path, opened: Open,
             tmp_path / "run.html",
             outcomes,
             run=run_of(9, run_id="</title><script>window.pwned=1</script>", model="<b>m</b>:1"),
-            label=label,
-            labels=Labels(references, ("<em>",)),
+            labels=[label],
+            references=lambda _: Labels(references, ("<em>",)),
             fetch=lambda _: phantom(0),
         )
     )
@@ -411,11 +620,12 @@ def test_the_content_security_policy_stops_markup_that_gets_in(browser: Browser,
 
 
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 400)])
-@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("which", ["pictured", "several", "empty"])
 def test_axe_finds_nothing_serious(
-    pictured: Path, tmp_path: Path, opened: Open, dark: bool, width: int, full: bool
+    request: pytest.FixtureRequest, tmp_path: Path, opened: Open, dark: bool, width: int, which: str
 ) -> None:
-    page = opened(pictured if full else write(tmp_path / "none.html", []), width=width, dark=dark)
+    path = write(tmp_path / "none.html", []) if which == "empty" else request.getfixturevalue(which)
+    page = opened(path, width=width, dark=dark)
     page.evaluate((template.NODE_MODULES / "axe-core" / "axe.min.js").read_text())
     found = page.evaluate("axe.run()")
     assert found["passes"]
@@ -427,13 +637,14 @@ def test_axe_finds_nothing_serious(
 def awkward(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
     """A report with long names and many digits wherever there can be some."""
     label = "Enlarged_Cardiomediastinum_and_pleural_thickening_of_the_left_lung"
+    other = label.replace("left", "right")
     outcomes = [
         prediction(i, None, key=f"{PREFIX}{'k' * 300}{i:08d}.png", error="E" * 70)
         if i % 7 == 0
         else Prediction(
             f"{PREFIX}{'k' * 300}{i:08d}.png",
-            {label: Decimal(f"{i / 81:.6f}")},
-            (label,) if i >= 30 else (),
+            {name: Decimal(f"{i / 81:.6f}") for name in (label, other)},
+            (label, other) if i >= 30 else (),
             ("WARNING_" + "W" * 60, "LOOKS_SIDEWAYS"),
         )
         for i in range(60)
@@ -445,24 +656,26 @@ def awkward(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
     return write(
         tmp_path_factory.mktemp("report") / "awkward.html",
         outcomes,
-        label=label,
+        labels=[label, other],
         run=run_of(
             123_456_789_012,
             run_id="r" * 128,
             model=f"{'m' * 100}:1.0.0",
             source={"kind": "Prefix", "value": "p" * 200},
-            thresholds={label: Decimal("0.364321")},
+            thresholds=dict.fromkeys((label, other), Decimal("0.364321")),
         ),
         model=model,
-        labels=Labels(references, ("column_" * 10,)),
+        references=lambda _: Labels(references, ("column_" * 10,)),
         settings=Config().settings(),
         fetch=lambda key: phantom(int(key[-5])) if int(key[-5]) % 2 else None,
     )
 
 
 @pytest.mark.parametrize("width", [320, 360, 400, 600, 761, 901, 1280])
-def test_the_page_never_scrolls_sideways(awkward: Path, pictured: Path, opened: Open, width: int) -> None:
-    for path in (awkward, pictured):
+def test_the_page_never_scrolls_sideways(
+    awkward: Path, pictured: Path, several: Path, opened: Open, width: int
+) -> None:
+    for path in (awkward, pictured, several):
         page = opened(path, width=width)
         for closed in page.locator("main details").all():
             closed.evaluate("details => { details.open = true }")
@@ -484,6 +697,17 @@ def test_a_printed_report_has_the_disclaimer_and_a_short_table(
     for away in ("nav[aria-label=Sections]", "#threshold", "#filters", ".gallery-tools"):
         expect(page.locator(away)).to_be_hidden()
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"  # also in dark mode
+
+
+def test_the_chosen_label_is_printed(several: Path, opened: Open) -> None:
+    page = opened(several)
+    chooser(page).select_option("Mass")
+    page.emulate_media(media="print")
+    expect(page.locator("#label")).to_be_hidden()
+    expect(page.locator("#chosen")).to_be_visible()
+    expect(page.locator("#chosen")).to_have_text("Mass")
+    expect(page.locator("#histogram")).to_contain_text("score of Mass")
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
 
 
 def test_notices_say_what_the_report_holds_and_lacks(tmp_path: Path, opened: Open, pictured: Path) -> None:
@@ -515,7 +739,9 @@ def test_an_alarm_says_that_the_model_was_trained_on_evaluated_images(
     assert training_set
     name = fingerprint(outcomes[0].key.rpartition("/")[2])
     known = TrainingSet(frozenset({*training_set.images, name}), training_set.patients)
-    page = opened(write(tmp_path / "run.html", outcomes, model=model, labels=labels, training_set=known))
+    page = opened(
+        write(tmp_path / "run.html", outcomes, model=model, references=lambda _: labels, training_set=known)
+    )
     expect(page.locator(".notice.alarm")).to_contain_text("was trained on 1 of these 50 images")
 
 
@@ -525,14 +751,14 @@ def test_an_image_that_s3_does_not_give_out_has_no_picture(monkeypatch: pytest.M
     s3.put_object(Bucket=BUCKET, Key="here.png", Body=phantom(0))
     s3.put_object(Bucket=BUCKET, Key="archived.png", Body=phantom(0), StorageClass="GLACIER")
     fetch = fetch_from(STACK)
-    found = {name: picture(fetch(f"{name}.png"), "abnormal", None) for name in ("here", "archived", "gone")}
-    assert found["here"].keys() == {"image"}
+    found = {name: picture(fetch(f"{name}.png"), ["abnormal"], None) for name in ("here", "archived", "gone")}
+    assert (found["here"]["image"][:10], found["here"]["maps"]) == ("data:image", {})
     assert found["archived"] == {"missing": "IMAGE_ARCHIVED"}
     assert found["gone"] == {"missing": "not in the bucket"}
     for code, why in {"InvalidRequest": "IMAGE_CUSTOMER_KEY", "AccessDenied": "AccessDenied"}.items():
         refusal = ClientError({"Error": {"Code": code}}, "GetObject")
         monkeypatch.setattr(BaseClient, "_make_api_call", Mock(side_effect=refusal))
-        assert picture(fetch("here.png"), "abnormal", None) == {"missing": why}
+        assert picture(fetch("here.png"), ["abnormal"], None) == {"missing": why}
 
 
 def test_an_empty_run_and_a_run_of_failures_open(tmp_path: Path, opened: Open) -> None:
@@ -546,7 +772,7 @@ def test_an_empty_run_and_a_run_of_failures_open(tmp_path: Path, opened: Open) -
 def test_labels_of_one_class_leave_out_what_is_not_defined(tmp_path: Path, opened: Open) -> None:
     outcomes = [prediction(i, i / 20) for i in range(20)]
     references = [Reference(one.key, True, None, ("PA",), i) for i, one in enumerate(outcomes)]
-    page = opened(write(tmp_path / "run.html", outcomes, labels=Labels(references, ("view",))))
+    page = opened(write(tmp_path / "run.html", outcomes, references=lambda _: Labels(references, ("view",))))
     expect(page.locator(".charts")).to_contain_text("Not defined: the labels have only one class.")
     expect(page.locator("#evaluation")).to_contain_text("not defined: no negative image")
     assert page.locator("#rate-specificity").inner_text() == NONE
@@ -562,9 +788,9 @@ def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        document.write(path, run=run_of(2), predictions=cut_off(), label="abnormal")
+        document.write(path, run=run_of(2), predictions=cut_off(), labels=["abnormal"])
     with pytest.raises(InputError, match="no scores of mass"):
-        write(path, [prediction(1, 0.5)], label="mass")
+        write(path, [prediction(1, 0.5)], labels=["mass"])
     monkeypatch.setattr(template, "NODE_MODULES", tmp_path / "node_modules")
     with pytest.raises(InputError, match="`make install` installs it"):
         write(path, [prediction(1, 0.5)])
@@ -623,6 +849,53 @@ def test_the_command_writes_what_the_table_and_the_bucket_hold(
     assert command("first", "--out", str(out), "--no-images")[0] == 0
     assert "data:image" not in out.read_text()
     assert opened(out).locator("img").count() == 0
+
+
+def test_the_command_reports_all_labels_or_the_one_that_is_named(
+    command: Callable[..., tuple[int, str]], tmp_path: Path, opened: Open
+) -> None:
+    names = ("Mass", "abnormal", "Edema")
+    begin_run(
+        "several",
+        state="COMPLETE",
+        model="other:1",
+        model_sha256="0" * 64,
+        expected=2,
+        source={"kind": "Keys", "value": "0" * 64},
+        labels=[{"name": name, "threshold": Decimal("0.5")} for name in names],
+    )
+    RunTable(client("dynamodb"), TABLE).write(
+        "several",
+        uid("several"),
+        [
+            Prediction(f"{PREFIX}a.png", dict.fromkeys(names, Decimal("0.9")), names),
+            Prediction(f"{PREFIX}b.png", dict.fromkeys(names, Decimal("0.1"))),
+        ],
+        {},
+        {},
+    )
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,abnormal,Mass\na.png,1,0\nb.png,0,1\n")
+    out = tmp_path / "several.html"
+    assert command("several", "--out", str(out), "--labels", str(labels))[0] == 0
+    page = opened(out)
+    assert chooser(page).locator("option").all_inner_texts() == list(names)
+    for name, auc in (("Mass", "0.000"), ("abnormal", "1.000")):
+        chooser(page).select_option(name)
+        expect(page.locator("#evaluation figcaption").first).to_contain_text(f"AUC {auc}")
+    chooser(page).select_option("Edema")
+    expect(page.locator("#evaluation")).to_contain_text("expected a column Edema of 0 and 1")
+
+    assert command("several", "--out", str(out), "--label", "abnormal")[0] == 0
+    page = opened(out)
+    expect(page.locator("#chooser")).to_be_hidden()
+    expect(page.locator("#notices")).to_contain_text(
+        "This report is for abnormal. The run has scores of 3 labels"
+    )
+
+    labels.write_text("file,Effusion\na.png,1\n")
+    code, output = command("several", "--out", str(out), "--labels", str(labels))
+    assert (code, "nor can abnormal, Edema be evaluated" in output) == (2, True)
 
 
 def test_what_a_run_records_comes_before_the_stack_and_the_scores(tmp_path: Path, opened: Open) -> None:
@@ -690,7 +963,7 @@ def test_the_forty_x_rays_with_their_labels(
             outcomes,
             model=model,
             training_set=TrainingSet.read(SHIPPED),
-            labels=labels,
+            references=lambda _: labels,
             settings=Config().settings(),
             fetch=lambda key: (root / key).read_bytes(),
         )

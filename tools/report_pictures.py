@@ -118,7 +118,7 @@ def write_many(path: Path) -> None:
         created_at=begun,
         completed_at=begun + timedelta(minutes=8),
     )
-    document.write(path, run=run, predictions=predictions, label="abnormal")
+    document.write(path, run=run, predictions=predictions, labels=["abnormal"])
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def evaluate(
     """
     with errors_reported():
         from cxr.bundles import SHIPPED, load
-        from cxr.evaluation.assessment import assess, labelled_scores, to_json
+        from cxr.evaluation.assessment import assess, labelled_scores, none_evaluated, to_json
         from cxr.evaluation.cohort import TrainingSet, join
         from cxr.evaluation.labels import read_labels
         from cxr.evaluation.results import AllResults, find_all_results, find_results
@@ -200,12 +200,6 @@ def choose_threshold(
         return results.decided_by(model)
     except NotMeasurable as error:
         raise NotMeasurable(f"{error}; choose a threshold with --threshold") from None
-
-
-def none_evaluated(reasons: Mapping[str, str]) -> str:
-    """Why no label could be evaluated, in one line: for the first label, and which others there are."""
-    first, *others = reasons
-    return reasons[first] + (f"; nor can {', '.join(others)} be evaluated" if others else "")
 
 
 def by_text(texts: Iterable[tuple[str, str]]) -> list[str]:

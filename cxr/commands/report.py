@@ -37,7 +37,7 @@ def report(
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Label of the report. Default: the primary one."),
+        typer.Option(metavar="NAME", help="Report only this label. Default: all, on one page."),
     ] = None,
     no_images: Annotated[
         bool, typer.Option("--no-images", help="Leave out the pictures: only keys and scores are left.")
@@ -53,8 +53,11 @@ def report(
 ) -> None:
     """Write a run as one HTML file: figures, charts, gallery, every prediction.
 
-    The page needs no network and no other file. It holds some sixty pictures of
-    patients with heatmaps of what their scores are based on, unless you give
+    If the run has scores of several labels, a list on the page chooses which one
+    it shows. With --labels, the page says why a label cannot be measured.
+
+    The page needs no network and no other file. It holds at most sixty pictures
+    of patients with heatmaps of what their scores are based on, unless you give
     --no-images. In either case it holds the key of every image.
 
     If the bundle is not the one that scored the run, the page has no heatmaps
@@ -67,6 +70,7 @@ def report(
     with errors_reported():
         from cxr.bundles import SHIPPED, load
         from cxr.evaluation.cohort import TrainingSet
+        from cxr.evaluation.csv_table import CsvTable
         from cxr.evaluation.labels import ABNORMAL, read_labels
         from cxr.report_page.document import write
         from cxr.report_page.gallery import fetch_from
@@ -74,12 +78,14 @@ def report(
 
         if group and not labels:
             raise InputError("--group: expected together with --labels")
+        if labels:
+            CsvTable(labels).require(*(group or ()))  # fails early, before the run is read
         path = out or Path(f"{run}.html")
         Template.read()  # fails early if a library of the page is not installed
         found = Stack.find(stack)
         table = run_table(found)
         status = run_status(table, run)
-        about = next(iter(labels_of(table, status, label)), label or ABNORMAL)
+        names = labels_of(table, status, label) or [label or ABNORMAL]
         model = load(bundle)
         scored_by_it = model.sha256 == status.model_sha256
         if bundle and not scored_by_it:
@@ -92,10 +98,10 @@ def report(
                 path,
                 run=status,
                 predictions=table.predictions(run),
-                label=about,
+                labels=names[:1] if label else names,
                 model=model if scored_by_it else None,
                 training_set=TrainingSet.read(bundle or SHIPPED) if scored_by_it else None,
-                labels=read_labels(labels, about, group or ()) if labels else None,
+                references=(lambda name: read_labels(labels, name, group or ())) if labels else None,
                 settings=found.settings,
                 fetch=None if no_images else fetch_from(found),
             )

@@ -99,6 +99,12 @@ def to_json(found: Sequence[Assessment], not_evaluated: Mapping[str, str], **sou
     )
 
 
+def none_evaluated(reasons: Mapping[str, str]) -> str:
+    """Why no label could be evaluated, in one line: for the first label, and which others there are."""
+    first, *others = reasons
+    return reasons[first] + (f"; nor can {', '.join(others)} be evaluated" if others else "")
+
+
 def assess(
     cohort: Cohort,
     threshold: Threshold,

@@ -123,6 +123,15 @@ class AllResults:
     labels: Sequence[str]  # the primary one first
     of: Callable[[str], Results]
 
+    @classmethod
+    def of_run(cls, run: Run, predictions: Iterable[Prediction], labels: Sequence[str]) -> AllResults:
+        """The run's predictions for each of these labels. Reads them once, and raises what that raises."""
+        if len(labels) == 1:  # without a list, as the scores of other labels would fill the memory
+            only = Results.of_run(run, predictions, labels[0])
+            return cls(labels, lambda _: only)
+        found = sorted(predictions, key=lambda prediction: prediction.key)
+        return cls(labels, lambda label: Results.of_run(run, found, label))
+
 
 def find_all_results(name: str, *, stack: str, primary: str = ABNORMAL) -> AllResults:
     """The results of all labels in a CSV file, or of the run of this name. See `find_results`."""
@@ -131,10 +140,7 @@ def find_all_results(name: str, *, stack: str, primary: str = ABNORMAL) -> AllRe
         return AllResults(labels_in(path, primary), lambda label: read_results(path, label, primary))
     table, run = _find_run(name, stack)
     labels = labels_of(table, run) or [ABNORMAL]
-    if len(labels) == 1:  # without a list, as the scores of other labels would fill the memory
-        return AllResults(labels, lambda label: Results.of_run(run, table.predictions(run.run_id), label))
-    predictions = sorted(table.predictions(run.run_id), key=lambda prediction: prediction.key)
-    return AllResults(labels, lambda label: Results.of_run(run, predictions, label))
+    return AllResults.of_run(run, table.predictions(run.run_id), labels)
 
 
 def find_results(name: str, label: str | None = None, *, stack: str, primary: str = ABNORMAL) -> Results:

@@ -8,7 +8,7 @@ threshold slider.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,23 @@ from runs.codes import ErrorCode, WarningCode
 from runs.predictions import Prediction, negative
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from cxr.errors import InputError
-from cxr.evaluation.assessment import Assessment, assess, labelled_scores
+from cxr.errors import InputError, NotMeasurable
+from cxr.evaluation.assessment import Assessment, assess, labelled_scores, none_evaluated
 from cxr.evaluation.cohort import Cohort, TrainingSet, join
 from cxr.evaluation.labels import Labels
 from cxr.evaluation.measures import NONE, Performance, reliability
-from cxr.evaluation.results import Results, Threshold
+from cxr.evaluation.results import AllResults, Results, Threshold
 from cxr.files import whole_file
 from cxr.planning.capacity import Plan
 from cxr.report_page import about
-from cxr.report_page.gallery import FAILED, MILLION, Fetch, gallery
+from cxr.report_page.gallery import FAILED, MILLION, Fetch, gallery, pictures
 from cxr.report_page.template import Template
 from cxr.runs import RunStatus
 from cxr.words import duration, money
 
 CURVE_POINTS = 1000  # of a curve; more cannot be told apart on a screen
+
+References = Callable[[str], Labels]  # the reference labels for a label. Raises InputError
 
 
 def write(
@@ -42,73 +44,103 @@ def write(
     *,
     run: RunStatus,
     predictions: Iterable[Prediction],
-    label: str,
+    labels: Sequence[str],
     model: Model | None = None,
     training_set: TrainingSet | None = None,
-    labels: Labels | None = None,
+    references: References | None = None,
     settings: Mapping[str, Any] | None = None,
     fetch: Fetch | None = None,
 ) -> None:
-    """Write the report of a run for one label, whole or not at all.
+    """Write the report of a run for these labels, whole or not at all. It opens with the first one.
 
-    `model` is the model that scored the run, and `training_set` what it was trained on. `settings` are the
-    stack's now, which are used if the run does not record its own. `fetch` gives the bytes of an image by its
-    key, or why there are none (see `fetch_from`); without it the page has no pictures. Raises InputError and
-    OSError.
+    `model` is the model that scored the run, and `training_set` what it was trained on. `references` gives
+    the reference labels for a label. `settings` are the stack's now, which are used if the run does not
+    record its own. `fetch` gives the bytes of an image by its key, or why there are none (see `fetch_from`);
+    without it the page has no pictures. Raises InputError and OSError.
     """
     template = Template.read()
     with whole_file(path) as part:  # opened here, to fail early if it cannot be written
-        results = Results.of_run(run, predictions, label)
-        template.write(part, document(run, results, model, training_set, labels, settings or {}, fetch))
+        results = AllResults.of_run(run, predictions, labels)
+        template.write(part, document(run, results, model, training_set, references, settings or {}, fetch))
 
 
 def document(
     run: RunStatus,
-    results: Results,
+    results: AllResults,
     model: Model | None,
     training_set: TrainingSet | None,
-    labels: Labels | None,
+    references: References | None,
     settings: Mapping[str, Any],
     fetch: Fetch | None,
 ) -> dict[str, Any]:
-    """What page.js shows. Raises InputError."""
-    label, predictions = results.label, results.predictions
-    millionths = [int(one.scores[label] * MILLION) if one.scores else FAILED for one in predictions]
-    scores = np.array(millionths, dtype=np.int32)
+    """What page.js shows: what is the same for all labels, and in `labels` the rest, for each of them.
+
+    Raises InputError, also if there are reference labels and no label can be measured with them.
+    """
+    predictions = results.of(results.labels[0]).predictions  # those for other labels differ in scores only
+    keys = [one.key for one in predictions]
     errors = [one.error or "" for one in predictions]
-    cohort = found = reference = None
-    if labels:
-        cohort = join(results, labels)
-        found = assess(cohort, results.decided_by(model), model=model, training_set=training_set)
-        reference = _references(results, cohort)
-    threshold = _threshold(results, model)
-    value = threshold.value if threshold else None
     config = about.config_of(run, settings)
-    plan = about.plan_of(run, config, [one.key for one in predictions])
+    plan = about.plan_of(run, config, keys)
+    parts: dict[str, dict[str, Any]] = {}
+    for label in results.labels:
+        of_label = results.of(label)
+        found, part = label_part(of_label, model, training_set, references)
+        said = notices(run, of_label, model, found, shown=results.labels, pictures=fetch is not None)
+        parts[label] = part | {"tiles": tiles(run, of_label, plan), "notices": list(said)}
+    reasons = {label: part["not_evaluated"] for label, part in parts.items()}
+    if all(reasons.values()):
+        raise InputError(none_evaluated(reasons))
+    galleries = {label: part["gallery"] for label, part in parts.items()}
     return {
         "run": run.run_id,
+        "written": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
+        "subtitle": f"{run.model} on {about.source(run)}",
+        "rows": {
+            "keys": keys,
+            **_coded("error", errors),
+            **_coded("warning", [" ".join(one.warnings) for one in predictions]),
+        },
+        "labels": list(parts.values()),
+        "failures": _by_code(Counter(filter(None, errors)), ErrorCode),
+        "warnings": _by_code(Counter(code for one in predictions for code in one.warnings), WarningCode),
+        "pictures": pictures(galleries, keys, model, fetch) if fetch else None,
+        "about": about.about(run, model, config),
+        "cost": about.cost(plan) if plan else None,
+    }
+
+
+def label_part(
+    results: Results, model: Model | None, training_set: TrainingSet | None, references: References | None
+) -> tuple[Assessment | None, dict[str, Any]]:
+    """How good the scores of one label are, None if that cannot be measured, and what page.js shows of them.
+
+    Raises InputError.
+    """
+    label = results.label
+    millionths = [int(one.scores[label] * MILLION) if one.scores else FAILED for one in results.predictions]
+    cohort = found = reference = None
+    not_evaluated = ""
+    try:
+        if references:
+            cohort = join(results, references(label))
+            found = assess(cohort, results.decided_by(model), model=model, training_set=training_set)
+            reference = _references(results, cohort)
+    except NotMeasurable as error:
+        not_evaluated = str(error)
+    threshold = _threshold(results, model)
+    value = threshold.value if threshold else None
+    return found, {
         "label": label,
         "negative": negative(label),
         "threshold": value,
         "threshold_source": threshold.source if threshold else "",
-        "written": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
-        "subtitle": f"{run.model} on {about.source(run)}",
-        "tiles": tiles(run, results, plan),
-        "notices": list(notices(run, results, model, found, pictures=fetch is not None)),
-        "rows": {
-            "keys": [one.key for one in predictions],
-            "scores": millionths,
-            "positive": [int(bool(one.positive)) for one in predictions],
-            **_coded("error", errors),
-            **_coded("warning", [" ".join(one.warnings) for one in predictions]),
-            "reference": None if reference is None else reference.tolist(),
-        },
-        "failures": _by_code(Counter(filter(None, errors)), ErrorCode),
-        "warnings": _by_code(Counter(code for one in predictions for code in one.warnings), WarningCode),
+        "scores": millionths,
+        "positive": [int(bool(one.positive)) for one in results.predictions],
+        "reference": None if reference is None else reference.tolist(),
         "evaluation": evaluation(found, cohort) if found and cohort else None,
-        "gallery": gallery(results, scores, value, reference, model, fetch),
-        "about": about.about(run, model, config),
-        "cost": about.cost(plan) if plan else None,
+        "not_evaluated": not_evaluated,
+        "gallery": gallery(results, np.array(millionths, dtype=np.int32), value, reference),
     }
 
 
@@ -148,9 +180,15 @@ def tiles(run: RunStatus, results: Results, plan: Plan | None) -> list[dict[str,
 
 
 def notices(
-    run: RunStatus, results: Results, model: Model | None, found: Assessment | None, *, pictures: bool
+    run: RunStatus,
+    results: Results,
+    model: Model | None,
+    found: Assessment | None,
+    *,
+    shown: Sequence[str],
+    pictures: bool,
 ) -> Iterator[dict[str, str]]:
-    """What a reader must know before the figures."""
+    """What a reader must know before the figures of one label. `shown` are all labels of the page."""
     if pictures:
         yield _notice(
             "care", "This file holds patients' images: protect it as you protect the images themselves."
@@ -176,10 +214,10 @@ def notices(
             "No heatmaps and no model card: the report was made without the bundle that scored this run "
             f"(SHA-256 {run.model_sha256[:12] or 'not given'} …).",
         )
-    if len(results.labels) > 1:
+    if len(results.labels) > len(shown):
         yield _notice(
             "info",
-            f"This report is for {results.label}. The run has scores of {len(results.labels)} labels: "
+            f"This report is for {', '.join(shown)}. The run has scores of {len(results.labels)} labels: "
             f"{', '.join(results.labels)}.",
         )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,14 @@ from cxr.stack import Stack, client
 MILLION = 1_000_000  # scores have six decimals, and are whole numbers in the page
 FAILED = -1  # in place of a score
 GALLERY_SIZE = 12  # images in each part of the gallery
+PICTURES = 5 * GALLERY_SIZE  # in a file; a gallery has at most five parts
 THUMBNAIL, MAP = 320, 64  # sides in pixels; the browser enlarges a map smoothly
 FETCHES = 8  # images at once
 _GONE = {"NoSuchKey", "404"}  # error codes of S3
 _DENIED = {"AccessDenied", "403"}  # also of a missing key, if the caller may not list the bucket
 
 Fetch = Callable[[str], bytes | str | None]
+Gallery = list[dict[str, Any]]  # parts, each with title, note and rows
 
 
 def fetch_from(stack: Stack) -> Fetch:
@@ -61,10 +64,8 @@ def gallery(
     scores: npt.NDArray[np.int32],
     threshold: float | None,
     reference: npt.NDArray[np.int8] | None,
-    model: Model | None,
-    fetch: Fetch | None,
-) -> dict[str, Any]:
-    """Parts of a dozen images each, by row, and a picture of each image: thumbnail and map as data URLs.
+) -> Gallery:
+    """The gallery of one label: parts of a dozen images each, by row.
 
     `scores` and `reference` have a value for each prediction: millionths or FAILED, and 1, 0 or -1 for not
     known.
@@ -73,7 +74,7 @@ def gallery(
     scored = np.flatnonzero(scores != FAILED)
     scores = scores[scored]
     called = scores >= math.inf if threshold is None else scores >= np.ceil(threshold * MILLION - 1e-6)
-    parts = []
+    parts: Gallery = []
 
     def part(title: str, note: str, among: npt.NDArray[np.int64], by: npt.NDArray[Any]) -> None:
         """The first of `among` by a measure of every scored image."""
@@ -104,23 +105,37 @@ def gallery(
             np.abs(scores - threshold * MILLION),
         )
     part("Lowest scores", f"least likely {label} by the model", every, scores)
-    pictures: dict[int, dict[str, str]] = {}
-    if fetch:
-        shown = sorted({row for one in parts for row in one["rows"]})
-        with ThreadPoolExecutor(FETCHES) as pool:
-            keys = (results.predictions[row].key for row in shown)
-            found = pool.map(lambda key: picture(fetch(key), label, model), keys)
-            pictures = dict(zip(shown, found, strict=True))
-    return {
-        "parts": parts,
-        "pictures": pictures if fetch else None,
-        "maps": any("map" in one for one in pictures.values()),
-        "cut": model is not None,
-    }
+    return parts
 
 
-def picture(data: bytes | str | None, label: str, model: Model | None) -> dict[str, str]:
-    """What the page shows of an image: what the model sees and what the score is based on, or why nothing."""
+def pictures(
+    galleries: Mapping[str, Gallery], keys: Sequence[str], model: Model | None, fetch: Fetch
+) -> dict[int, dict[str, Any]]:
+    """A picture of each row that the file has one of, for the galleries of all labels."""
+    labels_of: dict[int, list[str]] = {row: [] for row in pictured_rows(galleries.values())}
+    for label, parts in galleries.items():
+        for row in labels_of.keys() & {row for part in parts for row in part["rows"]}:
+            labels_of[row].append(label)
+    with ThreadPoolExecutor(FETCHES) as pool:
+        found = pool.map(lambda row: picture(fetch(keys[row]), labels_of[row], model), labels_of)
+        return dict(zip(labels_of, found, strict=True))
+
+
+def pictured_rows(galleries: Iterable[Gallery]) -> list[int]:
+    """The rows that the file has a picture of: at most PICTURES, whatever the number of labels.
+
+    The parts of all labels take turns, and each turn adds the part's next image.
+    """
+    parts = [part["rows"] for of_labels in zip_longest(*galleries) for part in of_labels if part]
+    rows = dict.fromkeys(row for turn in zip_longest(*parts) for row in turn if row is not None)
+    return sorted(islice(rows, PICTURES))
+
+
+def picture(data: bytes | str | None, labels: Iterable[str], model: Model | None) -> dict[str, Any]:
+    """What the page shows of an image, or why nothing.
+
+    It is what the model sees, and a map of what the score of each of these labels is based on, as data URLs.
+    """
     if not isinstance(data, bytes):
         return {"missing": data or "not in the bucket"}
     geometry = Preprocessing.from_json(model.card["preprocessing"]) if model else None
@@ -128,10 +143,15 @@ def picture(data: bytes | str | None, label: str, model: Model | None) -> dict[s
         image = decode(data, geometry.bit_depth) if geometry else decode(data)
     except ImageError as error:
         return {"missing": error.code}
-    shown = {"image": _data_url(thumbnail(image, geometry), "JPEG", quality=82)}
-    if model and model.card.get("cam") and label in model.thresholds:
+    shown: dict[str, Any] = {"image": _data_url(thumbnail(image, geometry), "JPEG", quality=82), "maps": {}}
+    if model and model.card.get("cam"):
         pixels, _ = model.prepare(data)
-        shown["map"] = _data_url(map_layer(model.explain(pixels)[label], MAP), "PNG", optimize=True)
+        maps = model.explain(pixels)
+        shown["maps"] = {
+            label: _data_url(map_layer(maps[label], MAP), "PNG", optimize=True)
+            for label in labels
+            if label in maps
+        }
     return shown
 
 

@@ -2,22 +2,25 @@
 "use strict";
 (async () => {
   const report = await unpack(document.getElementById("data"));
-  const { rows, label, negative, evaluation } = report;
+  const { rows } = report;
   const byId = (id) => document.getElementById(id);
   const MILLION = 1e6;
   const count = new Intl.NumberFormat("en-US").format;
-  const scores = Int32Array.from(rows.scores); // millionths; -1 if there is none
   const FAILED = -1;
+  const size = rows.keys.length;
+
+  // The label that is shown. `show` sets these, and draws what depends on them.
+
+  let part, label, negative, evaluation;
+  let scores; // millionths; -1 if there is none
+  let truth; // 1, 0; -1 if there is no reference label; null if there are none at all
+  let all, positives, negatives; // their sorted scores
 
   // What depends on the threshold: the number of images at or above it, from sorted scores.
 
-  let threshold = report.threshold ?? 0.5;
+  let threshold;
   const atLeast = (value) => Math.ceil(value * MILLION - 1e-6); // the least score, in millionths, that reaches it
   const sorted = (keep) => scores.filter((score, i) => score !== FAILED && keep(i)).sort();
-  const all = sorted(() => true);
-  const truth = rows.reference && Int8Array.from(rows.reference); // 1, 0; -1 if there is no label
-  const positives = truth && sorted((i) => truth[i] === 1);
-  const negatives = truth && sorted((i) => truth[i] === 0);
 
   function reaching(values, least) {
     let low = 0, high = values.length;
@@ -46,15 +49,17 @@
 
   // Head
 
-  document.title = `${report.run}: chest X-ray run`;
   byId("run").textContent = report.run;
   byId("subtitle").textContent = report.subtitle;
   byId("written").textContent = `Written ${report.written}.`;
-  byId("tiles").append(...report.tiles.map((tile) => el("div", {},
-    el("dt", {}, tile.name), el("dd", { class: "value" }, tile.value), el("dd", { class: "note" }, tile.note))));
-  byId("notices").append(...report.notices.map((notice) => el("p", { class: `notice ${notice.kind}` }, notice.text)));
-  document.querySelector("nav").append(...[...document.querySelectorAll("section")].map((section) =>
-    el("a", { href: `#${section.id}` }, section.dataset.title)));
+  const several = report.labels.length > 1;
+  const sections = [...document.querySelectorAll("section")];
+  document.querySelector("nav").append(...sections.map((section) => el("a", { href: `#${section.id}` }, section.dataset.title)));
+  function drawHead() {
+    byId("tiles").replaceChildren(...part.tiles.map((tile) => el("div", {},
+      el("dt", {}, tile.name), el("dd", { class: "value" }, tile.value), el("dd", { class: "note" }, tile.note))));
+    byId("notices").replaceChildren(...part.notices.map((notice) => el("p", { class: `notice ${notice.kind}` }, notice.text)));
+  }
 
   // Charts, drawn for the available width in the colours of the page
 
@@ -103,39 +108,42 @@
 
   // Scores
 
-  const classes = truth
-    ? [[`reference ${negative}`, "--negative", 0], [`reference ${label}`, "--positive", 1], ["no reference label", "--neutral", -1]]
-      .filter(([, , value]) => value !== -1 || all.length > positives.length + negatives.length)
-    : [["scored images", "--negative", null]];
-  const bars = classes.flatMap(([name, tone, value]) => {
-    const bins = new Array(BINS).fill(0);
-    scores.forEach((score, i) => {
-      if (score !== FAILED && (value === null || truth[i] === value)) bins[Math.min(BINS - 1, Math.floor(score * BINS / MILLION))] += 1;
-    });
-    return bins.map((n, bin) => ({ x1: bin / BINS, x2: (bin + 1) / BINS, n, name, tone: `var(${tone})` }));
-  }).filter((bar) => bar.n);
-
-  if (all.length) {
-    chart(byId("histogram"), `Distribution of ${count(all.length)} scores from 0 to 1, with the threshold`, PAPER.histogram, () => ({
-      height: HEIGHT,
-      x: { ...UNIT, label: `score of ${brief(label)}`, ticks: 10 },
-      y: { label: "images", grid: true, ticks: 4, tickFormat: (n) => (Number.isInteger(n) ? count(n) : "") },
-      marks: [
-        Plot.rectY(bars, { x1: "x1", x2: "x2", y: "n", fill: "tone", order: null,
-          title: (bar) => `${count(bar.n)} ${bar.name}\n${bar.x1.toFixed(2)} to ${bar.x2.toFixed(2)}`, tip: { fill: "var(--card)" } }),
-        Plot.ruleY([0]),
-      ],
-    }), verticalLine);
-    byId("legend").append(el("span", { class: "legend" }, ...classes.map(([name, tone]) =>
-      el("span", {}, el("span", { class: "swatch", tone: `var(${tone})` }), name)), el("span", {}, "┆ threshold")));
-  } else {
-    byId("histogram").append(el("p", { class: "empty" }, "No image has a score yet."));
+  function drawHistogram() {
+    const classes = truth
+      ? [[`reference ${negative}`, "--negative", 0], [`reference ${label}`, "--positive", 1], ["no reference label", "--neutral", -1]]
+        .filter(([, , value]) => value !== -1 || all.length > positives.length + negatives.length)
+      : [["scored images", "--negative", null]];
+    const bars = classes.flatMap(([name, tone, value]) => {
+      const bins = new Array(BINS).fill(0);
+      scores.forEach((score, i) => {
+        if (score !== FAILED && (value === null || truth[i] === value)) bins[Math.min(BINS - 1, Math.floor(score * BINS / MILLION))] += 1;
+      });
+      return bins.map((n, bin) => ({ x1: bin / BINS, x2: (bin + 1) / BINS, n, name, tone: `var(${tone})` }));
+    }).filter((bar) => bar.n);
+    byId("legend").replaceChildren();
+    byId("histogram").replaceChildren();
+    if (all.length) {
+      chart(byId("histogram"), `Distribution of ${count(all.length)} scores from 0 to 1, with the threshold`, PAPER.histogram, (width) => ({
+        height: HEIGHT,
+        x: { ...UNIT, label: `score of ${brief(label)}`, ticks: width < 320 ? 5 : 10 },
+        y: { label: "images", grid: true, ticks: 4, tickFormat: (n) => (Number.isInteger(n) ? count(n) : "") },
+        marks: [
+          Plot.rectY(bars, { x1: "x1", x2: "x2", y: "n", fill: "tone", order: null,
+            title: (bar) => `${count(bar.n)} ${bar.name}\n${bar.x1.toFixed(2)} to ${bar.x2.toFixed(2)}`, tip: { fill: "var(--card)" } }),
+          Plot.ruleY([0]),
+        ],
+      }), verticalLine);
+      byId("legend").append(el("span", { class: "legend" }, ...classes.map(([name, tone]) =>
+        el("span", {}, el("span", { class: "swatch", tone: `var(${tone})` }), name)), el("span", {}, "┆ threshold")));
+    } else {
+      byId("histogram").append(el("p", { class: "empty" }, "No image has a score yet."));
+    }
+    byId("threshold-source").textContent = part.threshold === null
+      ? "The run's threshold is not known: the run does not record it, and its scores do not tell."
+      : `The run's threshold is ${shown(part.threshold)}: ${part.threshold_source}.`;
   }
 
   const slider = byId("threshold"), number = byId("threshold-number");
-  byId("threshold-source").textContent = report.threshold === null
-    ? "The run's threshold is not known: the run does not record it, and its scores do not tell."
-    : `The run's threshold is ${shown(report.threshold)}: ${report.threshold_source}.`;
 
   function atThreshold() {
     const parts = [el("h3", {}, `At threshold ${shown(threshold)}`)];
@@ -184,18 +192,20 @@
     slider.value = number.value;
     moveTo(+number.value);
   });
-  byId("reset").addEventListener("click", () => { setSliders(report.threshold ?? 0.5); moveTo(report.threshold ?? 0.5); });
+  byId("reset").addEventListener("click", () => { setSliders(part.threshold ?? 0.5); moveTo(part.threshold ?? 0.5); });
   function setSliders(value) { slider.value = value; number.value = shown(value); }
-  setSliders(threshold);
-  atThreshold();
 
   // Evaluation
 
-  const place = byId("evaluation-body");
-  if (!evaluation) {
-    place.append(el("p", { class: "empty" }, "This report was made without reference labels. With them it shows ROC, "
-      + "precision-recall, calibration, the confusion matrix, groups and the worst mistakes."));
-  } else {
+  function drawEvaluation() {
+    const place = byId("evaluation-body");
+    place.replaceChildren();
+    if (!evaluation) {
+      place.append(el("p", { class: "empty" }, part.not_evaluated ? `${label} cannot be measured: ${part.not_evaluated}.`
+        : "This report was made without reference labels. With them it shows ROC, "
+          + "precision-recall, calibration, the confusion matrix, groups and the worst mistakes."));
+      return;
+    }
     const figure = (title, note) => {
       const box = el("div", {});
       return [box, el("figure", { class: "chart" }, el("h3", {}, title), box, el("figcaption", {}, note))];
@@ -287,14 +297,15 @@
         el("td", { class: "number" }, count(images)),
         el("td", {}, el("span", { class: "meter", share: images / found[0].images }), el("small", { class: "muted" }, `${(100 * images / of).toFixed(images / of < 0.01 ? 2 : 1)}%`)))))));
   }
-  codes(byId("failures-body"), report.failures, scores.length, "No image failed.");
-  codes(byId("warnings-body"), report.warnings, all.length, "No image has a warning.");
+  const failed = report.failures.reduce((sum, { images }) => sum + images, 0);
+  codes(byId("failures-body"), report.failures, size, "No image failed.");
+  codes(byId("warnings-body"), report.warnings, size - failed, "No image has a warning.");
 
   // Gallery
 
   const dialog = byId("dialog");
   const base = (key) => key.split("/").pop() || key;
-  const calledText = (row) => (rows.positive[row] ? label : negative);
+  const calledText = (row) => (part.positive[row] ? label : negative);
   const tone = (positive) => `badge ${positive ? "is-positive" : "is-negative"}`;
   byId("close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
@@ -310,13 +321,14 @@
     return el("label", { class: "fader" }, "Class activation map", slider);
   }
 
+  const mapOf = (picture) => (picture?.maps && Object.hasOwn(picture.maps, label) ? picture.maps[label] : null);
   const layers = (picture, alt) => [el("img", { src: picture.image, alt, decoding: "async" }),
-    ...(picture.map ? [el("img", { src: picture.map, alt: "", class: "map", decoding: "async" })] : [])];
+    ...(mapOf(picture) ? [el("img", { src: mapOf(picture), alt: "", class: "map", decoding: "async" })] : [])];
   const truthBadge = (row) => (truth && truth[row] !== -1
     ? [el("span", { class: "truth" }, el("span", { class: tone(truth[row]) }, truth[row] ? label : negative))] : []);
 
   function thumb(row) {
-    const picture = report.gallery.pictures?.[row];
+    const picture = report.pictures?.[row];
     const text = `score ${scoreText(scores[row])}, called ${calledText(row)}${truth && truth[row] !== -1 ? `, reference ${truth[row] ? label : negative}` : ""}`;
     const parts = [];
     if (picture?.image) {
@@ -324,7 +336,7 @@
       button.addEventListener("click", () => {
         byId("dialog-title").textContent = rows.keys[row];
         byId("dialog-body").replaceChildren(el("div", { class: "picture" }, ...layers(picture, `X-ray, ${text}`)), el("p", {}, text), ...warningText(row),
-          ...(picture.map ? [fader()] : []));
+          ...(mapOf(picture) ? [fader()] : []));
         dialog.showModal();
       });
       parts.push(button);
@@ -336,48 +348,51 @@
   }
   const warningText = (row) => (rows.warning_values[rows.warning[row]] ? [el("p", { class: "muted" }, `Warnings: ${rows.warning_values[rows.warning[row]]}`)] : []);
 
-  const galleryBody = byId("gallery-body");
-  if (!report.gallery.pictures) {
-    galleryBody.append(el("p", { class: "muted" }, "This report was made without pictures."));
-  } else if (report.gallery.maps) {
-    galleryBody.append(
-      el("div", { class: "gallery-tools" }, fader(),
-        el("span", { class: "key-row" },
-          el("span", {}, el("span", { class: "swatch", tone: "#e66101" }), `adds to the score of ${label}`),
-          el("span", {}, el("span", { class: "swatch", tone: "#5e3c99" }), "subtracts from it"))),
-      el("p", { class: "muted" }, "A heatmap shows what the score is based on. Its strongest place has the same opacity in each image. It is not evidence of where a finding is."));
-  } else {
-    galleryBody.append(el("p", { class: "muted" }, "There are no heatmaps: the model has none, or the report was made without its bundle."));
-  }
-  if (!all.length) galleryBody.append(el("p", { class: "empty" }, "No image has a score yet."));
-  for (const part of all.length ? report.gallery.parts : []) {
-    galleryBody.append(el("h3", {}, part.title), el("p", { class: "muted part-note" }, part.note),
-      part.rows.length
-        ? el("ul", { class: report.gallery.pictures ? "thumbs" : "thumbs text" }, ...part.rows.map(thumb))
-        : el("p", { class: "empty" }, "None."));
+  function drawGallery() {
+    const place = byId("gallery-body");
+    place.replaceChildren();
+    const pictured = (row) => Boolean(report.pictures?.[row]);
+    const rowsShown = part.gallery.flatMap((one) => one.rows);
+    if (!report.pictures) {
+      place.append(el("p", { class: "muted" }, "This report was made without pictures."));
+    } else if (rowsShown.some((row) => mapOf(report.pictures[row]))) {
+      place.append(
+        el("div", { class: "gallery-tools" }, fader(),
+          el("span", { class: "key-row" },
+            el("span", {}, el("span", { class: "swatch", tone: "#e66101" }), `adds to the score of ${label}`),
+            el("span", {}, el("span", { class: "swatch", tone: "#5e3c99" }), "subtracts from it"))),
+        el("p", { class: "muted" }, "A heatmap shows what the score is based on. Its strongest place has the same opacity in each image. It is not evidence of where a finding is."));
+    } else {
+      place.append(el("p", { class: "muted" }, "There are no heatmaps: the model has none, or the report was made without its bundle."));
+    }
+    if (report.pictures && !rowsShown.every(pictured)) {
+      place.append(el("p", { class: "muted" }, `The labels share the ${Object.keys(report.pictures).length} pictures of this file. Images without one are listed by name.`));
+    }
+    if (!all.length) place.append(el("p", { class: "empty" }, "No image has a score yet."));
+    for (const { title, note, rows: images } of all.length ? part.gallery : []) {
+      place.append(el("h3", {}, title), el("p", { class: "muted part-note" }, note));
+      if (!images.length) place.append(el("p", { class: "empty" }, "None."));
+      for (const [kind, some] of [["thumbs", images.filter(pictured)], ["thumbs text", images.filter((row) => !pictured(row))]]) {
+        if (some.length) place.append(el("ul", { class: kind }, ...some.map(thumb)));
+      }
+    }
   }
 
   // Predictions: this script sorts and filters columns of numbers, and DataTables shows one page of rows
 
-  const size = scores.length;
   const warnings = Int32Array.from(rows.warning), errors = Int32Array.from(rows.error);
-  const called = Int32Array.from(rows.positive, (positive, i) => (scores[i] === FAILED ? 2 : 1 - positive));
-  const columns = [
-    { title: "Key", values: null },
-    { title: "Outcome", values: called.map((value, i) => (value === 2 ? 2 + errors[i] : value)) },
-    { title: "Score", values: scores },
-    ...(truth ? [{ title: "Reference", values: Int32Array.from(truth, (value) => (value === -1 ? 2 : 1 - value)) }] : []),
-    { title: "Warnings", values: warnings },
-  ];
+  const referenced = report.labels.some((one) => one.reference);
+  const columns = ["Key", "Outcome", "Score", ...(referenced ? ["Reference"] : []), "Warnings"];
+  const SCORE = columns.indexOf("Score");
   const orders = new Map();
+  let values; // of each column, for its order
 
   // Rows in the order of a column. A value and its row number are one float: this sorts without a function.
   function order(column, direction) {
     const name = `${column} ${direction}`;
     if (!orders.has(name)) {
-      const values = columns[column].values ?? Int32Array.from({ length: size }, (_, i) => i); // keys are sorted
       const last = 2 ** 26; // after every score, for rows without one
-      const packed = Float64Array.from(values, (value, i) =>
+      const packed = Float64Array.from(values[column], (value, i) =>
         ((value === FAILED ? last : direction === "asc" ? value : last - 1 - value)) * 2 ** 26 + i);
       packed.sort();
       orders.set(name, Int32Array.from(packed, (value) => value % 2 ** 26));
@@ -387,18 +402,35 @@
 
   const filters = byId("filters"), field = (id) => byId(id).value;
   const option = (value, text) => el("option", { value }, text);
-  byId("outcome").append(option("", "all"), option("1", label), option("0", negative), option("failed", "failed"),
-    ...report.failures.map(({ code }) => option(code, `failed: ${code}`)));
   byId("warning").append(option("", "all"), option("any", "any warning"), option("none", "no warning"),
     ...report.warnings.map(({ code }) => option(code, code)));
-  byId("truth").append(option("", "all"), option("1", label), option("0", negative), option("-1", "no label"),
-    option("false-positive", "false positives at the threshold"), option("false-negative", "false negatives at the threshold"));
-  byId("truth-filter").hidden = !truth;
-  let lowered;
+  let lowered, table;
+
+  function refill(select, ...options) {
+    const { value } = select;
+    select.replaceChildren(option("", "all"), option("1", label), option("0", negative), ...options);
+    select.value = value; // also of another label
+  }
+
+  function drawTable() {
+    refill(byId("outcome"), option("failed", "failed"), ...report.failures.map(({ code }) => option(code, `failed: ${code}`)));
+    refill(byId("truth"), option("-1", "no label"),
+      option("false-positive", "false positives at the threshold"), option("false-negative", "false negatives at the threshold"));
+    byId("truth-filter").hidden = !truth;
+    values = [
+      Int32Array.from(rows.keys, (_, i) => i), // keys are sorted
+      Int32Array.from(part.positive, (positive, i) => (scores[i] === FAILED ? 2 + errors[i] : 1 - positive)),
+      scores,
+      ...(referenced ? [truth ? Int32Array.from(truth, (value) => (value === -1 ? 2 : 1 - value)) : new Int32Array(size)] : []),
+      warnings,
+    ];
+    orders.clear();
+    if (table) table.draw(); else table = makeTable(); // which draws it
+  }
 
   function found(column, direction) {
     const needle = field("search").trim().toLowerCase();
-    const outcome = field("outcome"), warning = field("warning"), reference = field("truth");
+    const outcome = field("outcome"), warning = field("warning"), reference = truth ? field("truth") : "";
     const from = field("from") === "" ? -Infinity : atLeast(+field("from"));
     const to = field("to") === "" ? Infinity : Math.floor(+field("to") * MILLION + 1e-6);
     const ranged = from !== -Infinity || to !== Infinity;
@@ -413,7 +445,7 @@
       if (!warned[warnings[i]] || (ranged && (score === FAILED || score < from || score > to))) return false;
       if (warning === "none" && score === FAILED) return false;
       if (outcome === "failed" ? score !== FAILED
-        : outcome === "0" || outcome === "1" ? score === FAILED || String(rows.positive[i]) !== outcome
+        : outcome === "0" || outcome === "1" ? score === FAILED || String(part.positive[i]) !== outcome
           : outcome !== "" && rows.error_values[errors[i]] !== outcome) return false;
       if (reference !== "") {
         if (reference === "false-positive" ? !(truth[i] === 0 && score >= least)
@@ -429,11 +461,10 @@
     rows.keys[i],
     scores[i] === FAILED ? rows.error_values[errors[i]] : calledText(i),
     scoreText(scores[i]),
-    ...(truth ? [truth[i] === -1 ? "" : truth[i] ? label : negative] : []),
+    ...(referenced ? [!truth || truth[i] === -1 ? "" : truth[i] ? label : negative] : []),
     rows.warning_values[warnings[i]],
   ];
-  const at = columns.findIndex((column) => column.title === "Score");
-  const table = new DataTable("#table", {
+  const makeTable = () => new DataTable("#table", {
     serverSide: true, // the script is the server
     ajax: (request, answer) => {
       const { column, dir } = request.order[0] ?? { column: 0, dir: "asc" };
@@ -442,16 +473,16 @@
       answer({ draw: request.draw, recordsTotal: size, recordsFiltered: left.length,
         data: Array.from(left.subarray(request.start, request.start + request.length), (i) => [...cells(i), i]) });
     },
-    columns: columns.map(({ title }, i) => ({ title, className: i === at ? "number score" : "", render: DataTable.render.text(), orderSequence: i === at ? ["desc", "asc"] : ["asc", "desc"] })),
+    columns: columns.map((title, i) => ({ title, className: i === SCORE ? "number score" : "", render: DataTable.render.text(), orderSequence: i === SCORE ? ["desc", "asc"] : ["asc", "desc"] })),
     createdRow: (tr, data) => {
       const row = data.at(-1), [, outcome, score, reference] = tr.cells;
       const badge = (cell, kind) => cell.replaceChildren(el("span", { class: kind }, cell.textContent));
-      badge(outcome, scores[row] === FAILED ? "badge" : tone(rows.positive[row]));
+      badge(outcome, scores[row] === FAILED ? "badge" : tone(part.positive[row]));
       if (truth && truth[row] !== -1) badge(reference, tone(truth[row]));
       score.style.setProperty("--share", Math.max(0, scores[row]) / MILLION);
-      score.style.setProperty("--tone", rows.positive[row] ? "var(--positive)" : "var(--negative)");
+      score.style.setProperty("--tone", part.positive[row] ? "var(--positive)" : "var(--negative)");
     },
-    order: [[at, "desc"]], orderMulti: false, searching: false, autoWidth: false, pageLength: 25, lengthMenu: [25, 100, 500],
+    order: [[SCORE, "desc"]], orderMulti: false, searching: false, autoWidth: false, pageLength: 25, lengthMenu: [25, 100, 500],
     layout: { topStart: null, topEnd: null, bottomStart: ["info", "pageLength"], bottomEnd: "paging" },
     language: { aria: { paginate: { first: "First page", previous: "Previous page", next: "Next page", last: "Last page", number: "Page " } },
       info: "_START_ to _END_ of _TOTAL_ images", infoEmpty: "No image", infoFiltered: "(of _MAX_ in all)",
@@ -497,7 +528,67 @@
     byId("about").lastChild.classList.add("wide");
   }
 
-  drawCharts();
+  // The label that is shown. The address names it, so that a link opens it.
+
+  const chooser = byId("label");
+  if (several) {
+    byId("chooser").hidden = false;
+    chooser.append(...report.labels.map((one) => el("option", {}, one.label)));
+    chooser.addEventListener("change", () => {
+      const seen = scrollY > 0 ? sections.findLast((section) => section.getBoundingClientRect().top < innerHeight / 2) : null;
+      const top = seen?.getBoundingClientRect().top;
+      show(report.labels[chooser.selectedIndex]);
+      if (seen) scrollBy(0, seen.getBoundingClientRect().top - top); // what is above it is now shorter or longer
+      nameInAddress(new URLSearchParams(location.hash.slice(1)).get("section"));
+    });
+    addEventListener("hashchange", follow);
+  }
+  const bar = document.querySelector(".bar"); // covers the top of what is scrolled to
+  const measureBar = () => document.documentElement.style.setProperty("--bar", `${bar.offsetHeight}px`);
+  measureBar();
+  new ResizeObserver(measureBar).observe(bar);
+  follow();
+
+  function show(one) {
+    part = one;
+    ({ label, negative, evaluation } = part);
+    scores = Int32Array.from(part.scores);
+    truth = part.reference && Int8Array.from(part.reference);
+    all = sorted(() => true);
+    positives = truth && sorted((i) => truth[i] === 1);
+    negatives = truth && sorted((i) => truth[i] === 0);
+    threshold = part.threshold ?? 0.5;
+    clearTimeout(later);
+    charts.length = 0;
+    dialog.close();
+    document.title = `${report.run}${several ? `, ${label}` : ""}: chest X-ray run`;
+    chooser.selectedIndex = report.labels.indexOf(part);
+    byId("chosen").textContent = label;
+    drawHead();
+    drawHistogram();
+    setSliders(threshold);
+    atThreshold();
+    drawEvaluation();
+    drawGallery();
+    drawTable();
+    drawCharts();
+  }
+
+  function follow() {
+    const asked = new URLSearchParams(location.hash.slice(1));
+    const named = report.labels.find((one) => one.label === asked.get("label"));
+    const next = named ?? part ?? report.labels[0];
+    if (next !== part) show(next);
+    const id = named ? asked.get("section") : location.hash.slice(1); // a link in the page names a section only
+    const section = sections.find((one) => one.id === id);
+    section?.scrollIntoView();
+    if (several && section && !named) nameInAddress(id);
+  }
+
+  function nameInAddress(section) {
+    history.replaceState(null, "", `#${new URLSearchParams({ label, ...(section && { section }) })}`);
+  }
+
   const limitations = document.querySelector("main details");
   let open;
   addEventListener("beforeprint", () => { // on paper a chart is as wide as its column, and nothing can be opened
