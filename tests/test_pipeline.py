@@ -282,5 +282,6 @@ def _of_run(
         for key, item in items.items()
         if key == ("RUN", run_id) or key[0].startswith(f"RUN#{run_id}")
     }
-    own["RUN", run_id].pop("listed_at")
+    for name in ("listed_at", "resumed_at", "resumed_with"):
+        own["RUN", run_id].pop(name, None)
     return own
