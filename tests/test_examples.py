@@ -80,6 +80,7 @@ class Reader:
         # What the text around an example asks for, or what happened before it.
         self.before: dict[str, Callable[[], None]] = {
             "cxr doctor": self.empty_bucket,
+            "cxr retry bad-files": self.run_bad_files,
             "cxr cancel third": self.start_third_run,
             "cxr delete third --yes": self.finish_third_run,
         }
@@ -106,6 +107,13 @@ class Reader:
                 s3.delete_object(Bucket=self.stack.images_bucket, Key=found["Key"])
         for run in re.findall(r"^([\w-]+) +[A-Z]+ ", self.type("cxr runs"), re.MULTILINE):
             self.type(f"cxr delete {run} --yes")
+
+    def run_bad_files(self) -> None:
+        """A complete run of one X-ray and two files that have no score."""
+        bodies = {"a.png": b"", "b.png": b"no image", "c.png": (self.clone / XRAY).read_bytes()}
+        for name, body in bodies.items():
+            client("s3").put_object(Bucket=self.stack.images_bucket, Key=f"cxr-nih/bad/{name}", Body=body)
+        self.type("cxr run bad-files --prefix cxr-nih/bad/ --watch")
 
     def start_third_run(self) -> None:
         """Start a run that waits: no job is delivered before it is cancelled."""
