@@ -1,6 +1,6 @@
 """The operator's side of chest X-ray inference: the `cxr` command, and the libraries behind it.
 
-In a notebook: `from cxr import Stack, start_run, status, results`. Each name is loaded when it is first used.
+In a notebook: `from cxr import Stack, start_run, wait, results`. Each name is loaded when it is first used.
 """
 
 from importlib import import_module
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cxr.operations import Started, cancel_run, delete_run, start_run
     from cxr.result_rows import results
     from cxr.retry import Retried, retry_run
-    from cxr.runs import RunStatus, Status, list_runs, status
+    from cxr.runs import RunStatus, Status, list_runs, status, wait
     from cxr.stack import Stack
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -35,6 +35,7 @@ __all__ = [
     "retry_run",
     "start_run",
     "status",
+    "wait",
 ]
 _HOMES = ("errors", "stack", "runs", "result_rows", "operations", "retry")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,57 @@ def fill(graph: bytes, card: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return full
 
 
+def find_images(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """The files among these paths and in folders among them, each once, and what is wrong with the others.
+
+    Left out are hidden files of a folder, and those that are no images by their names, as in a run.
+    """
+    from job_creator.sources import images  # here: it loads boto3
+
+    files: dict[Path, None] = {}
+    wrong: list[str] = []
+    for path in paths:
+        found = [path]
+        if _is_folder(path):
+            visible = (file for file in _files_below(path, wrong) if not _is_hidden(file.relative_to(path)))
+            found = [Path(name) for name in sorted(images(map(str, visible)))]
+            if not found:
+                wrong.append(f"{path}: expected a folder with PNG, JPEG or DICOM files, found none")
+        files |= dict.fromkeys(found)
+    return list(files), wrong
+
+
+def _files_below(folder: Path, wrong: list[str]) -> Iterator[Path]:
+    """All files of the folder and its sub-folders. A folder that cannot be read is noted in `wrong`."""
+
+    def note(error: OSError) -> None:
+        wrong.append(f"{error.filename}: {error.strerror}; this folder cannot be read")
+
+    for path, _, names in os.walk(folder, onerror=note):
+        yield from (Path(path, name) for name in names)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, for example: `read_image` says so
+        return False
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def score_file(model: Model, file: Path) -> Prediction:
-    """The prediction for an image file, as the classifier makes it. Raises InputError."""
+    """The prediction for a file as the classifier makes it, with its path as the key. Raises InputError."""
+    # A spreadsheet takes a cell that begins with one of these for a formula. The path leads to the same file.
+    key = f"./{file}" if str(file).startswith(("=", "+", "-", "@")) else str(file)
     try:
         pixels, warnings = model.prepare(read_image(file))
     except ImageError as error:
-        return Prediction(str(file), error=error.code)
+        return Prediction(key, error=error.code)
     scores = model.score([pixels])[0]
-    return Prediction(str(file), scores, model.positive(scores), warnings)
+    return Prediction(key, scores, model.positive(scores), warnings)
 
 
 def read_image(file: Path) -> bytes:

@@ -19,6 +19,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     is followed. Raises InputError for a folder, a device and a path in no folder, and OSError; if the folder
     cannot be written to, before the block.
     """
+    if path == Path("-"):
+        raise InputError("-: expected the name of a file; these results cannot go to standard output")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: expected a file in a folder that exists")
     if path.exists() and not path.is_file():  # a device or a pipe would be replaced by a file

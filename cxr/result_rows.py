@@ -1,10 +1,10 @@
-"""The predictions of a run as rows, and rows as CSV or JSON Lines."""
+"""The predictions of a run as rows, and rows as CSV, JSON Lines or JSON."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TextIO
 
 from runs.predictions import Prediction
@@ -15,7 +15,7 @@ from cxr.errors import InputError, NoSuchLabel
 from cxr.runs import run_status, run_table
 from cxr.stack import Stack
 
-COLUMNS = ("key", "status", "score", "label", "error")
+COLUMNS = ("key", "status", "score", "label", "error", "warnings", "model", "model_version")
 
 Row = dict[str, Any]  # see `row`
 
@@ -32,11 +32,14 @@ def results(
 ) -> Iterator[Row]:
     """The run's images as rows, read as they are asked for; in no order that means anything.
 
+    Of a run that is not COMPLETE it gives the rows that are there.
+
     `score`, `label` and all filters but `status` are about `label`, by default the primary one. Raises
     InputError at once if there is no such run or label.
     """
     table = run_table(stack)
-    labels = labels_of(table, run_status(table, run_id), label)
+    run = run_status(table, run_id)
+    labels = labels_of(table, run, label)
     about = labels[0] if labels else ""
 
     def wanted(prediction: Prediction) -> bool:
@@ -48,14 +51,18 @@ def results(
             and (max_score is None or (score is not None and float(score) <= max_score))
         )
 
-    return (row(prediction, labels) for prediction in table.predictions(run_id) if wanted(prediction))
+    return (
+        row(prediction, labels, run.model) for prediction in table.predictions(run_id) if wanted(prediction)
+    )
 
 
-def row(prediction: Prediction, labels: list[str]) -> Row:
-    """A prediction as a row: key, status, score (0..1) and label of the first label, error, warnings.
+def row(prediction: Prediction, labels: Sequence[str], model: str) -> Row:
+    """A prediction as a row: key, status, score (0..1) and label of the first label, error, warnings, model.
 
-    If there are several labels, it also has score_<label> of each.
+    `model` is name:version, or empty if it is not known; the row has model and model_version. If there are
+    several labels, it also has score_<label> of each.
     """
+    model_name, _, version = model.rpartition(":")
     scores = {name: float(score) for name, score in prediction.scores.items()}
     return {
         "key": prediction.key,
@@ -64,6 +71,8 @@ def row(prediction: Prediction, labels: list[str]) -> Row:
         "label": prediction.label(labels[0]) if labels else None,
         "error": prediction.error,
         "warnings": list(prediction.warnings),
+        "model": model_name or None,
+        "model_version": version or None,
         **{f"score_{name}": scores.get(name) for name in (labels if len(labels) > 1 else ())},
     }
 
@@ -99,10 +108,10 @@ def write_csv(file: TextIO, rows: Iterable[Row]) -> int:
             scores = [name for name in found if name.startswith("score_")]
             table, quoted = _writer(file, scores), _writer(file, scores, csv.QUOTE_ALL)
             table.writeheader()
-        cells = {name: f"{v:.6f}" if isinstance(v, float) else v for name, v in found.items()}
+        cells = {name: _cell(value) for name, value in found.items()}
         # The csv module quotes its own separator only. A spreadsheet that splits at another one, or at a
         # carriage return, would make cells of the parts of a key, and maybe formulas.
-        (quoted if set("\r;\t") & set(found["key"]) else table).writerow(cells)
+        (quoted if set("\r;\t") & set("".join(cells.values())) else table).writerow(cells)
     if not table:
         _writer(file, []).writeheader()
     return number
@@ -114,6 +123,23 @@ def write_json_lines(file: TextIO, rows: Iterable[Row]) -> int:
     for number, found in enumerate(rows, 1):  # noqa: B007 - it is the count
         file.write(f"{json.dumps(found)}\n")
     return number
+
+
+def write_json(file: TextIO, rows: Iterable[Row]) -> int:
+    """Write one list with an object a line. Returns how many there were. Raises OSError."""
+    number = 0
+    for number, found in enumerate(rows, 1):
+        file.write(f"{'[' if number == 1 else ','}\n{json.dumps(found)}")
+    file.write("\n]\n" if number else "[]\n")
+    return number
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    if isinstance(value, list):
+        return ";".join(value)
+    return "" if value is None else str(value)
 
 
 def _writer(

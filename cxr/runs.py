@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from runs.predictions import FAILED, RETRYING, SCORED, WARNING, Counts, by_code,
 from runs.run import Run, State
 from runs.table import RunTable
 
-from cxr.errors import InputError
+from cxr.errors import Failed, InputError
 from cxr.failure_bucket import Waiting, waiting
 from cxr.stack import Stack, client
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 LAMBDA_SECONDS = 900  # that an invocation may take at most (Lambda guide, gettingstarted-limits)
 READERS = 8  # runs whose counters are read at once
+LOOK_SECONDS = 1  # between two looks at a run that is waited for, of two small requests each
+IDLE_SECONDS = 10  # without progress, before the failure bucket is read to see whether the run is stuck
 METRIC_IS_NEWS = timedelta(minutes=5)  # CloudWatch has a minute's figure some minutes later
 
 
@@ -94,6 +97,11 @@ class Status(RunStatus):
     failed_jobs: Waiting = field(default_factory=Waiting)  # in the failure bucket
 
     @property
+    def stuck(self) -> bool:
+        """Whether all images that are missing are in the failure bucket, so that nothing works on them."""
+        return self.failed_jobs.images >= (self.remaining or 0) > 0
+
+    @property
     def seconds_left(self) -> float | None:
         """At the speed so far. None unless the run is at work and the speed known."""
         if not self.at_work or self.remaining is None or not self.speed:
@@ -125,6 +133,48 @@ def status(stack: Stack, run_id: str) -> Status:
         stream_lag=lag,
         failed_jobs=failed_jobs,
     )
+
+
+def wait(
+    stack: Stack,
+    run_id: str,
+    *,
+    progress: Callable[[RunStatus], object] = lambda _: None,
+    timeout: float | None = None,
+) -> Status:
+    """The status of the run once it is COMPLETE; some of its images may have FAILED.
+
+    `progress` is called with what is known of the run about once a second. Raises Failed if the run is
+    CANCELLED or being deleted, if it is stuck because all images that are missing are in the failure bucket,
+    and if it is not COMPLETE after `timeout` seconds; InputError if there is no such run. The run itself
+    continues, whatever ends the waiting.
+    """
+    table = run_table(stack)
+    began = moved = time.monotonic()
+    done = -1
+    while (found := run_status(table, run_id)).at_work:
+        progress(found)
+        now = time.monotonic()
+        if timeout is not None and now - began >= timeout:
+            raise Failed(
+                f"{how_far(found)} after {timeout:g} s; `cxr status {run_id}` shows how it continues"
+            )
+        if found.done != done:
+            done, moved = found.done, now
+        elif now - moved >= IDLE_SECONDS:
+            moved = now
+            if (looked := status(stack, run_id)).at_work and looked.stuck:
+                raise Failed(
+                    f"{how_far(looked)}, and the others are in the failure bucket; find the cause in the "
+                    f"classifier's log, then send them again by `cxr retry {run_id}`"
+                )
+        time.sleep(LOOK_SECONDS)
+    progress(found)
+    if found.state == State.CANCELLED:
+        raise Failed(f"{how_far(found)}; start it again by the same call to continue it")
+    if found.state == State.DELETING:
+        raise Failed(f"run {run_id} is being deleted; `cxr delete {run_id}` continues that")
+    return status(stack, run_id)
 
 
 def list_runs(stack: Stack) -> list[RunStatus]:
@@ -179,6 +229,12 @@ def recent_metric(cloudwatch: CloudWatchClient, function: str, name: str, statis
         MetricDataQueries=[{"Id": "metric", "MetricStat": metric}],
     )["MetricDataResults"]
     return found[0]["Values"] if found else []
+
+
+def how_far(run: RunStatus) -> str:
+    """The state of the run and how many of its images are done, in words."""
+    of = "" if run.expected is None else f" of {run.expected:,}"
+    return f"run {run.run_id} is {run.state}: {run.done:,}{of} images have a prediction"
 
 
 def _with_counts(table: RunTable, run: Run) -> RunStatus:

@@ -31,6 +31,7 @@ from typer.testing import CliRunner
 
 from cxr.bundles import SHIPPED
 from cxr.commands.app import app
+from cxr.commands.terminal import console
 from cxr.errors import InputError
 from cxr.evaluation import measures
 from cxr.evaluation.cohort import Cohort, TrainingSet, fingerprint, patient_fingerprint
@@ -531,7 +532,7 @@ WITH_MASS = "".join(
 )
 
 
-def test_all_labels_at_once(run: Evaluate) -> None:
+def test_all_labels_at_once(run: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"results": SEVERAL, "labels": WITH_MASS}
     options = ("--threshold", "0.5", "--group", "view", "--prevalence", "0.1")
     found = in_json(run("--json", *options, **files))
@@ -551,9 +552,12 @@ def test_all_labels_at_once(run: Evaluate) -> None:
         roc_auc_score(np.arange(12) % 2 == 0, 1 - TWELVE.scores)
     )
 
+    auc = found["by_label"]["Mass"]["overall"]["measures"]["auc"]["value"]
+    in_a_pipe = " ".join(run(*options, **files).stdout.split())
+    assert f" Mass 12 6 6 0.5 {auc:.2f} " in in_a_pipe
+    monkeypatch.setattr(console, "size", (80, 25))  # as on a terminal
     printed = run(*options, **files).stdout
     rows = {cells[0]: cells for line in printed.splitlines() if len(cells := line.split()) > 1}
-    auc = found["by_label"]["Mass"]["overall"]["measures"]["auc"]["value"]
     assert rows["Mass"][:5] == ["Mass", "12", "6", "0.5", f"{auc:.2f}"]
     assert "Effusion: labels.csv: expected a column Effusion" in " ".join(printed.split())
     assert printed.count("at prevalence 0.1") == 2
@@ -691,7 +695,7 @@ def test_a_csv_gives_the_predictions_back(tmp_path: Path, label: str) -> None:
     for primary in ("abnormal", "mass"):
         labels = sorted(("abnormal", "mass"), key=lambda name: name != primary)
         with (tmp_path / "results.csv").open("w") as file:
-            write_csv(file, (row(prediction, labels) for prediction in predictions))
+            write_csv(file, (row(prediction, labels, "demo:1") for prediction in predictions))
         found = read_results(tmp_path / "results.csv", label)
         run = Run(run_id="first", uid="u", state=State.COMPLETE)
         of_run = Results.of_run(run, predictions, label)

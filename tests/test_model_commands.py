@@ -125,7 +125,9 @@ class TestScore:
         assert b"\\u03b1.png" in done.stdout
         assert b"NOT_AN_IMAGE" in done.stdout
 
-    @pytest.mark.parametrize("arguments", [["gone.png"], ["README.md", "--bundle", "gone"], [str(ROOT)]])
+    @pytest.mark.parametrize(
+        "arguments", [["gone.png"], ["README.md", "--bundle", "gone"], [str(ROOT / "docs" / "decisions")]]
+    )
     def test_what_cannot_be_read_is_said_in_one_line(self, arguments: list[str]) -> None:
         result = cxr("score", *arguments)
         assert result.exit_code == 2

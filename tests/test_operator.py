@@ -30,6 +30,7 @@ from cxr.commands import options, run_display
 from cxr.commands import runs as run_commands
 from cxr.commands.app import app
 from cxr.local_aws.loopback import LoopbackServer, Reply
+from cxr.result_rows import COLUMNS
 from cxr.stack import client
 from cxr.upload import files_in, upload
 
@@ -589,8 +590,10 @@ app()
 
 def test_a_reader_that_closes_the_pipe_is_no_error(long: str) -> None:
     line = f"{Path(sys.executable).with_name('cxr')} results {long} | head -1"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("key,status,score,label,error\n", "")
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{','.join(COLUMNS)}\n"
+    assert done.stderr.startswith(f"Not all results: run long is SCORING: {LONG - 1:,} of {LONG:,} images")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.fixture

@@ -25,10 +25,10 @@ from cxr import operations
 from cxr.commands import results as results_command
 from cxr.commands import runs as run_commands
 from cxr.commands.local import print_predictions
-from cxr.commands.results import Format
+from cxr.commands.row_output import Format
 from cxr.errors import InputError
 from cxr.evaluation.results import read_results
-from cxr.result_rows import Row, results, row, write_csv, write_json_lines
+from cxr.result_rows import COLUMNS, Row, results, row, write_csv, write_json_lines
 from cxr.runs import RunStatus, list_runs, run_status, run_table
 from cxr.stack import Stack
 
@@ -49,7 +49,7 @@ def put_predictions(run: str, *predictions: Prediction) -> None:
 
 
 def rows(predictions: list[Prediction], labels: list[str]) -> list[Row]:
-    return [row(prediction, labels) for prediction in predictions]
+    return [row(prediction, labels, "demo:1.0.0") for prediction in predictions]
 
 
 def two_labels(key: str, abnormal: str, mass: str) -> Prediction:
@@ -144,6 +144,7 @@ def test_results_are_filtered_by_status_label_and_score(aws: None) -> None:
     ):
         assert "".join(sorted(found(**filters))) == keys, filters
     row = {"key": "d", "status": "SCORED", "score": 0.1, "label": "normal", "error": None, "warnings": []}
+    row |= {"model": "demo", "model_version": "1.0.0"}
     assert found()["d"] == row | {"score_abnormal": 0.1, "score_mass": 0.6}
     of_mass = found(label="mass")["d"]
     assert (of_mass["score"], of_mass["label"]) == (0.6, "mass")
@@ -187,13 +188,15 @@ def test_an_image_is_labelled_by_the_primary_label(primary: str, positive: set[s
     [
         (
             ["abnormal"],
-            "key,status,score,label,error\na.png,SCORED,0.500000,abnormal,\nb.png,FAILED,,,IMAGE_EMPTY\n",
+            "key,status,score,label,error,warnings,model,model_version\n"
+            "a.png,SCORED,0.500000,abnormal,,,demo,1.0.0\n"
+            "b.png,FAILED,,,IMAGE_EMPTY,,demo,1.0.0\n",
         ),
         (
             ["mass", "abnormal"],
-            "key,status,score,label,error,score_mass,score_abnormal\n"
-            "a.png,SCORED,0.250000,no mass,,0.250000,0.500000\n"
-            "b.png,FAILED,,,IMAGE_EMPTY,,\n",
+            "key,status,score,label,error,warnings,model,model_version,score_mass,score_abnormal\n"
+            "a.png,SCORED,0.250000,no mass,,,demo,1.0.0,0.250000,0.500000\n"
+            "b.png,FAILED,,,IMAGE_EMPTY,,demo,1.0.0,,\n",
         ),
     ],
 )
@@ -203,7 +206,7 @@ def test_a_csv(labels: list[str], text: str, tmp_path: Path) -> None:
     assert file.getvalue() == text
     (tmp_path / "results.csv").write_text(text)
     read = read_results(tmp_path / "results.csv")
-    assert read.label == labels[0]
+    assert (read.label, read.model) == (labels[0], "demo:1.0.0")
     assert [one.scores.get(labels[0]) for one in read.predictions] == [SCORED.scores[labels[0]], None]
 
 
@@ -229,7 +232,7 @@ def test_no_part_of_a_key_becomes_a_cell_of_its_own(separator: str) -> None:
 def test_a_csv_of_nothing_has_its_heading() -> None:
     file = io.StringIO()
     assert write_csv(file, []) == 0
-    assert list(csv.reader([file.getvalue()])) == [["key", "status", "score", "label", "error"]]
+    assert list(csv.reader([file.getvalue()])) == [list(COLUMNS)]
 
 
 def test_json_lines_hold_any_key() -> None:
@@ -254,8 +257,8 @@ def test_on_a_terminal_no_key_and_no_label_commands_it(aws: None, monkeypatch: p
         results_command.results("first", Format.jsonl, label=label)
     heading, row, line = os.read(ours, 10_000).decode().splitlines()
     os.close(ours)
-    assert heading == r"key,status,score,label,error,score_mass\x1b]0;owned\x07,score_abnormal"
-    assert row.startswith(r"a\x1b[2J\x9b31m\u202egnp.png,SCORED,0.900000,mass\x1b]0;owned\x07,")
+    assert heading == ",".join(COLUMNS) + r",score_mass\x1b]0;owned\x07,score_abnormal"
+    assert row.startswith(r'"a\x1b[2J\x9b31m\u202egnp.png","SCORED","0.900000","mass\x1b]0;owned\x07",')
     assert line.isprintable()
     assert (json.loads(line)["key"], json.loads(line)["label"]) == (key, label)
 

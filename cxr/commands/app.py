@@ -19,7 +19,7 @@ from cxr.commands.model import explain, model, score
 from cxr.commands.plan import plan
 from cxr.commands.report import report
 from cxr.commands.results import results
-from cxr.commands.terminal import show_tracebacks
+from cxr.commands.terminal import errors_reported, show_tracebacks
 from cxr.commands.usage import Group
 from cxr.local_aws.processes import STOP_SIGNALS
 
@@ -29,6 +29,7 @@ app = typer.Typer(
     cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # sub-commands inherit it
     help=f"""Score chest X-rays in bulk on AWS. {RESEARCH_ONLY}
 
     Like the AWS CLI, it uses AWS_PROFILE, AWS_REGION and, for local AWS,
@@ -54,9 +55,30 @@ app.add_typer(model, name="model", rich_help_panel=HERE)
 app.add_typer(local, name="local", rich_help_panel=HERE)
 
 
+def print_version(on: bool) -> None:
+    """Print the version of this program and the default model."""
+    if on:
+        with errors_reported():
+            from importlib import metadata
+
+            from cxr.bundles import load
+
+            typer.echo(f"cxr {metadata.version('chest-xray-inference')}, default model {load().name}")
+        raise typer.Exit
+
+
 @app.callback()
 def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version of cxr, and name and version of the default model.",
+            callback=print_version,
+            is_eager=True,
+        ),
+    ] = False,
 ) -> None:
     """Stop cleanly on Ctrl-C, SIGTERM and a closed terminal."""
     show_tracebacks(debug)

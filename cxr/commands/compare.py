@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cxr import RESEARCH_ONLY
 from cxr.commands.options import Json, StackName, scored_by_bundle
-from cxr.commands.terminal import console, errors_reported, shown
+from cxr.commands.terminal import console, errors_reported, expect_folder, shown
 from cxr.errors import InputError, NoSuchLabel
 from cxr.words import counted
 from stacks.config import DEFAULT_NAME
@@ -58,7 +58,7 @@ def compare(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Bundle that made the scores of A. Default: the one that ships, if A is a run by it.",
+            help="Bundle that made the scores of A. Default: the one that ships, if A names it.",
         ),
     ] = None,
     bundle_b: Annotated[
@@ -152,8 +152,7 @@ def check_options(
             raise InputError(f"--thresholds {threshold:g}: expected scores from 0 to 1")
     if not 0 <= top <= MAX_LISTED:
         raise InputError(f"--top {top}: expected a whole number from 0 to {MAX_LISTED:,}")
-    if out and out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: expected a folder")
+    expect_folder(out)
 
 
 def describe(
@@ -172,8 +171,9 @@ def describe(
     from cxr.evaluation.cohort import TrainingSet
     from cxr.evaluation.comparison import Source
 
-    # Two models may have the same threshold, so a CSV does not tell which of them made it.
-    made_by = scored_by_bundle(results, model, bundle, option) if bundle or results.model_sha256 else None
+    # Two models may have the same threshold, so a CSV without a model's name does not tell which made it.
+    named = bundle or results.model_sha256 or results.model
+    made_by = scored_by_bundle(results, model, bundle, option) if named else None
     return Source(
         name=name,
         results=results,

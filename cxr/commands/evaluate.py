@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cxr import RESEARCH_ONLY
 from cxr.commands.options import Json, StackName, scored_by_bundle
-from cxr.commands.terminal import console, errors_reported, notes, shown
+from cxr.commands.terminal import console, errors_reported, expect_folder, notes, shown, stacked
 from cxr.errors import InputError, NotMeasurable
 from stacks.config import DEFAULT_NAME
 
@@ -174,8 +174,7 @@ def check_options(
         raise InputError(f"--prevalence {prevalence:g}: expected a share between 0 and 1")
     if threshold is not None and at_sensitivity is not None:
         raise InputError("--threshold and --at-sensitivity: expected one of the two")
-    if out and out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: expected a folder")
+    expect_folder(out)
 
 
 def choose_threshold(
@@ -286,14 +285,17 @@ def _about_training(found: Assessment) -> str:
 def _performances_table(first: str, rows: Mapping[str, Performance], *, threshold: bool = False) -> Table:
     from cxr.evaluation.measures import MEASURES
 
-    patients = "" if None in {found.patients for found in rows.values()} else "\npatients"
+    with_patients = None not in {found.patients for found in rows.values()}
     names = ["threshold"] * threshold + [MEASURES[name] for name in GROUP_MEASURES]
-    table = _table(first, f"images{patients}", "positive", *names)
+    heading = stacked("images", "patients") if with_patients else "images"
+    table = _table(first, heading, "positive", *names)
     table.padding = (0, 1, 0, 0)  # so that it fits into 60 columns
     for value, found in rows.items():
-        images = f"{found.images:,}" + (f"\n{found.patients:,}" if patients else "")
+        images = f"{found.images:,}"
+        if with_patients:
+            images = stacked(images, f"{found.patients:,}")
         cells = [f"{found.threshold:g}"] * threshold
-        cells += ["\n".join(found.measures[name].texts(2, "-")) for name in GROUP_MEASURES]
+        cells += [stacked(*found.measures[name].texts(2, "-")) for name in GROUP_MEASURES]
         table.add_row(shown(value), images, f"{found.positives:,}", *cells)
     return table
 

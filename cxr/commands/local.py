@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import tempfile
@@ -17,9 +18,9 @@ from rich.table import Table
 from runs.predictions import Prediction
 
 from cxr import PROJECT, RESEARCH_ONLY
-from cxr.commands.options import Bundle
-from cxr.commands.run_display import causes, follow, print_started, upload_files
-from cxr.commands.terminal import console, errors_reported, shown, stage
+from cxr.commands.options import Bundle, Json
+from cxr.commands.run_display import causes, follow, print_started, run_document, upload_files
+from cxr.commands.terminal import answers_aside, console, errors_reported, on_terminal, shown, stage
 from cxr.errors import Failed, InputError
 from cxr.files import whole_file
 from cxr.operations import start_run
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from cxr.local_aws.local_aws import LocalAws
 
 ENVIRONMENT_FILE = PROJECT / ".cxr-local.env"
-MAXIMUM_ROWS = 50  # in the table of results
+MAXIMUM_ROWS = 50  # in the table of results on a terminal; a pipe gets all
 # How long to wait for progress: while records are with the classifier or being retried, and while not.
 STALL_SECONDS, IDLE_STALL_SECONDS = 300, 10
 
@@ -51,15 +52,18 @@ Context = Annotated[
 
 
 @local.command()
-def up(images: Images = None, context: Context = None) -> None:
+def up(images: Images = None, context: Context = None, as_json: Json = False) -> None:
     """Start local AWS with the stack deployed, and keep it up until Ctrl-C.
 
     It keeps everything in memory: images, runs and predictions are gone when it
     stops.
+
+    The JSON is one object, printed once it is up: environment_file (to
+    `source`), outputs (of the stack), logs.
     """
     from cxr.local_aws.local_aws import LocalAws, LocalAwsError
 
-    with errors_reported():
+    with errors_reported(), answers_aside(as_json):
         if ENVIRONMENT_FILE.exists():
             raise InputError(
                 f"{ENVIRONMENT_FILE} exists: another local AWS is up in this folder. Stop that one, "
@@ -82,6 +86,9 @@ Local AWS is up. In another terminal, in this folder:
 
 Logs: {aws.logs}
 [bold]{RESEARCH_ONLY}[/] Press Ctrl-C to stop.""")
+                if as_json:
+                    paths = {"environment_file": str(ENVIRONMENT_FILE), "logs": str(aws.logs)}
+                    typer.echo(json.dumps({**paths, "outputs": outputs}))
                 while aws.running:
                     time.sleep(1)
         raise LocalAwsError(f"MiniStack ended by itself. Logs: {aws.logs}")
@@ -95,14 +102,16 @@ def demo(
     ),
     bundle: Bundle = None,
     context: Context = None,
+    as_json: Json = False,
 ) -> None:
     """Score a folder of images on local AWS: S3, job creator, Kinesis, classifier, DynamoDB.
 
     Without --images it scores a few drawings. With --bundle it deploys that
     model, as `cdk deploy -c model=DIR` does. The results are a CSV with the
-    columns key, status, score, label, error. The label is `abnormal` if the
-    score reaches the model's threshold, else `normal` (for a model with another
-    label X: `X` or `no X`).
+    columns of `cxr results`.
+
+    The JSON is one object: that of `cxr runs`, of the one run, and results (the
+    CSV file).
 
     Ends with 0 if every image has a prediction, SCORED or FAILED.
     """
@@ -111,7 +120,11 @@ def demo(
     from cxr.phantoms import write_phantoms
 
     started_at = time.monotonic()
-    with errors_reported(), tempfile.TemporaryDirectory(prefix="cxr-demo-") as drawings:
+    with (
+        errors_reported(),
+        answers_aside(as_json),
+        tempfile.TemporaryDirectory(prefix="cxr-demo-") as drawings,
+    ):
         if not csv.absolute().parent.is_dir():
             raise InputError(f"{csv.parent} is not a folder; give --csv a file in one that exists")
         if not images:
@@ -141,10 +154,12 @@ def demo(
                 found = sorted(table.predictions(run), key=lambda prediction: prediction.key)
                 labels = labels_of(table, status)
                 with part.open("w", newline="", encoding="utf-8") as file:
-                    write_csv(file, (row(prediction, labels) for prediction in found))
+                    write_csv(file, (row(prediction, labels, status.model) for prediction in found))
             print_predictions(found, labels[0], deployed.prefix, status)
             seconds = time.monotonic() - started_at
             console.print(f"\nWrote {shown(str(csv))} after {seconds:.0f} s. [bold]{RESEARCH_ONLY}[/]")
+            if as_json:
+                typer.echo(json.dumps({**run_document(status), "results": str(csv)}))
             if not status.complete:
                 given_up = read_status(deployed, run).failed_jobs.images
                 raise LocalAwsError(
@@ -166,14 +181,15 @@ def print_predictions(found: list[Prediction], primary: str, prefix: str, status
     table = Table("image", "score", "label", "error, warnings", header_style="bold", box=None, pad_edge=False)
     table.columns[0].overflow = "fold"
     table.columns[1].justify = "right"
-    for prediction in found[:MAXIMUM_ROWS]:
+    rows = found[:MAXIMUM_ROWS] if on_terminal() else found
+    for prediction in rows:
         image = shown(prediction.key.removeprefix(prefix))
         odd = f"[red]{prediction.error}[/]" if prediction.error else ", ".join(prediction.warnings)
         score = f"{prediction.scores[primary]:.6f}" if primary in prediction.scores else ""
         table.add_row(image, score, shown(prediction.label(primary) or ""), odd)
     console.print(table)
-    if len(found) > MAXIMUM_ROWS:
-        console.print(f"... and {len(found) - MAXIMUM_ROWS} more")
+    if len(found) > len(rows):
+        console.print(f"... and {len(found) - len(rows)} more")
     positive = sum(primary in prediction.positive for prediction in found)
     scored_by = f"{status.counts['SCORED']} scored by {shown(status.model)}"
     console.print(f"\n{scored_by}, {positive} of them {shown(primary)}")

@@ -50,10 +50,11 @@ def scored_by_bundle(
     a given folder cannot have made the results.
     """
     known = results.may_come_from(model)
-    if bundle and not results.model_sha256:  # only a run records which model made its scores
-        known = results.label in model.thresholds
+    if bundle and not results.model_sha256:  # a file records the name of the model, if anything
+        known = results.label in model.thresholds and results.model in ("", model.name)
     if bundle and not known:
-        recorded = f", with {results.model_sha256[:12]}" if results.model_sha256 else ""
+        named = f", {results.model}" if results.model else ""
+        recorded = f", with {results.model_sha256[:12]}" if results.model_sha256 else named
         raise InputError(
             f"{option} {bundle}: {model.name} with SHA-256 {model.sha256[:12]} for "
             f"{', '.join(model.thresholds)}; expected the bundle that made these scores of "

@@ -76,8 +76,7 @@ def watch_run(stack: Stack, run: str, as_json: bool) -> None:
     table = run_table(stack)
 
     def stuck(_: float) -> bool:
-        now = read_status(stack, run)
-        return now.failed_jobs.images >= (now.remaining or 0) > 0
+        return read_status(stack, run).stuck
 
     follow(lambda: run_status(table, run), stuck, lambda status: causes(stack, status))
     now = read_status(stack, run)

@@ -82,7 +82,10 @@ def run(
         ),
     ] = None,
     keys: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Images named in a file here, one key a line.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Images named in a file here, one key a line; - is standard input."
+        ),
     ] = None,
     count: Annotated[int | None, typer.Option(metavar="N", help="At most N images.")] = None,
     watch: Annotated[
@@ -342,7 +345,8 @@ def delete(
 def read_keys(path: Path) -> list[str]:
     """The keys in a file, one a line. Raises InputError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected a file of keys, one a line") from None
     except UnicodeDecodeError:

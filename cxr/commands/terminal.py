@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cxr import RESEARCH_ONLY
 from cxr.errors import Failed, InputError
+from cxr.files import whole_file
 
-console = Console(highlight=False)  # answers
-notes = Console(stderr=True, highlight=False)  # progress and errors
+UNLIMITED = 1_000_000  # columns, more than any line has
 _tracebacks = False
+
+
+def console_of(*, stderr: bool) -> Console:
+    """A console that fits a terminal. A pipe or a file gets each row in one line, with nothing cut."""
+    made = Console(stderr=stderr, highlight=False)
+    if not made.file.isatty():
+        made.size = ConsoleDimensions(UNLIMITED, made.height)
+    return made
+
+
+console = console_of(stderr=False)  # answers
+notes = console_of(stderr=True)  # progress and errors
+
+
+def on_terminal() -> bool:
+    """Whether answers go to a terminal, and not to a pipe or a file."""
+    return console.width < UNLIMITED
+
+
+def stacked(*parts: str) -> str:
+    """Parts of a cell: below each other on a terminal, which is narrow, and else in one line."""
+    return ("\n" if on_terminal() else " ").join(parts)
 
 
 def plain(text: str) -> str:
@@ -38,6 +64,63 @@ def stage(label: str) -> Iterator[None]:
     with notes.status(label):
         yield
     console.print(f"[green]✓[/] {label} [dim]{time.monotonic() - started:.1f} s[/]")
+
+
+def is_standard_output(out: Path | None) -> bool:
+    """Whether `--out -` was given."""
+    return str(out) == "-"
+
+
+@contextmanager
+def out_file(out: Path) -> Iterator[Path]:
+    """A path to write to. When the block ends, its file is moved to `out` or goes to standard output.
+
+    Raises InputError, also if standard output is a terminal, and OSError.
+    """
+    if not is_standard_output(out):
+        with whole_file(out) as part:
+            yield part
+        return
+    if sys.stdout.isatty():
+        raise InputError("--out -: expected a pipe or a file as standard output, found a terminal")
+    with tempfile.TemporaryDirectory(prefix="cxr-") as folder:
+        yield Path(folder) / "out"
+        with (Path(folder) / "out").open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+def print_written(out: Path, before: str = "", after: str = "") -> None:
+    """Say what was written; on standard error if `out` is standard output. The texts are rich markup."""
+    if is_standard_output(out):
+        said, wrote = notes, ""
+    else:
+        said, wrote = console, f"Wrote {shown(str(out))}."
+    said.print(*filter(None, (before, wrote, after, f"[bold]{RESEARCH_ONLY}[/]")), soft_wrap=True)
+
+
+def expect_one_answer(out: Path | None, as_json: bool) -> None:
+    """Raise InputError if standard output was asked for twice."""
+    if as_json and is_standard_output(out):
+        raise InputError("--json and --out -: expected one of them")
+
+
+def expect_folder(out: Path | None) -> None:
+    """Raise InputError for an `--out` that cannot be a folder."""
+    if is_standard_output(out):
+        raise InputError("--out -: expected a folder, because several files are written")
+    if out and out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: expected a folder")
+
+
+@contextmanager
+def answers_aside(aside: bool) -> Iterator[None]:
+    """Print answers to standard error while the block runs, if standard output is for JSON alone."""
+    console.stderr = aside
+    try:
+        yield
+    finally:
+        console.stderr = False
 
 
 @contextmanager
@@ -62,8 +145,6 @@ def errors_reported() -> Iterator[None]:
     """
     try:
         yield
-    except BrokenPipeError:
-        raise  # the reader of the pipe has closed it, as `head` does: typer then ends quietly
     except Exception as error:
         text = _explained(error)
         if text is None or _tracebacks:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
+import sys
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import TextIO
 
 from cxr.errors import InputError
 
@@ -13,16 +17,16 @@ from cxr.errors import InputError
 class CsvTable:
     """A CSV file with a header and at least one row. Every method raises InputError.
 
-    It is in UTF-8, or in UTF-16 with a byte order mark. Columns are separated by comma, semicolon or tab.
-    Empty rows, and empty cells behind the last column, are skipped.
+    The path `-` is standard input. The file is in UTF-8, or in UTF-16 with a byte order mark. Columns are
+    separated by comma, semicolon or tab. Empty rows, and empty cells behind the last column, are skipped.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
-                encoding = "utf-16" if file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
-            with path.open(newline="", encoding=encoding) as text:
+            content = _standard_input(sys.stdin) if path == Path("-") else path.read_bytes()
+            encoding = "utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
+            with io.TextIOWrapper(io.BytesIO(content), encoding, newline="") as text:
                 header = text.readline()
                 text.seek(0)
                 separator = max(",;\t", key=header.count)  # the comma, if there is none
@@ -59,6 +63,12 @@ class CsvTable:
     def found(self) -> str:
         """The columns of the file, for a message."""
         return f"its columns are {', '.join(self.columns)}"
+
+
+@cache
+def _standard_input(stream: TextIO) -> bytes:
+    """All of it. It can be read only once, and results of several labels are read several times."""
+    return stream.buffer.read()
 
 
 def _is_filled(cells: str | list[str] | None) -> bool:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runs.predictions import Prediction
-from runs.run import Run
+from runs.predictions import Prediction, counts_of
+from runs.run import Run, State
 from runs.table import RunTable
 
 from cxr.errors import InputError, NoSuchLabel, NotMeasurable
 from cxr.evaluation.csv_table import CsvTable
 from cxr.evaluation.labels import ABNORMAL, NOT_GIVEN
 from cxr.result_rows import labels_of
-from cxr.runs import run_status, run_table
+from cxr.runs import RunStatus, run_status, run_table
 from cxr.stack import Stack
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Results:
     decided: bool  # whether it is known which of them were called positive
     labels: Sequence[str] = ()  # that the run has scores of, the primary one first
     threshold: Decimal | None = None  # that the run records
-    model: str = ""  # name:version of the model that the run records
+    model: str = ""  # name:version of the model, as the run or the file records it; empty if not known
     model_sha256: str = ""  # of the model that made them; empty if not known
 
     @classmethod
@@ -75,9 +75,11 @@ class Results:
         return highest_negative < threshold <= lowest_positive
 
     def may_come_from(self, model: Model) -> bool:
-        """Whether the model made these results, which a run tells, or may have made them."""
+        """Whether the model made these results, as a run tells, or may have made them, as a file tells."""
         if self.model_sha256:
             return self.model_sha256 == model.sha256
+        if self.model not in ("", model.name):
+            return False
         threshold = model.thresholds.get(self.label)
         return threshold is not None and self.agree_with(threshold)
 
@@ -135,7 +137,7 @@ class AllResults:
 
 def find_all_results(name: str, *, stack: str, primary: str = ABNORMAL) -> AllResults:
     """The results of all labels in a CSV file, or of the run of this name. See `find_results`."""
-    if _is_file(name):
+    if is_file(name):
         path = Path(name)
         return AllResults(labels_in(path, primary), lambda label: read_results(path, label, primary))
     table, run = _find_run(name, stack)
@@ -148,13 +150,14 @@ def find_results(name: str, label: str | None = None, *, stack: str, primary: st
 
     Raises InputError, and what boto3 raises while it reads a run.
     """
-    if _is_file(name):
+    if is_file(name):
         return read_results(Path(name), label, primary)
     return read_run(*_find_run(name, stack), label)
 
 
-def _is_file(name: str) -> bool:
-    return name.endswith(".csv") or os.sep in name or Path(name).exists()
+def is_file(name: str) -> bool:
+    """Whether results are a file, or standard input, and not a run."""
+    return name == "-" or name.endswith(".csv") or os.sep in name or Path(name).is_file()
 
 
 def _find_run(name: str, stack: str) -> tuple[RunTable, Run]:
@@ -185,8 +188,9 @@ def labels_in(path: Path, primary: str = ABNORMAL) -> list[str]:
 def read_results(path: Path, label: str | None = None, primary: str = ABNORMAL) -> Results:
     """The results for `label` from a CSV file, by default those for the primary label.
 
-    The columns are key and score, and if need be status, label, error and score_<label>, as `write_csv` of
-    cxr.result_rows writes them. Without a column label, `primary` names the label that `score` is of.
+    The columns are key and score, and if need be status, label, error, warnings, model, model_version and
+    score_<label>, as `write_csv` of cxr.result_rows writes them. Without a column label, `primary` names the
+    label that `score` is of.
 
     Raises InputError.
     """
@@ -198,9 +202,11 @@ def read_results(path: Path, label: str | None = None, primary: str = ABNORMAL) 
     if column == "score" and decided_label not in (None, label):
         raise NoSuchLabel(f"{path}: expected a column score_{label}; its scores are of {decided_label}")
     predictions: dict[str, Prediction] = {}
+    models: set[str] = set()
     decided = decided_label == label
     for line, row in table:
         key, decision = row["key"], row.get("label", "")
+        models.add(":".join(filter(None, (row.get("model"), row.get("model_version")))))
         if key in predictions:
             raise InputError(f"{path}, line {line}: column key repeats an image; expected each image once")
         if decision and _label_of(decision) != decided_label:
@@ -211,9 +217,46 @@ def read_results(path: Path, label: str | None = None, primary: str = ABNORMAL) 
             predictions[key] = Prediction(key, error=row.get("error") or NOT_GIVEN)
             continue
         score = _score(row[column], f"{path}, line {line}: column {column}")
-        predictions[key] = Prediction(key, {label: score}, (label,) if decision == label else ())
+        positive = (label,) if decision == label else ()
+        warnings = tuple(filter(None, row.get("warnings", "").split(";")))
+        predictions[key] = Prediction(key, {label: score}, positive, warnings)
         decided = decided and decision != ""
-    return Results(label, list(predictions.values()), decided)
+    model = models.pop() if len(models) == 1 else ""
+    return Results(label, list(predictions.values()), decided, model=model)
+
+
+def read_as_run(
+    path: Path, model: Model | None, primary: str = ABNORMAL
+) -> tuple[RunStatus, list[Prediction], list[str]]:
+    """The results in a CSV file as a run, its predictions, and its labels whose positive images are known.
+
+    These are all labels of `model`, which made the results, or else the first one of the file. `primary` is
+    as for `read_results`. Raises InputError.
+    """
+    names = labels_in(path, primary)
+    results = [read_results(path, name, primary) for name in names]
+    first = results[0]
+    if not model:
+        first.decided_by()
+    known = [name for name in names if name in model.thresholds] if model else names[:1]
+    predictions = []
+    for of_labels in zip(*(one.predictions for one in results), strict=True):
+        scores = {name: score for one in of_labels for name, score in one.scores.items()}
+        positive = of_labels[0].positive
+        if model:
+            limits = model.thresholds
+            positive = tuple(name for name in known if name in scores and scores[name] >= limits[name])
+        predictions.append(replace(of_labels[0], scores=scores, positive=positive))
+    run = RunStatus(
+        run_id="results" if path == Path("-") else path.stem,
+        uid="",
+        state=State.COMPLETE,
+        source={"kind": "the file", "value": path.name},
+        model=first.model or (model.name if model else "a model that the file does not name"),
+        expected=len(predictions),
+        counts=counts_of(predictions),
+    )
+    return run, predictions, known
 
 
 def _decided_label(table: CsvTable) -> str | None:

@@ -19,12 +19,15 @@ Facts = list[tuple[str, str]]
 
 def about(run: Run, model: Model | None, config: Config | None) -> dict[str, Any]:
     """Run, model and settings as facts; the last two None if they are not known."""
-    facts: Facts = [
-        ("Name", run.run_id),
-        ("Images", source(run)),
+    times: Facts = [
         ("Created", _time(run.created_at)),
         ("Listed", _time(run.listed_at)),
         ("Completed", _time(run.completed_at)),
+    ]
+    facts: Facts = [
+        ("Name", run.run_id),
+        ("Images", source(run)),
+        *(times if run.created_at else ()),  # a file records none
         ("Model", run.model),
         ("SHA-256 of the model", run.model_sha256 or "not given"),
     ]

@@ -152,6 +152,7 @@ def tiles(run: RunStatus, results: Results, plan: Plan | None) -> list[dict[str,
     scored = images - failed
     rate = run.images_per_second(datetime.now(UTC))
     known = rate is not None and not run.at_work
+    why_not = "at work" if run.at_work else "was cancelled" if run.cancelled_at else "not known"
     expected = "still listing" if run.expected is None else f"of {run.expected:,} expected"
     return [
         {"name": "Scored", "value": f"{scored:,}", "note": expected},
@@ -164,7 +165,7 @@ def tiles(run: RunStatus, results: Results, plan: Plan | None) -> list[dict[str,
         {
             "name": "Duration",
             "value": duration(run.done / rate) if rate and known else NONE,
-            "note": "created to completed" if known else "at work" if run.at_work else "was cancelled",
+            "note": "created to completed" if known else why_not,
         },
         {
             "name": "Images a second",

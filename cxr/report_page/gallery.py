@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from classifier.model import Model
 from classifier.preprocessing import Preprocessing
 from PIL import Image, ImageOps
 from runs.codes import REFUSED_BY_S3
+from runs.predictions import Prediction
 
+from cxr.bundles import read_image
+from cxr.errors import InputError
 from cxr.evaluation.results import Results
 from cxr.explanation import map_layer
 from cxr.stack import Stack, client
@@ -55,6 +59,20 @@ def fetch_from(stack: Stack) -> Fetch:
             if code in _DENIED or code in REFUSED_BY_S3:
                 return REFUSED_BY_S3.get(code, code)
             raise
+
+    return fetch
+
+
+def fetch_here(predictions: Sequence[Prediction]) -> Fetch | None:
+    """A function that gives an image's bytes if its key is the path of a file here; None if no key is one."""
+    if not any(Path(one.key).is_file() for one in predictions):
+        return None
+
+    def fetch(key: str) -> bytes | str | None:
+        try:
+            return read_image(Path(key))
+        except InputError:
+            return "not on this machine"
 
     return fetch
 
