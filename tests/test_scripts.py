@@ -131,7 +131,7 @@ class Scene(NamedTuple):
     def prepare(self, name: str) -> None:
         """Bring back what a command needs, and remove what it has written."""
         if name == "delete":
-            begin_run("gone", self.stack.table, state="CANCELLED")
+            begin_run("scripts-gone", self.stack.table, state="CANCELLED")
         shutil.rmtree(self.folder / "packed", ignore_errors=True)
 
 
@@ -151,7 +151,7 @@ def scene(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> I
         list(upload(client("s3"), stack.images_bucket, prefix, images, files_in(images)))
         cxr.start_run(stack, "scripts", prefix=prefix)
         cxr.wait(stack, "scripts", timeout=120)
-        begin_run("rested", stack.table, state="CANCELLED")
+        begin_run("scripts-rested", stack.table, state="CANCELLED")
         image = str(images / names[0])
         arguments = {
             "doctor": [],
@@ -161,8 +161,8 @@ def scene(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> I
             "runs": [],
             "status": ["scripts"],
             "retry": ["scripts"],
-            "cancel": ["rested"],
-            "delete": ["gone", "--yes"],
+            "cancel": ["scripts-rested"],
+            "delete": ["scripts-gone", "--yes"],
             "results": ["scripts"],
             "evaluate": ["scripts", "--labels", str(folder / "labels.csv")],
             "compare": ["scripts", "scripts", "--labels", str(folder / "labels.csv")],
@@ -210,9 +210,11 @@ def test_the_snippet_for_notebooks(scene: Scene, monkeypatch: pytest.MonkeyPatch
     page = (ROOT / "docs" / "notebook.md").read_text(encoding="utf-8")
     snippet = page.partition("```python\n")[2].partition("```")[0]
     monkeypatch.setitem(sys.modules, "pandas", type("pandas", (), {"DataFrame": lambda rows: [*rows]}))
-    snippet = snippet.replace('"first-40"', '"notebook"').replace('start_run(stack, "notebook"', "started(")
+    snippet = snippet.replace('"first-40"', '"scripts-notebook"').replace(
+        'start_run(stack, "scripts-notebook"', "started("
+    )
     names: dict[str, Any] = {
-        "started": lambda: cxr.start_run(scene.stack, "notebook", prefix=f"{PREFIX}scripts/")
+        "started": lambda: cxr.start_run(scene.stack, "scripts-notebook", prefix=f"{PREFIX}scripts/")
     }
     exec(compile(snippet, "docs/notebook.md", "exec"), names)
     assert len(names["table"]) == 8
