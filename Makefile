@@ -74,8 +74,7 @@ deploy: install  ## Deploy to the AWS account of your credentials: make deploy [
 	npx cdk deploy -c stackName="$(STACK)" $(ARGS)
 
 destroy: install  ## Say which data stay, then delete the stack: make destroy [STACK=NAME]
-	-@aws cloudformation describe-stacks --stack-name "$(STACK)" --output text \
-		--query "Stacks[0].Outputs[?OutputKey=='OnDelete'].OutputValue"
+	@$(BIN)/python -m tools.on_delete "$(STACK)"
 	npx cdk destroy -c stackName="$(STACK)" $(ARGS)
 
 clean:  ## Remove all that make has made here

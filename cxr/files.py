@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cxr.errors import InputError
+
+
+def owner_only(path: str, flags: int) -> int:
+    """An opener for `open`: only the owner can read a file that it makes."""
+    return os.open(path, flags, 0o600)
 
 
 @contextmanager

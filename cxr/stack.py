@@ -32,6 +32,7 @@ class Stack:
     table: str
     failure_bucket: str
     settings: Mapping[str, Any] = field(default_factory=dict)  # by their names for -c; {} of older stacks
+    on_delete: str = ""  # what happens to the data when the stack is deleted
 
     @classmethod
     def find(cls, name: str = DEFAULT_NAME) -> Stack:
@@ -74,6 +75,7 @@ class Stack:
                 table=outputs["TableName"],
                 failure_bucket=outputs["FailureBucketName"],
                 settings=json.loads(outputs.get("Settings", "{}")),
+                on_delete=outputs.get("OnDelete", ""),
             )
         except KeyError as error:
             raise InputError(

@@ -53,7 +53,7 @@ from tools.markdown import place, put_table
 # delivered again because the other job of their batch is not.
 SETTINGS = ("shards=3", "parallelizationFactor=1", "imagesPerJob=8", "batchSize=2", "retries=1")
 KILL_SECONDS = 6.0  # mean time from one SIGKILL to the next; at most twice that
-# All jobs are delivered if no batch was delivered for this long. MiniStack reads the stream once a second, or
+# All jobs are delivered if no batch was delivered for this long. Local AWS reads the stream once a second, or
 # less often on a busy machine.
 QUIET_SECONDS, QUIET_SECONDS_COMPLETE = 6.0, 2.0
 FAULTY_RETRIES = 2  # calls of `cxr retry` with faults

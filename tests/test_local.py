@@ -1,10 +1,14 @@
 """Local AWS's own parts: functions in processes, the seam to MiniStack, and nothing left behind."""
 
+import base64
 import copy
 import http.client
 import json
 import os
+import re
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -13,14 +17,21 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import pytest
-from support import wait_for
+from botocore.exceptions import ClientError
+from support import ROOT, wait_for
+from typer.testing import CliRunner
 
+from cxr.commands import local, run_display
+from cxr.commands.app import app
+from cxr.local_aws import function_host
 from cxr.local_aws import processes as processes_module
 from cxr.local_aws.execution_environment import Function, FunctionSpec
 from cxr.local_aws.function_host import PROXY_URL, FunctionHost
@@ -28,6 +39,9 @@ from cxr.local_aws.local_aws import LocalAws, LocalAwsError
 from cxr.local_aws.loopback import LoopbackServer, Reply
 from cxr.local_aws.processes import Processes, StoppingError, signals_held
 from cxr.local_aws.stream_mapping import FunctionError
+
+STREAM_ARN = "arn:aws:kinesis:us-east-1:000000000000:stream/jobs"
+FAILS = FunctionError({"errorType": "ValueError"})
 
 TOY = """
 import os, signal, time
@@ -258,43 +272,92 @@ class FakeLambda:
             "RevisionId": "1",
             "Environment": {"Variables": {"A": "b"}},
         }
+        self.functions = [{**self.function, "FunctionName": "zipped", "PackageType": "Zip"}, self.function]
         self.mapping = {
             "UUID": "mapping",
-            "FunctionArn": "arn:toy",
-            "EventSourceArn": "arn:stream",
+            "State": "Enabled",
+            "FunctionArn": "arn:aws:lambda:us-east-1:000000000000:function:toy",
+            "EventSourceArn": STREAM_ARN,
             "MaximumRetryAttempts": 3,
             "FunctionResponseTypes": ["ReportBatchItemFailures"],
             "DestinationConfig": {"OnFailure": {"Destination": "arn:aws:s3:::failures"}},
         }
+        self.mappings = [self.mapping]
+        self.looks = 0
 
     def get_function_configuration(self, FunctionName: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
         return copy.deepcopy(self.function)
 
-    def list_event_source_mappings(self, FunctionName: str, EventSourceArn: str) -> dict[str, Any]:  # noqa: N803
-        found = [self.mapping] if EventSourceArn == self.mapping["EventSourceArn"] else []
-        return {"EventSourceMappings": found}
+    def get_event_source_mapping(self, UUID: str) -> dict[str, Any]:  # noqa: N803
+        return self.mapping
 
-    def get_paginator(self, _name: str) -> Any:
-        zipped = {**self.function, "FunctionName": "zipped", "PackageType": "Zip"}
-        return SimpleNamespace(paginate=lambda: [{"Functions": [zipped, self.function]}])
+    def get_paginator(self, name: str) -> Any:
+        self.looks += 1
+        pages: dict[str, dict[str, Any]] = {
+            "list_functions": {"Functions": self.functions},
+            "list_event_source_mappings": {"EventSourceMappings": self.mappings},
+        }
+        return SimpleNamespace(paginate=lambda: [pages[name]])
 
     def update_function_configuration(self, FunctionName: str, Environment: dict[str, Any]) -> None:  # noqa: N803
         assert FunctionName == "toy"
         self.function |= {"Environment": Environment, "RevisionId": "2"}
 
 
-class Seam:
-    """A function host between a fake Lambda API and a function that behaves as told."""
+class FakeKinesis:
+    """The calls of the Kinesis API that the reader of a stream makes, for one stream."""
 
     def __init__(self) -> None:
-        self.api = FakeLambda()
+        self.shards: list[dict[str, Any]] = []
+        self.records: dict[str, list[dict[str, Any]]] = {}
+        self.closed: set[str] = set()
+        self.add_shard("shard-0")
+
+    def add_shard(self, shard: str, *parents: str) -> None:
+        names = ("ParentShardId", "AdjacentParentShardId")
+        self.shards.append({"ShardId": shard, **dict(zip(names, parents, strict=False))})
+        self.records[shard] = []
+        self.closed.update(parents)
+
+    def put(self, number: int, shard: str = "shard-0") -> None:
+        moment = datetime.fromtimestamp(1, UTC)
+        record = {"SequenceNumber": str(number), "PartitionKey": "p", "Data": b"{}"}
+        self.records[shard].append({**record, "ApproximateArrivalTimestamp": moment})
+
+    def get_paginator(self, _name: str) -> Any:
+        return SimpleNamespace(paginate=lambda StreamARN: [{"Shards": self.shards}])  # noqa: N803
+
+    def get_shard_iterator(
+        self,
+        StreamARN: str,  # noqa: N803
+        ShardId: str,  # noqa: N803
+        ShardIteratorType: str,  # noqa: N803
+        StartingSequenceNumber: str = "0",  # noqa: N803
+    ) -> dict[str, Any]:
+        return {"ShardIterator": (ShardId, int(StartingSequenceNumber))}
+
+    def get_records(self, ShardIterator: tuple[str, int]) -> dict[str, Any]:  # noqa: N803
+        shard, last = ShardIterator
+        found = [record for record in self.records[shard] if int(record["SequenceNumber"]) > last]
+        return {"Records": found} | ({} if shard in self.closed else {"NextShardIterator": "next"})
+
+
+class Seam:
+    """A function host between a fake Lambda API, a fake stream and a function that behaves as told."""
+
+    def __init__(self) -> None:
+        self.api, self.stream = FakeLambda(), FakeKinesis()
         self.made: list[Mapping[str, Any]] = []  # configurations that a function was made from
+        self.retired = 0
         self.events: list[dict[str, Any]] = []
         self.answers: list[object] = []  # of the next invocations; None when they run out
+        self.go_on = threading.Event()  # an invocation does not end before
+        self.go_on.set()
         self.objects: list[dict[str, Any]] = []
-        s3: Any = SimpleNamespace(put_object=lambda **call: self.objects.append(call))
+        s3: Any = SimpleNamespace(put_object=self._put_object)
         api: Any = self.api
-        self.host = FunctionHost(api, s3, self._make_function)
+        stream: Any = self.stream
+        self.host = FunctionHost(api, stream, s3, self._make_function)
         self.host.plug_in()
 
     def post(self, event: object) -> Any:
@@ -307,36 +370,53 @@ class Seam:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
+    def delivered(self) -> list[str]:
+        """The sequence numbers of the records in the events so far."""
+        records = (record for event in self.events for record in event["Records"])
+        return [record["kinesis"]["sequenceNumber"] for record in records]
+
+    def let_look(self) -> None:
+        """Wait until the host has looked for functions, mappings and records once more."""
+        enough = self.api.looks + 4
+        wait_for(lambda: self.api.looks > enough, "a look", 10)
+
+    def wait_for(self, *numbers: int) -> None:
+        """Wait until these records are delivered, in this order, and no others."""
+        expected = [str(number) for number in numbers]
+        wait_for(
+            lambda: self.delivered() == expected and not self.host.delivering, f"{expected} delivered", 10
+        )
+
     def _make_function(self, configuration: Mapping[str, Any]) -> Any:
         self.made.append(configuration)
         return SimpleNamespace(
-            spec=SimpleNamespace(configuration=configuration), invoke=self._invoke, retire=lambda: None
+            spec=SimpleNamespace(configuration=configuration), invoke=self._invoke, retire=self._retire
         )
+
+    def _retire(self) -> None:
+        self.retired += 1
 
     def _invoke(self, event: dict[str, Any], _request_id: str) -> object:
         self.events.append(event)
+        self.go_on.wait(10)
         answer = self.answers.pop(0) if self.answers else None
         if isinstance(answer, Exception):
             raise answer
         return answer
 
+    def _put_object(self, **call: Any) -> None:
+        if call["Bucket"] == "deleted":
+            raise ClientError({"Error": {"Code": "NoSuchBucket"}}, "PutObject")
+        self.objects.append(call)
+
 
 @pytest.fixture
-def seam() -> Iterator[Seam]:
+def seam(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seam]:
+    monkeypatch.setattr(function_host, "LOOK_SECONDS", 0.01)
     opened = Seam()
     yield opened
+    opened.go_on.set()
     opened.host.close()
-
-
-def stream_event(stream: str = "arn:stream") -> dict[str, Any]:
-    kinesis = {"sequenceNumber": "7", "partitionKey": "p", "data": "e30=", "approximateArrivalTimestamp": 1.0}
-    record = {
-        "eventID": "shardId-0:7",
-        "eventSource": "aws:kinesis",
-        "eventSourceARN": stream,
-        "kinesis": kinesis,
-    }
-    return {"Records": [record]}
 
 
 def test_only_image_functions_are_plugged_in_and_do_not_see_it(seam: Seam) -> None:
@@ -358,36 +438,127 @@ def test_a_direct_invocation_that_fails_is_an_error_with_lambdas_document(seam: 
     assert json.load(raised.value) == document
 
 
-def test_a_batch_from_the_stream_is_answered_at_once_and_delivered_until_done(seam: Seam) -> None:
+def test_a_record_of_the_stream_is_delivered_until_the_function_succeeds(seam: Seam) -> None:
     failure = {"batchItemFailures": [{"itemIdentifier": "7"}]}
     seam.answers = [failure, failure]
-    assert seam.post(stream_event()) is None
-    wait_for(lambda: len(seam.events) == 3 and not seam.host.delivering, "delivered a third time")
-    assert seam.events == [stream_event()] * 3
+    seam.stream.put(7)
+    seam.wait_for(7, 7, 7)
+    assert seam.events[0] == {
+        "Records": [
+            {
+                "kinesis": {
+                    "kinesisSchemaVersion": "1.0",
+                    "partitionKey": "p",
+                    "sequenceNumber": "7",
+                    "data": "e30=",
+                    "approximateArrivalTimestamp": 1.0,
+                },
+                "eventSource": "aws:kinesis",
+                "eventVersion": "1.0",
+                "eventID": "shard-0:7",
+                "eventName": "aws:kinesis:record",
+                "awsRegion": "us-east-1",
+                "eventSourceARN": STREAM_ARN,
+            }
+        ]
+    }
 
 
-def test_a_batch_that_never_succeeds_goes_to_the_failure_bucket(seam: Seam) -> None:
-    seam.answers = [FunctionError({"errorType": "ValueError"})] * 4
-    seam.post(stream_event())
-    wait_for(lambda: not seam.host.delivering, "given up")
+def test_a_record_that_never_succeeds_goes_to_the_failure_bucket(seam: Seam) -> None:
+    seam.answers = [FAILS] * 4
+    seam.stream.put(7)
+    seam.wait_for(7, 7, 7, 7)
     (call,) = seam.objects
     assert call["Bucket"] == "failures"
-    assert call["Key"].startswith("aws/lambda/mapping/shardId-0/")
-    assert json.loads(json.loads(call["Body"])["payload"]) == stream_event()
+    assert call["Key"].startswith("aws/lambda/mapping/shard-0/")
+    assert json.loads(json.loads(call["Body"])["payload"]) == seam.events[0]
+
+
+def test_without_its_failure_bucket_the_stream_goes_on(seam: Seam) -> None:
+    seam.api.mapping |= {
+        "MaximumRetryAttempts": 0,
+        "DestinationConfig": {"OnFailure": {"Destination": "arn:aws:s3:::deleted"}},
+    }
+    seam.answers = [FAILS]
+    seam.stream.put(7)
+    seam.wait_for(7)
+    seam.stream.put(8)
+    seam.wait_for(7, 8)
 
 
 def test_settings_that_change_count_from_then_on(seam: Seam) -> None:
-    seam.post(stream_event())
+    seam.stream.put(7)
+    seam.wait_for(7)
     seam.api.mapping["MaximumRetryAttempts"] = 0
-    wait_for(lambda: not seam.host.delivering, "delivered")
-    seam.answers = [FunctionError({"errorType": "ValueError"})]
-    seam.post(stream_event())
-    wait_for(lambda: bool(seam.objects), "given up at once")
+    seam.answers = [FAILS]
+    seam.stream.put(8)
+    seam.wait_for(7, 8)
+    assert seam.objects
 
 
-def test_a_kinesis_event_of_no_mapping_is_a_direct_invocation(seam: Seam) -> None:
-    seam.answers = ["answer"]
-    assert seam.post(stream_event("arn:other")) == "answer"
+def test_a_disabled_mapping_waits_and_goes_on_where_it_was(seam: Seam) -> None:
+    seam.stream.put(7)
+    seam.wait_for(7)
+    seam.api.mapping["State"] = "Disabled"
+    seam.stream.put(8)
+    seam.let_look()
+    assert seam.delivered() == ["7"]
+    seam.api.mapping["State"] = "Enabled"
+    seam.wait_for(7, 8)
+
+
+def test_records_that_were_read_while_the_mapping_was_disabled_stay_on_the_stream(seam: Seam) -> None:
+    """The host sees the mapping enabled, reads, and sees it disabled."""
+    seam.api.mappings = [{**seam.api.mapping}]
+    seam.api.mapping["State"] = "Disabled"
+    seam.stream.put(7)
+    seam.let_look()
+    assert seam.delivered() == []
+    seam.api.mapping["State"] = "Enabled"
+    seam.wait_for(7)
+
+
+@pytest.mark.parametrize("parents", [["shard-0"], ["shard-0", "shard-1"]], ids=["split", "merged"])
+def test_records_of_a_closed_shard_are_delivered_before_those_of_its_children(
+    seam: Seam, parents: list[str]
+) -> None:
+    seam.go_on.clear()
+    for shard in parents[1:]:
+        seam.stream.add_shard(shard)
+    seam.stream.put(7, parents[-1])
+    wait_for(lambda: seam.delivered() == ["7"], "the parent's record with the function", 10)
+    seam.stream.put(8, parents[-1])
+    seam.stream.add_shard("shard-2", *parents)
+    seam.stream.put(9, "shard-2")
+    seam.let_look()
+    seam.answers = [FAILS, None, FAILS]
+    seam.go_on.set()
+    seam.wait_for(7, 7, 8, 8, 9)
+
+
+def test_a_child_of_a_shard_that_has_expired_is_read(seam: Seam) -> None:
+    seam.stream.shards.append({"ShardId": "shard-2", "ParentShardId": "expired"})
+    seam.stream.records["shard-2"] = []
+    seam.stream.put(7, "shard-2")
+    seam.wait_for(7)
+
+
+def test_a_deleted_mapping_delivers_nothing_more(seam: Seam) -> None:
+    seam.api.mapping["BatchSize"] = 1
+    seam.go_on.clear()
+    for number in (7, 8):
+        seam.stream.put(number)
+    wait_for(lambda: seam.delivered() == ["7"], "the first record with the function", 10)
+    seam.api.mappings.clear()
+    wait_for(lambda: not seam.host._mappings, "the deletion seen", 10)
+    seam.go_on.set()
+    seam.wait_for(7)
+
+
+def test_a_deleted_function_ends(seam: Seam) -> None:
+    seam.post({})
+    seam.api.functions.clear()
+    wait_for(lambda: seam.retired == 1, "the function ended", 10)
 
 
 def test_a_new_revision_is_a_new_function(seam: Seam) -> None:
@@ -417,6 +588,208 @@ def test_local_aws_leads_here_while_it_runs_and_leaves_nothing(monkeypatch: pyte
     assert dict(os.environ) == before
     assert not logs.exists()
     wait_for(lambda: threading.active_count() <= threads, "its threads gone", seconds=5)
+
+
+class RecordingAws(LocalAws):
+    """Local AWS whose only function notes the records that it is invoked with, without a process."""
+
+    def __init__(self, project: Path) -> None:
+        super().__init__(project)
+        self.got: list[str] = []  # the data of the records
+        self.go_on = threading.Event()  # an invocation does not end before
+
+    def _make_function(self, configuration: Mapping[str, Any]) -> Any:
+        return SimpleNamespace(
+            spec=SimpleNamespace(configuration=configuration), invoke=self._invoke, retire=lambda: None
+        )
+
+    def _invoke(self, event: dict[str, Any], _request_id: str) -> None:
+        self.go_on.wait(30)
+        self.got += [base64.b64decode(record["kinesis"]["data"]).decode() for record in event["Records"]]
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Iterator[RecordingAws]:
+    """It has a stream `jobs` of one shard, and a function with a mapping to it."""
+    with RecordingAws(tmp_path) as aws:
+        functions, kinesis = aws.client("lambda"), aws.client("kinesis")
+        kinesis.create_stream(StreamName="jobs", ShardCount=1)
+        functions.create_function(
+            FunctionName="toy",
+            PackageType="Image",
+            Code={"ImageUri": "toy"},
+            Role="arn:aws:iam::000000000000:role/toy",
+        )
+        functions.create_event_source_mapping(
+            FunctionName="toy", EventSourceArn=STREAM_ARN, StartingPosition="TRIM_HORIZON", BatchSize=1
+        )
+        yield aws
+
+
+@pytest.mark.parametrize("numbers", [[2, 1], [5, 2, 3, 1]])
+def test_every_record_of_a_resharded_stream_is_delivered_once_parents_first(
+    recording: RecordingAws, numbers: list[int]
+) -> None:
+    kinesis = recording.client("kinesis")
+    sent: list[str] = []
+
+    def put(shards: int) -> None:
+        answer = kinesis.put_records(
+            StreamName="jobs",
+            Records=[
+                {"Data": f"{shards} {number}".encode(), "PartitionKey": str(number)} for number in range(20)
+            ],
+        )
+        assert len({record["ShardId"] for record in answer["Records"]}) == shards
+        sent.extend(f"{shards} {number}" for number in range(20))
+
+    put(1)
+    for shards in numbers:
+        kinesis.update_shard_count(StreamName="jobs", TargetShardCount=shards, ScalingType="UNIFORM_SCALING")
+        summary = kinesis.describe_stream_summary(StreamName="jobs")["StreamDescriptionSummary"]
+        assert summary["OpenShardCount"] == shards
+        put(shards)
+    recording.go_on.set()
+    wait_for(lambda: len(recording.got) == len(sent), "all delivered", 30)
+    assert sorted(recording.got) == sorted(sent)
+    for key in range(20):  # what has one partition key keeps its order
+        assert [data for data in recording.got if data.endswith(f" {key}")] == [
+            data for data in sent if data.endswith(f" {key}")
+        ]
+
+
+def test_a_closed_shard_says_so(recording: RecordingAws) -> None:
+    kinesis = recording.client("kinesis")
+    kinesis.put_record(StreamName="jobs", Data=b"before", PartitionKey="a")
+    kinesis.update_shard_count(StreamName="jobs", TargetShardCount=2, ScalingType="UNIFORM_SCALING")
+    closed, *children = kinesis.list_shards(StreamName="jobs")["Shards"]
+    assert "EndingSequenceNumber" in closed["SequenceNumberRange"]
+    assert [child["ParentShardId"] for child in children] == [closed["ShardId"]] * 2
+    assert not any("EndingSequenceNumber" in child["SequenceNumberRange"] for child in children)
+    ranges = [child["HashKeyRange"] for child in children]
+    assert int(ranges[0]["EndingHashKey"]) + 1 == int(ranges[1]["StartingHashKey"]) == 2**127
+    for shard, data in ((closed, [b"before"]), (children[0], [])):
+        iterator = kinesis.get_shard_iterator(
+            StreamName="jobs", ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
+        )["ShardIterator"]
+        answer = kinesis.get_records(ShardIterator=iterator)
+        assert [record["Data"] for record in answer["Records"]] == data
+        assert ("NextShardIterator" in answer) == (shard is not closed)
+    with pytest.raises(kinesis.exceptions.ResourceNotFoundException):
+        kinesis.merge_shards(
+            StreamName="jobs", ShardToMerge=closed["ShardId"], AdjacentShardToMerge=children[0]["ShardId"]
+        )
+
+
+KILLED = """
+import os, signal, sys
+from cxr.local_aws.local_aws import LocalAws
+
+with LocalAws() as aws:
+    print(aws.environment["AWS_ENDPOINT_URL"], aws._ministack.pid, aws.logs, aws._folder, flush=True)
+    signal.pause()
+"""
+
+
+def test_a_local_aws_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout
+        endpoint, ministack, logs, folder = started.stdout.readline().split()
+        started.kill()
+    wait_for(lambda: not alive(int(ministack)), "MiniStack ended", 10)
+    with pytest.raises(ConnectionRefusedError):
+        ask(endpoint.removeprefix("http://"), "GET", "/_ministack/health")
+    assert not Path(folder).exists()  # it may hold images
+    shutil.rmtree(logs)
+
+
+def test_logs_are_the_owners_alone(tmp_path: Path) -> None:
+    (tmp_path / "build" / "local").mkdir(parents=True)  # by an older version
+    with LocalAws(tmp_path) as aws:
+        files = [path for path in aws.logs.rglob("*") if path.is_file()]
+        assert {path.name for path in files} == {"cxr.log", "ministack.log"}
+        modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (aws.logs.parent, aws.logs, *files)}
+        assert modes == {aws.logs.parent: 0o700, aws.logs: 0o700} | dict.fromkeys(files, 0o600)
+
+
+OUTPUTS = {"JobCreatorName": "creator", "MappingId": "mapping"}
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the environment file is."""
+    path = tmp_path / ".cxr-local.env"
+    monkeypatch.setattr(local, "ENVIRONMENT_FILE", path)
+    return path
+
+
+def write_environment() -> AbstractContextManager[None]:
+    aws: Any = SimpleNamespace(environment={"AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
+    return local.environment_file(aws, OUTPUTS)
+
+
+def test_the_environment_file_leads_a_shell_to_local_aws_and_is_the_owners_alone(environment: Path) -> None:
+    environment.write_text("export AWS_ENDPOINT_URL=http://127.0.0.1:2\n")  # of one that was killed
+    environment.chmod(0o644)
+    with write_environment():
+        assert stat.S_IMODE(environment.stat().st_mode) == 0o600
+        echo = f". {environment}; echo $AWS_ENDPOINT_URL $JOB_CREATOR $MAPPING_ID"
+        assert (
+            subprocess.check_output(["sh", "-c", echo], text=True) == "http://127.0.0.1:1 creator mapping\n"
+        )
+    assert not environment.exists()
+
+
+def test_a_second_local_aws_in_a_folder_is_refused_before_it_starts_anything(environment: Path) -> None:
+    with write_environment():
+        before = environment.read_text()
+        done = CliRunner().invoke(app, ["local", "up"])
+        assert (done.exit_code, environment.read_text()) == (2, before)
+    assert done.stderr == (
+        f"Error: another local AWS is up in this folder ({environment}); stop it by Ctrl-C in its terminal\n"
+    )
+
+
+def test_the_environment_file_of_a_killed_local_aws_is_no_obstacle(environment: Path) -> None:
+    environment.write_text("export AWS_ENDPOINT_URL=http://127.0.0.1:2\n")
+    done = CliRunner().invoke(app, ["local", "up", "--images", "nowhere"])
+    assert "nowhere does not exist" in done.stderr
+    assert not environment.exists()
+
+
+@pytest.mark.slow
+def test_local_up_starts_again_after_it_was_killed() -> None:
+    environment = ROOT / ".cxr-local.env"
+    for _ in range(2):
+        command = [str(Path(sys.executable).with_name("cxr")), "local", "up"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as up:
+            assert up.stdout
+            output = iter(up.stdout)
+            assert any("Press Ctrl-C to stop." in line for line in output)
+            (endpoint,) = re.findall(r"AWS_ENDPOINT_URL=http://(\S+)", environment.read_text())
+            assert ask(endpoint, "GET", "/_ministack/health")[0] == 200
+            up.kill()
+        assert environment.exists()
+    environment.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [None, "of the last demo\n"])
+def test_a_demo_that_stops_leaves_the_results_of_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    results = tmp_path / "demo-results.csv"
+    if before:
+        results.write_text(before)
+    monkeypatch.setattr(local, "STALL_SECONDS", 0)
+    monkeypatch.setattr(local, "IDLE_STALL_SECONDS", 0)
+    monkeypatch.setattr(run_display, "IDLE_SECONDS", 1)
+    # Lambda waits for more jobs, and there are none.
+    done = CliRunner().invoke(app, ["local", "demo", "--csv", str(results), "-c", "batchWindow=300"])
+    assert done.exit_code == 1, done.output
+    assert "The run has stopped: 0 of 8 images have a prediction" in done.stderr
+    assert f"{results} {'is as it was' if before else 'was not written'}." in done.stderr
+    assert [path.read_text() for path in tmp_path.iterdir()] == ([before] if before else [])
 
 
 def test_no_web_page_reads_or_makes_anything_on_local_aws(tmp_path: Path) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.table import Table
@@ -22,7 +23,7 @@ from cxr.commands.options import Bundle, Json
 from cxr.commands.run_display import causes, follow, print_started, run_document, upload_files
 from cxr.commands.terminal import answers_aside, console, errors_reported, on_terminal, shown, stage
 from cxr.errors import Failed, InputError
-from cxr.files import whole_file
+from cxr.files import owner_only, whole_file
 from cxr.operations import start_run
 from cxr.result_rows import labels_of, row, write_csv
 from cxr.runs import RunStatus, run_status, run_table
@@ -64,11 +65,7 @@ def up(images: Images = None, context: Context = None, as_json: Json = False) ->
     from cxr.local_aws.local_aws import LocalAws, LocalAwsError
 
     with errors_reported(), answers_aside(as_json):
-        if ENVIRONMENT_FILE.exists():
-            raise InputError(
-                f"{ENVIRONMENT_FILE} exists: another local AWS is up in this folder. Stop that one, "
-                "or remove the file if it was killed"
-            )
+        remove_stale_file()
         files = files_in(images) if images else []
         with LocalAws() as aws:
             outputs = deploy(aws, context)
@@ -82,7 +79,7 @@ Local AWS is up. In another terminal, in this folder:
   .venv/bin/cxr run first --watch
   aws lambda invoke --function-name "$JOB_CREATOR" --cli-read-timeout 0 \\
     --payload fileb://events/create-jobs-100.json out.json
-  npx cdk deploy --require-approval never --method=direct
+  npx cdk deploy --require-approval never
 
 Logs: {aws.logs}
 [bold]{RESEARCH_ONLY}[/] Press Ctrl-C to stop.""")
@@ -153,19 +150,20 @@ def demo(
                 )
                 found = sorted(table.predictions(run), key=lambda prediction: prediction.key)
                 labels = labels_of(table, status)
+                print_predictions(found, labels[0], deployed.prefix, status)
+                if not status.complete:
+                    given_up = read_status(deployed, run).failed_jobs.images
+                    raise LocalAwsError(
+                        f"The run has stopped: {status.done} of {status.expected} images have a prediction; "
+                        f"jobs of {counted(given_up, 'image')} are in the failure bucket. {csv} "
+                        f"{'is as it was' if csv.exists() else 'was not written'}. Logs: {aws.logs}"
+                    )
                 with part.open("w", newline="", encoding="utf-8") as file:
                     write_csv(file, (row(prediction, labels, status.model) for prediction in found))
-            print_predictions(found, labels[0], deployed.prefix, status)
             seconds = time.monotonic() - started_at
             console.print(f"\nWrote {shown(str(csv))} after {seconds:.0f} s. [bold]{RESEARCH_ONLY}[/]")
             if as_json:
                 typer.echo(json.dumps({**run_document(status), "results": str(csv)}))
-            if not status.complete:
-                given_up = read_status(deployed, run).failed_jobs.images
-                raise LocalAwsError(
-                    f"The run has stopped: {status.done} of {status.expected} images have a prediction; "
-                    f"jobs of {counted(given_up, 'image')} are in the failure bucket. Logs: {aws.logs}"
-                )
 
 
 def deploy(aws: LocalAws, context: list[str] | None) -> dict[str, str]:
@@ -199,16 +197,39 @@ def print_predictions(found: list[Prediction], primary: str, prefix: str, status
 
 @contextmanager
 def environment_file(aws: LocalAws, outputs: Mapping[str, str]) -> Iterator[None]:
-    """While the block runs, keep a file of `export` lines that points a shell to this local AWS."""
+    """While the block runs, keep a file of `export` lines that points a shell to this local AWS.
+
+    The file is locked meanwhile: the lock ends with this process, however it ends. Raises InputError.
+    """
     # JobCreatorName becomes JOB_CREATOR.
     names = {re.sub("(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Name")).upper(): name for name in outputs}
     variables = aws.environment | {name: outputs[output] for name, output in names.items()}
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
     text = "".join(["unset AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN\n", *lines])
-    ENVIRONMENT_FILE.touch(mode=0o600)
-    ENVIRONMENT_FILE.write_text(text)
+    remove_stale_file()
+    with open(ENVIRONMENT_FILE, "x", opener=owner_only) as file:
+        lock(file)
+        file.write(text)
+        file.flush()
+        try:
+            yield
+        finally:
+            if ENVIRONMENT_FILE.exists() and ENVIRONMENT_FILE.read_text() == text:  # not of another local AWS
+                ENVIRONMENT_FILE.unlink()
+
+
+def remove_stale_file() -> None:
+    """Remove the file of a local AWS that was killed. Raises InputError if another one is up."""
+    with suppress(FileNotFoundError), ENVIRONMENT_FILE.open("r+") as file:
+        lock(file)
+        ENVIRONMENT_FILE.unlink()
+
+
+def lock(file: TextIO) -> None:
+    """Lock the environment file while it is open. Raises InputError if another process holds the lock."""
     try:
-        yield
-    finally:
-        if ENVIRONMENT_FILE.exists() and ENVIRONMENT_FILE.read_text() == text:  # not of another local AWS
-            ENVIRONMENT_FILE.unlink()
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"another local AWS is up in this folder ({ENVIRONMENT_FILE}); stop it by Ctrl-C in its terminal"
+        ) from None

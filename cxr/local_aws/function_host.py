@@ -1,8 +1,8 @@
 """The host of the container-image functions that are deployed to local AWS.
 
 MiniStack needs Docker for such a function, unless the function's environment names a URL for its invocations.
-This host is that URL. It answers a batch of the stream at once and then delivers it by AWS's rules. It runs
-every other invocation and answers it. See docs/decisions/0003-local-aws.md.
+This host is that URL. It also reads the streams of the functions, and delivers them by Lambda's rules. See
+docs/decisions/0003-local-aws.md.
 """
 
 from __future__ import annotations
@@ -22,14 +22,26 @@ from botocore.exceptions import BotoCoreError, ClientError
 from cxr.local_aws.execution_environment import Function
 from cxr.local_aws.loopback import LoopbackServer, Reply
 from cxr.local_aws.processes import StoppingError
-from cxr.local_aws.stream_mapping import FunctionError, Lane, MappingSettings, Record, StreamMapping
+from cxr.local_aws.stream_mapping import (
+    FunctionError,
+    Lane,
+    MappingSettings,
+    Record,
+    StreamMapping,
+    ThrottledError,
+)
+from cxr.local_aws.stream_reader import StreamReader
 
 if TYPE_CHECKING:
+    from mypy_boto3_kinesis import KinesisClient
     from mypy_boto3_lambda import LambdaClient
+    from mypy_boto3_lambda.type_defs import EventSourceMappingConfigurationTypeDef
     from mypy_boto3_s3 import S3Client
 
 PROXY_URL = "MINISTACK_LAMBDA_PROXY_URL"  # the variable that names the URL to MiniStack
-PLUG_IN_SECONDS = 1.0  # between two looks for functions that a `cdk deploy` has added
+LOOK_SECONDS = (
+    1.0  # between two looks for new functions, mappings and records; Lambda's rate (DG with-kinesis)
+)
 MAXIMUM_LANES_AT_WORK = 64  # the others wait
 
 logger = logging.getLogger(__name__)
@@ -41,19 +53,22 @@ class FunctionHost:
     def __init__(
         self,
         lambda_client: LambdaClient,
+        kinesis: KinesisClient,
         s3: S3Client,
         make_function: Callable[[Mapping[str, Any]], Function],
     ) -> None:
         """`make_function` gets the answer of GetFunctionConfiguration."""
-        self._lambda, self._s3, self._make_function = lambda_client, s3, make_function
+        self._lambda, self._kinesis, self._s3 = lambda_client, kinesis, s3
+        self._make_function = make_function
+        self._names: set[str] = set()  # of the container-image functions
         self._functions: dict[str, Function] = {}
-        self._mappings: dict[str, StreamMapping] = {}
+        self._mappings: dict[str, tuple[StreamMapping, StreamReader]] = {}  # by UUID
         self._at_work: set[Lane] = set()
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._executor = ThreadPoolExecutor(MAXIMUM_LANES_AT_WORK, "lane")
         self._server = LoopbackServer(self._respond)
-        threading.Thread(target=self._keep_plugged_in, daemon=True).start()
+        threading.Thread(target=self._keep_looking, daemon=True).start()
 
     @property
     def delivering(self) -> bool:
@@ -62,15 +77,40 @@ class FunctionHost:
 
     def plug_in(self) -> None:
         """Tell MiniStack to post the invocations of container-image functions here. Safe to repeat."""
-        url = f"http://{self._server.address}/"
+        url, names = f"http://{self._server.address}/", set()
         for page in self._lambda.get_paginator("list_functions").paginate():
             for function in page["Functions"]:
+                if function.get("PackageType") != "Image":
+                    continue
+                names.add(function["FunctionName"])
                 variables = function.get("Environment", {}).get("Variables", {})
-                if function.get("PackageType") == "Image" and variables.get(PROXY_URL) != url:
+                if variables.get(PROXY_URL) != url:
                     self._lambda.update_function_configuration(
                         FunctionName=function["FunctionName"],
                         Environment={"Variables": {**variables, PROXY_URL: url}},
                     )
+        with self._lock:
+            self._names = names
+            for name in self._functions.keys() - names:  # they are deleted
+                self._functions.pop(name).retire()
+
+    def _read_streams(self) -> bool:
+        """Read the new records of all streams that have an enabled mapping, and begin to deliver them.
+
+        Returns whether there were any.
+        """
+        pages = self._lambda.get_paginator("list_event_source_mappings").paginate()
+        found = [mapping for page in pages for mapping in page["EventSourceMappings"]]
+        with self._lock:
+            for uuid in self._mappings.keys() - {mapping["UUID"] for mapping in found}:
+                del self._mappings[uuid]  # a deleted mapping delivers nothing more
+        any_read = False
+        for each in found:
+            name = each["FunctionArn"].rpartition(":")[2]
+            if each["State"] == "Enabled" and name in self._names and ":kinesis:" in each["EventSourceArn"]:
+                with suppress(BotoCoreError, ClientError):  # its stream is deleted
+                    any_read = self._read_stream(*self._mapping(each)) or any_read
+        return any_read
 
     def close(self) -> None:
         """Take no more invocations. Those at work end when their processes are stopped."""
@@ -80,19 +120,19 @@ class FunctionHost:
             function.retire()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _keep_plugged_in(self) -> None:
-        while not self._closing.wait(PLUG_IN_SECONDS):
+    def _keep_looking(self) -> None:
+        any_read = False
+        while not self._closing.wait(0 if any_read else LOOK_SECONDS):
+            any_read = False
             # A function may disappear while its stack is being deployed. The next round looks again.
             with suppress(BotoCoreError, ClientError):
                 self.plug_in()
+                any_read = self._read_streams()
 
     def _respond(self, _path: str, headers: Message, body: bytes) -> Reply:
-        name, event = str(headers["X-Amzn-Lambda-Function-Name"]), json.loads(body)
+        name, request_id = str(headers["X-Amzn-Lambda-Function-Name"]), headers["X-Amzn-Lambda-Request-Id"]
         try:
-            if mapping := self._mapping_of(name, event):
-                self._deliver(mapping, event["Records"])
-                return Reply(HTTPStatus.OK)
-            answer = self._function(name).invoke(event, str(headers["X-Amzn-Lambda-Request-Id"]))
+            answer = self._function(name).invoke(json.loads(body), str(request_id))
             return Reply(HTTPStatus.OK, json.dumps(answer).encode())
         except FunctionError as error:
             return Reply(HTTPStatus.INTERNAL_SERVER_ERROR, json.dumps(error.payload).encode())
@@ -112,32 +152,53 @@ class FunctionHost:
             function = self._functions[name] = self._make_function(configuration)
             return function
 
-    def _mapping_of(self, function: str, event: Any) -> StreamMapping | None:
-        """The event source mapping of a Kinesis event, with its present settings; None for another event."""
-        records = event.get("Records") if isinstance(event, dict) else None
-        if not isinstance(records, list) or not records or not isinstance(records[0], dict):
-            return None
-        if records[0].get("eventSource") != "aws:kinesis":
-            return None
-        mappings = self._lambda.list_event_source_mappings(
-            FunctionName=function, EventSourceArn=records[0]["eventSourceARN"]
-        )["EventSourceMappings"]
-        if not mappings:
-            return None
-        settings = MappingSettings.from_api(mappings[0])
+    def _mapping(self, found: EventSourceMappingConfigurationTypeDef) -> tuple[StreamMapping, StreamReader]:
+        """A mapping of ListEventSourceMappings with its present settings, and the reader of its stream."""
+        settings = MappingSettings.from_api(found)
+        if settings.uuid not in self._mappings:
+            function = settings.function_arn.rpartition(":")[2]
+            mapping = StreamMapping(
+                settings,
+                invoke=lambda event, request_id: self._invoke(function, event, request_id),
+                put_failure=lambda key, document: self._put_failure(mapping, key, document),
+                sleep=self._closing.wait,
+            )
+            reader = StreamReader(
+                self._kinesis, settings.stream_arn, lambda shard: self._is_delivering(mapping, shard)
+            )
+            with self._lock:
+                self._mappings[settings.uuid] = mapping, reader
+        mapping, reader = self._mappings[settings.uuid]
+        mapping.settings = settings
+        return mapping, reader
+
+    def _read_stream(self, mapping: StreamMapping, reader: StreamReader) -> bool:
+        any_read = False
+        for records in reader.read():
+            now = self._lambda.get_event_source_mapping(UUID=mapping.settings.uuid)
+            if now["State"] != "Enabled":  # the records may have come after it was disabled
+                break
+            self._deliver(mapping, records)
+            any_read = True
+        return any_read
+
+    def _invoke(self, function: str, event: dict[str, Any], request_id: str) -> object:
+        try:
+            return self._function(function).invoke(event, request_id)
+        except (BotoCoreError, ClientError) as error:  # the function is deleted
+            raise ThrottledError from error
+
+    def _put_failure(self, mapping: StreamMapping, key: str, document: str) -> None:
+        """Write a failure object. If that fails, its records are lost, as on AWS."""
+        bucket = str(mapping.settings.failure_bucket)
+        try:
+            self._s3.put_object(Bucket=bucket, Key=key, Body=document.encode())
+        except (BotoCoreError, ClientError) as error:
+            logger.error("a failure object could not be written to %s: %s", bucket, type(error).__name__)
+
+    def _is_delivering(self, mapping: StreamMapping, shard: str) -> bool:
         with self._lock:
-            mapping = self._mappings.get(settings.uuid)
-            if not mapping:
-                mapping = self._mappings[settings.uuid] = StreamMapping(
-                    settings,
-                    invoke=lambda event, request_id: self._function(function).invoke(event, request_id),
-                    put_failure=lambda key, document: self._s3.put_object(
-                        Bucket=str(settings.failure_bucket), Key=key, Body=document.encode()
-                    ),
-                    sleep=self._closing.wait,
-                )
-            mapping.settings = settings
-            return mapping
+            return not self._at_work.isdisjoint(mapping.lanes(shard))
 
     def _deliver(self, mapping: StreamMapping, records: list[Record]) -> None:
         with self._lock:
@@ -148,7 +209,7 @@ class FunctionHost:
     def _work(self, lane: Lane) -> None:
         while not self._closing.is_set():
             with self._lock:
-                if lane.idle:
+                if lane.idle or lane.mapping.settings.uuid not in self._mappings:
                     self._at_work.discard(lane)
                     return
             lane.deliver_next()

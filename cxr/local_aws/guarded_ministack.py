@@ -1,15 +1,24 @@
-"""`python -m cxr.local_aws.guarded_ministack`: MiniStack for programs on this machine, but for no web page.
+"""`python -m cxr.local_aws.guarded_ministack PID`: MiniStack for programs on this machine, not for web pages.
 
-MiniStack itself answers any Host and any Origin, needs no credentials and runs the code it is sent.
+MiniStack itself answers any Host and any Origin, needs no credentials and runs the code it is sent. Here it
+also ends with its parent process PID, and does what `ministack_*.py` add.
 """
 
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
 from http import HTTPStatus
 from typing import Any
 
 from ministack import app as ministack  # type: ignore[import-untyped]
 
-from cxr.local_aws import ministack_lambda
+from cxr.local_aws import ministack_cloudformation, ministack_kinesis, ministack_lambda
 from cxr.local_aws.loopback import REFUSAL, is_from_a_program
+
+LOOK_SECONDS = 0.5
 
 _answer = ministack.app
 
@@ -26,7 +35,18 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": REFUSAL})
 
 
+def end_with(parent: int) -> None:
+    """When the parent process was killed, delete its temporary folder, TMPDIR, and end this process."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_SECONDS)
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)  # with the functions that MiniStack runs
+
+
 if __name__ == "__main__":
+    threading.Thread(target=end_with, args=[int(sys.argv.pop())], daemon=True).start()
+    ministack_kinesis.install()
+    ministack_cloudformation.install()
     ministack_lambda.install()
     ministack.app = app  # `main` serves it
     ministack.main()

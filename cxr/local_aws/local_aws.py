@@ -33,6 +33,7 @@ from stacks.config import DEFAULT_NAME
 ACCOUNT, REGION = "000000000000", "us-east-1"  # MiniStack's own
 START_SECONDS = 60
 LOG_TAIL_LINES = 15
+LOG = "cxr.log"  # of this process
 
 
 class LocalAwsError(Failed):
@@ -52,7 +53,7 @@ class LocalAws:
         name = f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         self.logs = project / "build" / "local" / name
         self._folder = Path(gettempdir()) / f"cxr-local-{name}"
-        self._log_handler = logging.FileHandler(self.logs / "cxr.log", delay=True)
+        self._log_handler = logging.FileHandler(self.logs / LOG, delay=True)
         self._processes = Processes()
         self._containers = Containers(image, owner=name) if image else None
         self._host: FunctionHost | None = None
@@ -63,7 +64,10 @@ class LocalAws:
     def __enter__(self) -> Self:
         """Start MiniStack and the function host. Raises LocalAwsError."""
         try:
-            self.logs.mkdir(mode=0o700, parents=True)
+            self.logs.parent.mkdir(parents=True, exist_ok=True)
+            self.logs.parent.chmod(0o700)
+            self.logs.mkdir(mode=0o700)
+            (self.logs / LOG).touch(mode=0o600)
             logging.getLogger("cxr").addHandler(self._log_handler)
             self._folder.mkdir(mode=0o700)
             self._start()
@@ -94,7 +98,7 @@ class LocalAws:
             self.bootstrap()
         settings = [argument for setting in context for argument in ("-c", setting)]
         output = str(self._folder / "cdk.out")
-        # MiniStack 1.4 cannot execute a change set for a stack that exists.
+        # A change set takes a second longer, and nobody would look at it.
         options = ("--require-approval", "never", "--method=direct", "--output", output)
         self._cdk("deploy", *options, *settings, cwd=self._project)
         if self._host:
@@ -136,7 +140,9 @@ class LocalAws:
                 del os.environ[name]
         os.environ.update(self.environment)
         self._start_ministack(port)
-        self._host = FunctionHost(self.client("lambda"), self.client("s3"), self._make_function)
+        self._host = FunctionHost(
+            self.client("lambda"), self.client("kinesis"), self.client("s3"), self._make_function
+        )
 
     def _make_function(self, configuration: Mapping[str, Any]) -> Function:
         spec = FunctionSpec(
@@ -171,9 +177,10 @@ class LocalAws:
             "GATEWAY_PORT": str(port),
             "IOT_MTLS_ENABLED": "0",
             "LOG_LEVEL": "WARNING",  # at INFO it names S3 keys
+            "STATE_DIR": str(self._folder),
             "TMPDIR": str(self._folder),
         }
-        command = [sys.executable, "-m", "cxr.local_aws.guarded_ministack"]
+        command = [sys.executable, "-m", "cxr.local_aws.guarded_ministack", str(os.getpid())]
         environment = {**os.environ, **settings}
         self._ministack = self._processes.start(command, cwd=self._folder, environment=environment, log=log)
         deadline = time.monotonic() + START_SECONDS

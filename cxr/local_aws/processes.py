@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from cxr.files import owner_only
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 3.0  # from SIGTERM to SIGKILL
 
@@ -54,11 +56,11 @@ class Processes:
     def start(
         self, command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], log: Path
     ) -> subprocess.Popen[bytes]:
-        """Run `command` in its own process group and append its output to `log`.
+        """Run `command` in its own process group and append its output to `log`, a file of its owner alone.
 
         Raises StoppingError once `stop_all` has begun, OSError if the command cannot be run.
         """
-        with signals_held(), self._lock, log.open("ab") as output:
+        with signals_held(), self._lock, open(log, "ab", opener=owner_only) as output:
             if self._stopping:
                 raise StoppingError
             process = subprocess.Popen(  # noqa: S603 - fixed commands, no shell

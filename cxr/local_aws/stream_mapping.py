@@ -286,6 +286,10 @@ class StreamMapping:
             touched.add(lane)
         return touched
 
+    def lanes(self, shard: str) -> set[Lane]:
+        """The lanes of a shard that had records so far."""
+        return {lane for (name, _), lane in list(self._lanes.items()) if name == shard}
+
     def busy_lanes(self) -> Iterator[Lane]:
         """The lanes that have records to deliver."""
         return (lane for lane in list(self._lanes.values()) if not lane.idle)

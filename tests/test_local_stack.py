@@ -1,0 +1,175 @@
+"""A stack on local AWS from its first deployment to its removal, as a person would rehearse it."""
+
+import json
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from support import ROOT, client, wait_for
+
+from cxr import InputError, Stack, results, start_run, status
+from cxr.local_aws.local_aws import LocalAws
+from cxr.phantoms import write_phantoms
+from cxr.upload import files_in, upload
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("local_stack"), pytest.mark.usefixtures("local_aws")]
+
+
+@pytest.fixture(scope="module")
+def local_aws() -> Iterator[None]:
+    with LocalAws() as aws:
+        aws.bootstrap()
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawings")
+    write_phantoms(folder)
+    return folder
+
+
+def deploy(drawings: Path, settings: str = "") -> Stack:
+    """The stack as `cdk deploy` leaves it, with the drawings in its bucket."""
+    typed(f"npx cdk deploy --require-approval never -c imagesPerJob=1 {settings}")
+    stack = Stack.find()
+    for _ in upload(client("s3"), stack.images_bucket, stack.prefix, drawings, files_in(drawings)):
+        pass
+    return stack
+
+
+def score(stack: Stack, run: str) -> None:
+    """Start a run and wait until all its images have their scores."""
+    assert start_run(stack, run).images
+    wait_for(lambda: status(stack, run).state == "COMPLETE", f"run {run} COMPLETE", 120)
+    assert status(stack, run).scored == status(stack, run).expected
+
+
+def typed(command: str) -> str:
+    """What a command prints that a person types in the project's folder."""
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def buckets() -> set[str]:
+    """The buckets of the stack."""
+    names = {bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]}
+    return {name for name in names if not name.startswith("cdk-")}
+
+
+def tables() -> list[str]:
+    return boto3.client("dynamodb").list_tables()["TableNames"]
+
+
+def delete_as_told(command: str) -> None:
+    """Carry out a command of the output OnDelete. The AWS CLI may not be here."""
+    s3: Any = boto3.resource("s3")
+    match shlex.split(command):
+        case ["aws", "dynamodb", "delete-table", "--table-name", table]:
+            boto3.client("dynamodb").delete_table(TableName=table)
+        case ["aws", "s3", "rb", "--force", url]:
+            bucket = s3.Bucket(url.removeprefix("s3://"))
+            bucket.objects.delete()
+            bucket.delete()
+        case other:
+            raise AssertionError(other)
+
+
+def test_more_and_fewer_shards_score_every_run(drawings: Path) -> None:
+    kinesis, functions = boto3.client("kinesis"), boto3.client("lambda")
+    stack = deploy(drawings, "-c shards=1")
+    score(stack, "with-1")
+    for shards in (2, 3, 1):
+        # Jobs wait on the stream while it is resharded.
+        functions.update_event_source_mapping(UUID=stack.mapping, Enabled=False)
+        start_run(stack, f"before-{shards}")
+        deploy(drawings, f"-c shards={shards}")
+        summary = kinesis.describe_stream_summary(StreamName=stack.stream)["StreamDescriptionSummary"]
+        assert summary["OpenShardCount"] == shards
+        start_run(stack, f"after-{shards}")
+        functions.update_event_source_mapping(UUID=stack.mapping, Enabled=True)
+        for run in (f"before-{shards}", f"after-{shards}"):
+            wait_for(lambda: status(stack, run).state == "COMPLETE", f"run {run} COMPLETE", 120)  # noqa: B023
+        score(stack, f"with-{shards}")
+
+
+def test_a_stack_that_is_destroyed_keeps_its_data(drawings: Path) -> None:
+    stack = deploy(drawings)
+    score(stack, "kept")
+    on_delete, kept = stack.on_delete, buckets()
+    assert len(kept) == 3
+    # `-o install`: the tests run in an environment that is installed.
+    assert on_delete in typed("make -o install destroy ARGS=--force")
+    with pytest.raises(InputError, match="there is no stack ChestXray"):
+        Stack.find()
+    assert (buckets(), tables()) == (kept, [stack.table])
+    assert boto3.client("kinesis").list_streams()["StreamNames"] == []
+    assert boto3.client("lambda").list_functions()["Functions"] == []
+    assert len(list(results(stack, "kept"))) == len(files_in(drawings))
+    assert boto3.client("s3").list_objects_v2(Bucket=stack.images_bucket)["KeyCount"]
+
+    again = deploy(drawings)  # with new names, so that it takes no data of the old stack for its own
+    assert not kept & {again.images_bucket, again.failure_bucket}
+    score(again, "kept")
+    for command in on_delete.partition(": ")[2].split("; "):
+        delete_as_told(command)
+    assert not kept & buckets()
+    assert tables() == [again.table]
+
+
+def test_a_stack_may_be_destroyed_with_its_data(drawings: Path) -> None:
+    deploy(drawings)
+    kept = buckets()
+    stack = deploy(drawings, "-c data=destroy")
+    assert buckets() == kept
+    score(stack, "destroyed")
+    deleted = typed("npx cdk destroy --force")
+    assert "destroyed" in deleted
+    assert (buckets(), tables()) == (set(), [])
+    groups = boto3.client("logs").describe_log_groups()["logGroups"]
+    assert [group["logGroupName"] for group in groups if "ChestXray" in group["logGroupName"]] == []
+
+
+def test_data_that_were_to_be_destroyed_can_be_kept_after_all(drawings: Path) -> None:
+    stack = deploy(drawings, "-c data=destroy")
+    score(stack, "kept")
+    assert deploy(drawings).on_delete != stack.on_delete
+    found = boto3.client("s3").list_objects_v2(Bucket=stack.images_bucket)["Contents"]
+    assert len(found) == len(files_in(drawings))
+    typed("npx cdk destroy --force")
+    assert stack.images_bucket in buckets()
+
+
+def test_an_update_that_fails_deletes_nothing(drawings: Path) -> None:
+    stack = deploy(drawings)
+    score(stack, "before")
+    cloudformation = boto3.client("cloudformation")
+    template: Any = cloudformation.get_template(StackName=stack.name)["TemplateBody"]
+    resources = template["Resources"]
+    (stream,) = (each for each in resources.values() if each["Type"] == "AWS::Kinesis::Stream")
+    stream["Properties"]["ShardCount"] = 2
+    resources["Wrong"] = {
+        "Type": "AWS::Lambda::EventInvokeConfig",
+        "Properties": {"FunctionName": "not-there", "Qualifier": "$LATEST"},
+        "DependsOn": list(resources),
+    }
+    cloudformation.update_stack(StackName=stack.name, TemplateBody=json.dumps(template))
+    ended = "UPDATE_ROLLBACK_COMPLETE"
+    wait_for(
+        lambda: cloudformation.describe_stacks(StackName=stack.name)["Stacks"][0]["StackStatus"] == ended,
+        ended,
+    )
+    score(stack, "after")
