@@ -14,12 +14,12 @@ from cxr.commands.terminal import print_plainly
 class Group(TyperGroup):
     """The group of all commands. A wrong option or argument is one line, as every other error is."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, *args: Any, **options: Any) -> Any:
         """Run the command line, and exit with its code."""
-        if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+        if not options.get("standalone_mode", True):
+            return super().main(*args, **options)
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = super().main(*args, **options | {"standalone_mode": False})
         except typer.Abort:
             print_plainly("Error: there was no answer")
             sys.exit(1)
