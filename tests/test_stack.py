@@ -54,6 +54,10 @@ SETTINGS = {
     "memory=3008": ("AWS::Lambda::Function", CLASSIFIER | {"MemorySize": 3008}),
     "timeout=90": ("AWS::Lambda::Function", CLASSIFIER | {"Timeout": 90}),
     "architecture=arm64": ("AWS::Lambda::Function", CLASSIFIER | {"Architectures": ["arm64"]}),
+    "network=isolated": (
+        "AWS::Lambda::Function",
+        CLASSIFIER | {"VpcConfig": {"SecurityGroupIds": [Match.any_value()]}},
+    ),
     "failureExpiry=14": (
         "AWS::S3::Bucket",
         {"LifecycleConfiguration": {"Rules": [{"ExpirationInDays": 14, "Status": "Enabled"}]}},

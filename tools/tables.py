@@ -22,6 +22,7 @@ from cxr.commands.app import app
 from cxr.files import whole_file
 from stacks.config import Config, context_name
 from stacks.inference_stack import InferenceStack
+from stacks.network import PREFIX_LISTS
 from tools.markdown import filled, table
 
 PROJECT = Path(__file__).parents[1]
@@ -39,6 +40,11 @@ def settings() -> str:
         for setting in fields(Config)
     )
     return table(("setting", "default", "allowed", "meaning"), rows)
+
+
+def regions() -> str:
+    """The regions in which a stack with `network=isolated` can be deployed."""
+    return ", ".join(f"`{region}`" for region in PREFIX_LISTS)
 
 
 def alarms() -> str:
@@ -94,6 +100,7 @@ TABLES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("docs/results.md", "errors", partial(codes, ErrorCode)),
     ("docs/results.md", "warnings", partial(codes, WarningCode)),
     ("docs/runbook.md", "alarms", alarms),
+    ("docs/settings.md", "regions", regions),
     ("docs/settings.md", "settings", settings),
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ministack import app as ministack  # type: ignore[import-untyped]
 
-from cxr.local_aws import ministack_lambda
+from cxr.local_aws import ministack_lambda, ministack_network
 from cxr.local_aws.loopback import REFUSAL, is_from_a_program
 
 _answer = ministack.app
@@ -28,5 +28,6 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 if __name__ == "__main__":
     ministack_lambda.install()
+    ministack_network.install()
     ministack.app = app  # `main` serves it
     ministack.main()
