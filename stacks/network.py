@@ -2,17 +2,18 @@
 
 import os
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 from aws_cdk import ArnFormat, Aws, CfnMapping, Fn, Stack
 from aws_cdk.aws_ec2 import (
     CfnSecurityGroup,
+    CfnSecurityGroupEgress,
+    CfnSecurityGroupIngress,
     FlowLogDestination,
     FlowLogTrafficType,
     GatewayVpcEndpointAwsService,
     InterfaceVpcEndpoint,
     InterfaceVpcEndpointAwsService,
-    Port,
     SecurityGroup,
     SubnetConfiguration,
     SubnetType,
@@ -57,6 +58,8 @@ PREFIX_LISTS: Mapping[str, Mapping[str, str]] = {
     "us-west-1": {"S3": "pl-6ba54002", "DynamoDB": "pl-6ea54007"},
     "us-west-2": {"S3": "pl-68a54001", "DynamoDB": "pl-00a54069"},
 }
+
+HTTPS: dict[str, Any] = {"ip_protocol": "tcp", "from_port": 443, "to_port": 443}
 
 # What Lambda does with the role of a function in a network (Lambda guide, configuration-vpc).
 DESCRIBE = ("ec2:DescribeNetworkInterfaces", "ec2:DescribeSubnets")
@@ -128,11 +131,9 @@ class Network(Construct):
         # group without a rule of its own would allow everything.
         cast(CfnSecurityGroup, group.node.default_child).security_group_egress = [
             CfnSecurityGroup.EgressProperty(
-                description=f"HTTPS to {service}",
-                ip_protocol="tcp",
-                from_port=443,
-                to_port=443,
                 destination_prefix_list_id=self._prefix_lists.find_in_map(Aws.REGION, service),
+                description=f"HTTPS to {service}",
+                **HTTPS,
             )
             for service in ("S3", "DynamoDB")
         ]
@@ -150,7 +151,22 @@ class Network(Construct):
             allow_all_outbound=False,
         )
         for client in clients:
-            client.connections.allow_to(group, Port.tcp(443), f"HTTPS to {name}")
+            CfnSecurityGroupEgress(
+                client,
+                f"To{name}",
+                group_id=client.security_group_id,
+                destination_security_group_id=group.security_group_id,
+                description=f"HTTPS to {name}",
+                **HTTPS,
+            )
+            CfnSecurityGroupIngress(
+                group,
+                f"From{client.node.id}",
+                group_id=group.security_group_id,
+                source_security_group_id=client.security_group_id,
+                description=f"HTTPS from {client.node.id}",
+                **HTTPS,
+            )
         return self._vpc.add_interface_endpoint(name, service=service, security_groups=[group], open=False)
 
     def _resolve_only_aws(self) -> None:
@@ -241,7 +257,7 @@ def pass_through(endpoint: VpcEndpoint, *actions: str, on: str) -> None:
 
 
 def check_region(region: str | None) -> None:
-    """Raise ConfigError for a region whose prefix lists are not known. No region is given without credentials."""
+    """Raise ConfigError for a region whose prefix lists are not known. Without credentials, none is given."""
     if region and region not in PREFIX_LISTS:
         raise ConfigError(
             f"network=isolated: the prefix lists of {region} are not known; add them to PREFIX_LISTS in "

@@ -118,7 +118,7 @@ def found() -> dict[str, set[Finding] | None]:
 
 
 def acknowledged() -> list[tuple[str, str, str]]:
-    """The findings of the AwsSolutions pack that the code accepts in any of STACKS: rule, resource, reason."""
+    """What the code accepts of the AwsSolutions pack in any of STACKS: finding, resource, reason."""
     rows: dict[tuple[str, str, str], None] = {}
     with stacks() as built:
         for stack in built:
