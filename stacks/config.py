@@ -127,7 +127,8 @@ class Config:
         ONE_VCPU_MB, range(128, 10_241), f"MB for one classifier; {ONE_VCPU_MB} MB come with one vCPU"
     )
     timeout: int = _number(120, range(30, 901), "seconds that one invocation of the classifier may take")
-    # arm64 costs less, but there the import of ONNX Runtime has aborted in Lambda (onnxruntime#10038).
+    # arm64 costs less. There, the import of ONNX Runtime aborted in Lambda (onnxruntime#10038) until 2026
+    # (onnxruntime#28230). Its speed, and scores in 8 bits, were not measured.
     architecture: str = _choice("x86_64", "arm64", doc="processor of the classifier and of its image")
     base_image: str | None = _text(
         None,
@@ -141,6 +142,12 @@ class Config:
         "a folder",
         "folder with the model.json and model.onnx that score; a relative one is looked for in the project's "
         "folder. Without this, the model that ships",
+    )
+    network: str = _choice(
+        "open",
+        "isolated",
+        doc="isolated: the functions run in a network that leads only to the AWS services they use; about 29 "
+        "dollars a month",
     )
     failure_expiry: int = _number(90, range(1, 3651), "days that the failure bucket keeps an object")
     log_retention: int = _number(30, LOG_RETENTION_DAYS, "days that CloudWatch keeps the functions' logs")

@@ -9,6 +9,7 @@ from stacks.config import Config
 from stacks.job_creator import JobCreator
 from stacks.job_stream import JobStream
 from stacks.monitoring import Monitoring
+from stacks.network import Network
 from stacks.outputs import add_outputs
 from stacks.storage import Storage
 
@@ -34,6 +35,17 @@ class InferenceStack(Stack):
             model=model,
             key=key,
         )
+        if config.network == "isolated":
+            Network(
+                self,
+                "Network",
+                config=config,
+                storage=storage,
+                jobs=jobs,
+                creator=creator.function,
+                classifier=classifier.function,
+                key=key,
+            )
         Monitoring(
             self,
             "Monitoring",

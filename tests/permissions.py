@@ -22,6 +22,7 @@ BUSES = f"arn:aws:events:{REGION}:{ACCOUNT}:event-bus/"
 LOGS = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:"
 KEYS = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/"
 ROLES = f"arn:aws:iam::{ACCOUNT}:role/"
+EC2 = f"arn:aws:ec2:{REGION}:{ACCOUNT}:"
 BUCKETS = "arn:aws:s3:::"
 ARNS = {
     "AWS::DynamoDB::Table": TABLES,
@@ -55,6 +56,12 @@ class Stack:
         self._resources: Mapping[str, Any] = template["Resources"]
         self._policies = self._resolved(self._all("AWS::IAM::Policy"))
         self._bucket_policies = self._resolved(self._all("AWS::S3::BucketPolicy"))
+        self._endpoints = self._resolved(
+            [
+                {name: endpoint[name] for name in ("ServiceName", "PolicyDocument")}
+                for endpoint in self._all("AWS::EC2::VPCEndpoint")
+            ]
+        )
 
     def policy(self, role: str) -> list[Statement]:
         """The statements of a function's role."""
@@ -73,6 +80,13 @@ class Stack:
             if policy["Bucket"] == bucket
             for statement in policy["PolicyDocument"]["Statement"]
         ]
+
+    def endpoint_policies(self) -> dict[str, list[Statement]]:
+        """The statements of the policy of each endpoint of the network, by its service: "s3"."""
+        return {
+            endpoint["ServiceName"].rpartition(".")[2]: endpoint["PolicyDocument"]["Statement"]
+            for endpoint in self._endpoints
+        }
 
     def environment(self, role: str) -> dict[str, str]:
         """A function's environment variables."""
@@ -112,6 +126,8 @@ class Stack:
                 # The ARN of a log group ends with this, which means the streams in it.
                 end = ":*" if resource_type == "AWS::Logs::LogGroup" else ""
                 return f"{ARNS[resource_type]}{_name(name)}{end}"
+            case {"Fn::GetAtt": [str(name), "GroupId"]}:
+                return _name(name)
             case {"Fn::Join": [str(separator), parts]}:
                 return separator.join(self._resolved(part) for part in parts)
             case dict():

@@ -99,6 +99,16 @@ class TestByHand:
         x86 = {line.item: line.dollars for line in plan().lines}
         assert arm["Lambda, classifier"] == pytest.approx(0.8 * x86["Lambda, classifier"], rel=1e-3)
 
+    def test_an_isolated_network_is_paid_by_the_hour(self) -> None:
+        """Two interface endpoints in two zones; 400 jobs of 2,166 bytes pass one of them."""
+        isolated = capacity.plan(WORK, replace(ONE_LANE, network="isolated"), PRICES)
+        lines = {line.item: line.dollars for line in isolated.lines}
+        assert lines["Endpoints"] == pytest.approx(4 * 0.01)
+        assert lines["Endpoints, jobs"] == pytest.approx(400 * 2166e-9 * 0.01)
+        found = capacity.plan(WORK, ONE_LANE, PRICES)
+        assert isolated.idle_dollars - found.idle_dollars == pytest.approx(4 * 0.01 * 730)
+        assert isolated.seconds == found.seconds
+
     def test_from_an_index_nothing_is_listed(self) -> None:
         found = plan(indexed=True, keys_per_second=50_000)
         assert capacity.job_creator_seconds(found.workload) == pytest.approx(112_120 / 50_000 + 0.2)

@@ -27,6 +27,7 @@ from permissions import (
     BUCKETS,
     BUSES,
     CLASSIFIER,
+    EC2,
     JOB_CREATOR,
     KEYS,
     LOGS,
@@ -81,6 +82,7 @@ CASES = {
     "own key": Case((f"kmsKey={OWN}",)),
     "data=destroy": Case(("data=destroy",)),
     "both keys": Case(("imagesBucket=hospital", f"imagesKmsKey={THEIRS}", f"kmsKey={OWN}"), "hospital"),
+    "isolated": Case(("network=isolated",)),
 }
 
 
@@ -202,6 +204,17 @@ def asked_by_aws(case: Case) -> frozenset[Call]:
         ask(role, "logs:CreateLogStream PutLogEvents", f"{LOGS}{role}RoleLogs:log-stream:2026/11/24/[1]ab")
         if stack(case).traced(role):  # Lambda guide, services-xray
             ask(role, "xray:PutTraceSegments PutTelemetryRecords", "*")
+
+        if "network=isolated" in case.settings:  # Lambda guide, configuration-vpc
+            ask(role, "ec2:DescribeNetworkInterfaces DescribeSubnets", "*")
+            for resource in (
+                "network-interface/*",
+                *(f"subnet/NetworkVpcIsolatedSubnet{n}Subnet" for n in (1, 2)),
+                f"security-group/Network{role}",
+            ):
+                ask(role, "ec2:CreateNetworkInterface", f"{EC2}{resource}")
+            changes = "DeleteNetworkInterface AssignPrivateIpAddresses UnassignPrivateIpAddresses"
+            ask(role, f"ec2:{changes}", f"{EC2}network-interface/eni-1")
 
     # Lambda guide, services-kinesis-create. SubscribeToShard is only for enhanced fan-out.
     ask(CLASSIFIER, READ_STREAM, f"{STREAMS}{STREAM}")
@@ -356,6 +369,23 @@ def forbidden(case: Case) -> frozenset[Call]:
         ask(both, "sts:AssumeRole", f"{ROLES}{role}Role")
         function = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{role}Function"
         ask(both, "lambda:InvokeFunction UpdateFunctionCode", function)
+    # Network interfaces: from the code of a function, elsewhere, of other accounts, and other actions.
+    actions = (
+        "DeleteNetworkInterface AssignPrivateIpAddresses UnassignPrivateIpAddresses CreateNetworkInterface"
+    )
+    interface = f"{EC2}network-interface/eni-1"
+    for role in FUNCTIONS:
+        from_code = {"lambda:SourceFunctionArn": f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{role}Function"}
+        ask((role,), f"ec2:{actions}", interface, from_code)
+        ask((role,), "ec2:DescribeNetworkInterfaces DescribeSubnets", "*", from_code)
+    ask(both, f"ec2:{actions}", interface.replace(ACCOUNT, OTHER_ACCOUNT))
+    for other in ("subnet/a", "security-group/a", "security-group/NetworkEventBridgeEndpoint"):
+        ask(both, "ec2:CreateNetworkInterface", f"{EC2}{other}")
+    ask(both, "ec2:AttachNetworkInterface DetachNetworkInterface ModifyNetworkInterfaceAttribute", interface)
+    ask(both, "ec2:AuthorizeSecurityGroupEgress", f"{EC2}security-group/NetworkClassifier")
+    ask(both, "ec2:CreateRoute", f"{EC2}route-table/a")
+    ask(both, "ec2:DescribeSecurityGroups DescribeVpcs DescribeInstances", "*")
+
     ask(both, "iam:CreateRole", f"{ROLES}a")
     ask(both, "iam:CreateUser CreateAccessKey", f"arn:aws:iam::{ACCOUNT}:user/a")
     ask(both, "xray:GetTraceSummaries BatchGetTraces PutEncryptionConfig", "*")
@@ -364,14 +394,17 @@ def forbidden(case: Case) -> frozenset[Call]:
 
 
 def unused(calls: frozenset[Call], of: Stack) -> list[tuple[str, Statement]]:
-    """Every action, resource and condition value of a role without which all calls are still allowed."""
+    """Every action, resource and condition value of a role without which all calls are still allowed.
+
+    A Deny is not among them: test_every_denial_is_needed.
+    """
     found = []
     for role in FUNCTIONS:
         policy = [part for statement in of.policy(role) for part in single(statement)]
         for number, part in enumerate(policy):
             others = policy[:number] + policy[number + 1 :]
             using = [call.request for call in calls if call.role == role and applies(part, call.request)]
-            if all(allows(request, others) for request in using):
+            if part["Effect"] == "Allow" and all(allows(request, others) for request in using):
                 found.append((role, part))
     return found
 
@@ -390,6 +423,63 @@ def test_what_no_function_needs_is_refused(case: Case) -> None:
 
 def test_every_permission_is_used(case: Case) -> None:
     assert unused(asked_by_handlers(case) | asked_by_aws(case), stack(case)) == []
+
+
+def test_every_denial_is_needed(case: Case) -> None:
+    """Without a part of a Deny, the role would allow something that no function needs."""
+    for role in FUNCTIONS:
+        parts = [part for statement in stack(case).policy(role) for part in single(statement)]
+        for part in (part for part in parts if part["Effect"] == "Deny"):
+            others = [other for other in parts if other != part]
+            refused_calls = (call.request for call in forbidden(case) if call.role == role)
+            assert any(allows(request, others) for request in refused_calls), (role, part)
+
+
+ISOLATED = CASES["isolated"]
+SERVICES = {"kinesis": "kinesis-streams"}  # of an action, where its endpoint has another name
+
+
+def passes(request: Request) -> bool:
+    """Whether the endpoint of the isolated network lets a request through, whoever makes it."""
+    service = request.action.partition(":")[0]
+    policies = stack(ISOLATED).endpoint_policies()
+    return allows(request, policies.get(SERVICES.get(service, service), ()))
+
+
+class TestEndpoints:
+    def test_every_call_of_the_handlers_passes(self) -> None:
+        assert [call for call in asked_by_handlers(ISOLATED) if not passes(call.request)] == []
+
+    def test_every_part_of_a_policy_is_used(self) -> None:
+        """Each action and resource of a policy is used."""
+        used = {call.request for call in asked_by_handlers(ISOLATED)}
+        for service, statements in stack(ISOLATED).endpoint_policies().items():
+            for statement in statements:
+                for part in single(statement):
+                    assert any(applies(part, request) for request in used), (service, part)
+
+    @pytest.mark.parametrize(
+        ("action", "resource"),
+        [
+            ("s3:PutObject", f"{BUCKETS}theirs/a"),
+            ("s3:GetObject", f"{BUCKETS}theirs/a"),
+            ("s3:PutObject", f"{BUCKETS}{BUCKET}/cxr-nih/a.png"),
+            ("s3:GetObject", f"{BUCKETS}{BUCKET}/elsewhere/a.png"),
+            ("s3:GetObject", f"{BUCKETS}failures/aws/lambda/a"),
+            ("s3:ListAllMyBuckets", "*"),
+            ("dynamodb:PutItem", f"{TABLES}{TABLE}".replace(ACCOUNT, OTHER_ACCOUNT)),
+            ("dynamodb:Scan", f"{TABLES}{TABLE}"),
+            ("dynamodb:DeleteItem", f"{TABLES}{TABLE}"),
+            ("kinesis:PutRecords", f"{STREAMS}{STREAM}".replace(ACCOUNT, OTHER_ACCOUNT)),
+            ("kinesis:GetRecords", f"{STREAMS}{STREAM}"),
+            ("events:PutEvents", f"{BUSES}default".replace(ACCOUNT, OTHER_ACCOUNT)),
+            ("events:PutRule", f"arn:aws:events:{REGION}:{ACCOUNT}:rule/a"),
+            ("sts:AssumeRole", f"{ROLES}a"),
+        ],
+    )
+    def test_what_a_hostile_file_could_ask_for_is_refused(self, action: str, resource: str) -> None:
+        """Whatever credentials it has: its own may allow its own buckets and streams."""
+        assert not passes(Request(action, resource, OURS))
 
 
 def test_no_action_has_a_wildcard(case: Case) -> None:
@@ -469,6 +559,7 @@ class TestWrongTemplates:
             for role in FUNCTIONS
             for statement in stack(case).policy(role)
             for part in single(statement)
+            if part["Effect"] == "Allow"
             for wider in _wider(part)
             if not any(who == role and applies(wider, request) for who, request in refused_calls)
         ]

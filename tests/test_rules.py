@@ -1,4 +1,4 @@
-"""cdk-nag's packs: a finding of AwsSolutions stops synth, docs/hipaa.md lists all findings of HIPAA."""
+"""Security checkers: a finding of AwsSolutions stops synth, docs/ accept those of the others."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from stacks.config import Config
 from stacks.inference_stack import InferenceStack
 from tools import audit
 
-KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+KEY = audit.KEY
 EXISTING_BUCKET = {"imagesBucket": "hospital", "imagesKmsKey": KEY, "prefix": "chest/"}
 
 # Without credentials and endpoints, no deployment of these tests reaches AWS.
@@ -55,12 +55,10 @@ def stack(folder: Path, **settings: str) -> InferenceStack:
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        EXISTING_BUCKET,
+        *audit.STACKS,
         {"kmsKey": KEY, "prefix": "a/b/"},
         EXISTING_BUCKET | {"kmsKey": KEY},
-        {"data": "destroy"},
-        {"alarmTopic": "arn:aws:sns:eu-west-1:111122223333:on-call"},
+        EXISTING_BUCKET | {"kmsKey": KEY, "network": "isolated"},
     ],
     ids=lambda settings: " ".join(settings),
 )
@@ -92,23 +90,48 @@ def test_a_finding_stops_a_deployment(tmp_path: Path) -> None:
     assert "Traceback" not in cdk.stderr
 
 
+@pytest.fixture
+def no_checkov(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where checkov is not installed: its findings depend on its version."""
+    monkeypatch.setattr(audit, "checkov_findings", lambda _: None)
+
+
+@pytest.mark.usefixtures("no_checkov")
 def test_the_audit_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert audit.rules() == []
-    rows = len(audit.accepted(audit.ACCEPTED.read_text()))
-    assert capsys.readouterr().out == (f"HIPAA pack: {rows} findings, all accepted in docs/hipaa.md\n")
+    rows = len(audit.accepted(audit.HIPAA.read_text(), "HIPAA"))
+    assert capsys.readouterr().out.splitlines() == [
+        f"HIPAA pack: {rows} findings, all accepted in docs/hipaa.md",
+        "cfn-lint: 1 findings, all accepted in docs/findings.md",
+        "checkov: NOT CHECKED: not installed",
+    ]
 
 
-def test_the_audit_fails_for_a_finding_without_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    page = audit.ACCEPTED.read_text().splitlines(keepends=True)
-    (dlq,) = (line for line in page if "LambdaDLQ" in line and "Classifier" in line)
-    page.remove(dlq)
-    shorter = tmp_path / "hipaa.md"
-    shorter.write_text("".join(page))
-    monkeypatch.setattr(audit, "ACCEPTED", shorter)
+@pytest.mark.usefixtures("no_checkov")
+def test_the_audit_fails_for_a_finding_without_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept = audit.accepted
+
+    def without_dlq(page: str, prefix: str) -> list[audit.Finding]:
+        return [row for row in accept(page, prefix) if "DLQ" not in row[0] or "Classifier" not in row[1]]
+
+    monkeypatch.setattr(audit, "accepted", without_dlq)
     assert audit.rules() == [
         "docs/hipaa.md: HIPAA.Security-LambdaDLQ at ChestXray/Classifier/Function/Resource: "
         "fix it, or add a row with the reason"
     ]
+
+
+def test_checkov_is_asked_if_it_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the form of its answer, because it is not among the libraries."""
+    failed = {"check_id": "CKV_AWS_18", "resource": "AWS::S3::Bucket.Logs"}
+    answer = {"results": {"failed_checks": [failed]}}
+    checkov = tmp_path / "checkov"
+    checkov.write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
+    checkov.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert audit.checkov_findings([tmp_path / "template.json"]) == {("CKV_AWS_18", "Logs")}
+    checkov.unlink()
+    assert audit.checkov_findings([]) is None
 
 
 OLD_PILLOW = {"id": "PYSEC-2023-175", "fix_versions": ["10.0.1"], "aliases": [], "description": ""}
@@ -163,8 +186,10 @@ def test_each_difference_has_a_line() -> None:
 
 def test_a_row_without_a_reason_accepts_nothing() -> None:
     row = "| `HIPAA.Security-LambdaDLQ` | `ChestXray/A` | {} |"
-    assert audit.accepted(row.format("It is so.")) == [("HIPAA.Security-LambdaDLQ", "ChestXray/A")]
-    assert audit.accepted(row.format(" ")) == []
+    accepted = [("HIPAA.Security-LambdaDLQ", "ChestXray/A")]
+    assert audit.accepted(row.format("It is so."), "HIPAA") == accepted
+    assert audit.accepted(row.format("It is so."), "CKV") == []
+    assert audit.accepted(row.format(" "), "HIPAA") == []
 
 
 def test_a_careless_bucket_has_findings(tmp_path: Path) -> None:

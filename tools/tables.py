@@ -22,6 +22,8 @@ from cxr.commands.app import app
 from cxr.files import whole_file
 from stacks.config import Config, context_name
 from stacks.inference_stack import InferenceStack
+from stacks.network import PREFIX_LISTS
+from tools.audit import acknowledged
 from tools.markdown import filled, table
 
 PROJECT = Path(__file__).parents[1]
@@ -39,6 +41,11 @@ def settings() -> str:
         for setting in fields(Config)
     )
     return table(("setting", "default", "allowed", "meaning"), rows)
+
+
+def regions() -> str:
+    """The regions in which a stack with `network=isolated` can be deployed."""
+    return ", ".join(f"`{region}`" for region in PREFIX_LISTS)
 
 
 def alarms() -> str:
@@ -88,12 +95,20 @@ def resources() -> list[dict[str, Any]]:
     return list(Template.from_stack(stack).to_json()["Resources"].values())
 
 
+def solutions() -> str:
+    """The findings of cdk-nag's AwsSolutions pack that the code accepts."""
+    rows = ((f"`{rule}`", f"`{resource}`", reason) for rule, resource, reason in acknowledged())
+    return table(("finding", "at", "why it is accepted"), rows)
+
+
 TABLES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("docs/cli.md", "commands", commands),
+    ("docs/findings.md", "solutions", solutions),
     ("docs/operations.md", "resources", resource_types),
     ("docs/results.md", "errors", partial(codes, ErrorCode)),
     ("docs/results.md", "warnings", partial(codes, WarningCode)),
     ("docs/runbook.md", "alarms", alarms),
+    ("docs/settings.md", "regions", regions),
     ("docs/settings.md", "settings", settings),
 )
 

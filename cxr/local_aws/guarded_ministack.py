@@ -15,7 +15,7 @@ from typing import Any
 
 from ministack import app as ministack  # type: ignore[import-untyped]
 
-from cxr.local_aws import ministack_cloudformation, ministack_kinesis, ministack_lambda
+from cxr.local_aws import ministack_cloudformation, ministack_kinesis, ministack_lambda, ministack_network
 from cxr.local_aws.loopback import REFUSAL, is_from_a_program
 
 LOOK_SECONDS = 0.5
@@ -48,5 +48,6 @@ if __name__ == "__main__":
     ministack_kinesis.install()
     ministack_cloudformation.install()
     ministack_lambda.install()
+    ministack_network.install()
     ministack.app = app  # `main` serves it
     ministack.main()

@@ -39,6 +39,9 @@ ITEM_BYTES = 250  # of a prediction besides its key: scores, model, hash and tim
 LOG_BYTES = 1300  # an invocation: the handler's line, and Lambda's own two
 METRICS = 8  # that the two functions print, paid by the hour in which they do; Lambda's own are free
 ALARMS = 11  # of stacks/monitoring.py, on one metric each, beside one dashboard
+ENDPOINTS = (
+    4  # of stacks/network.py with network=isolated: two services in two zones each; S3 and DynamoDB are free
+)
 CREATOR_SECONDS = 15 * 60 - STOP_SECONDS  # the longest that a function may run (DG gettingstarted-limits)
 HOURS_A_MONTH = 730
 
@@ -145,9 +148,11 @@ def plan(workload: Workload, config: Config, prices: dict[str, Any]) -> Plan:
         "S3 prefix": bucket_seconds(workload),
     }
     start = POLL_SECONDS + config.batch_window + cold_start_seconds(workload, config)
-    shard_hour = prices["kinesis_shard"]["dollars"]
+    hour = config.shards * prices["kinesis_shard"]["dollars"]
     if config.stream_retention > 24:
-        shard_hour += prices["kinesis_retention"]["dollars"]
+        hour += config.shards * prices["kinesis_retention"]["dollars"]
+    if config.network == "isolated":
+        hour += ENDPOINTS * prices["endpoint"]["dollars"]
     return Plan(
         workload=workload,
         config=config,
@@ -156,7 +161,7 @@ def plan(workload: Workload, config: Config, prices: dict[str, Any]) -> Plan:
         start_seconds=start,
         bounds=bounds,
         prices=prices,
-        idle_dollars=config.shards * HOURS_A_MONTH * shard_hour
+        idle_dollars=HOURS_A_MONTH * hour
         + ALARMS * prices["alarm"]["dollars"]
         + prices["dashboard"]["dollars"],
     )
@@ -374,6 +379,9 @@ def bill(
         yield line("Kinesis, over 24 hours", hours * config.shards, "kinesis_retention")
     units = math.ceil(job_bytes(workload, config) / PUT_UNIT_BYTES)
     yield line("Kinesis, jobs", number * units, "kinesis_put")
+    if config.network == "isolated":
+        yield line("Endpoints", hours * ENDPOINTS, "endpoint")
+        yield line("Endpoints, jobs", number * job_bytes(workload, config) / 1e9, "endpoint_data")
     yield line("DynamoDB, writes", write_units(workload, config), "dynamodb_write")
     # Besides the run's item, its counters: one unit an invocation, because they are small and adjacent.
     yield line("DynamoDB, reads", math.ceil(run_reads(workload, config) + calls), "dynamodb_read")
