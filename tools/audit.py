@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
-from aws_cdk import App
+from aws_cdk import App, Stage
 from cdk_nag import HIPAASecurityChecks
 from cfnlint.api import lint
 from constructs import IConstruct
@@ -111,7 +112,8 @@ def found() -> dict[str, set[Finding] | None]:
     with stacks() as built:
         for stack in built:
             hipaa |= findings(stack)
-            template = Path(App.of(stack).synth().get_stack_by_name("ChestXray").template_full_path)
+            assembly = cast(Stage, App.of(stack)).synth()
+            template = Path(assembly.get_stack_by_name("ChestXray").template_full_path)
             linted |= lint_findings(template.read_text(encoding="utf-8"))
             templates.append(template)
         return {"HIPAA pack": hipaa, "cfn-lint": linted, "checkov": checkov_findings(templates)}
