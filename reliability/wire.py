@@ -36,7 +36,7 @@ from runs.predictions import Prediction, counts_of
 
 from cxr import PROJECT
 from cxr.commands.terminal import console, notes
-from cxr.errors import Failed
+from cxr.errors import Failed, InputError
 from cxr.failure_bucket import jobs_in, objects
 from cxr.local_aws.execution_environment import Function
 from cxr.local_aws.local_aws import LocalAws
@@ -295,10 +295,10 @@ def run_with_faults(
 def start_until_accepted(aws: WireAws, stack: Stack, run: str) -> int:
     """Start the run with the same event until that succeeds. Returns the number of attempts.
 
-    Raises what the last of ATTEMPTS raises: Failed or BotoCoreError.
+    Raises what the last of ATTEMPTS raises: Failed, InputError (S3 refused the index) or BotoCoreError.
     """
     for starts in range(1, ATTEMPTS):
-        with aws.operator(), suppress(Failed, BotoCoreError):
+        with aws.operator(), suppress(Failed, InputError, BotoCoreError):
             start_run(stack, run, index=f"{stack.prefix}{run}/index.csv")
             return starts
     with aws.operator():
@@ -368,7 +368,7 @@ def main() -> int:
             doing.update("putting images")
             expected = put_images(stack, "wire", images, arguments.images)
             result = run_with_faults(aws, stack, "wire", expected, doing.update)
-    except Failed as error:
+    except (Failed, InputError) as error:
         notes.print(f"Error: {error}", markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
