@@ -153,6 +153,14 @@ def test_data_that_were_to_be_destroyed_can_be_kept_after_all(drawings: Path) ->
     assert stack.images_bucket in buckets()
 
 
+def test_another_key_for_the_table_keeps_its_items(drawings: Path) -> None:
+    stack = deploy(drawings)
+    score(stack, "before")
+    deploy(drawings, "-c kmsKey=arn:aws:kms:us-east-1:000000000000:key/0f1e2d3c-0000-4000-8000-000000000000")
+    assert status(stack, "before").state == "COMPLETE"
+    score(stack, "after")
+
+
 def test_an_update_that_fails_deletes_nothing(drawings: Path) -> None:
     stack = deploy(drawings)
     score(stack, "before")

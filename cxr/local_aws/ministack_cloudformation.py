@@ -2,7 +2,7 @@
 
 MiniStack gives the resources of a new stack the names of an older one. It cannot run the CDK's function that
 empties buckets, and waits an hour for its answer. Version 1.4, for Python 3.11, finds no stack by its id, by
-which the CDK deletes one, and deletes what a template retains.
+which the CDK deletes one, deletes what a template retains, and empties a table that is updated.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from ministack.services import cloudformation, s3  # type: ignore[import-untyped]
+from ministack.services import cloudformation, dynamodb, s3  # type: ignore[import-untyped]
 from ministack.services.cloudformation import handlers, provisioners, stacks  # type: ignore[import-untyped]
 
 Properties = dict[str, Any]
@@ -38,6 +38,7 @@ def install() -> None:
     resources = provisioners._RESOURCE_HANDLERS
     for step in ("create", "update"):
         resources["AWS::S3::Bucket"][step] = _tagging(resources["AWS::S3::Bucket"][step])
+    resources["AWS::DynamoDB::Table"].setdefault("update", _update_table)
     resources[EMPTIER] = {
         "create": lambda _id, properties, _stack: (properties["BucketName"], {}),
         "update": lambda name, _old, _new, _stack: (name, {}),
@@ -115,6 +116,11 @@ def _tagging(step: Callable[..., Created]) -> Callable[..., Created]:
         return name, attributes
 
     return handle
+
+
+def _update_table(name: str, _old: Properties, _new: Properties, _stack: str) -> Created:
+    """Keep the table and its items. No setting of this project's stack changes more than its encryption."""
+    return name, {"Arn": dynamodb._tables[name]["TableArn"]}
 
 
 def _empty_bucket(_id: str, properties: Properties) -> None:
