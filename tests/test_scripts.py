@@ -20,6 +20,7 @@ from classifier.model import Model
 from deployment import Deployment
 from PIL import Image
 from runs.predictions import Prediction
+from runs.run import State
 from support import PREFIX, ROOT, begin_run, image_bytes
 from test_packing import network
 from test_report import document_in
@@ -31,9 +32,11 @@ from typer.testing import CliRunner, Result
 import cxr
 from cxr.bundles import SHIPPED
 from cxr.commands.app import app
+from cxr.commands.local import print_predictions
 from cxr.phantoms import write_phantoms
 from cxr.report_page.template import NODE_MODULES
 from cxr.result_rows import COLUMNS
+from cxr.runs import RunStatus
 from cxr.stack import Stack, client
 from cxr.upload import files_in, upload
 
@@ -288,9 +291,33 @@ main()
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{','.join(COLUMNS)}\n", "")
 
 
+@pytest.mark.parametrize("line", ["--help", "--version", "model --help", "local demo -h"])
+def test_help_that_nobody_reads_is_no_error(line: str) -> None:
+    done = bash(f"cxr {line} | true")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_pipe_gets_every_row_of_a_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [Prediction(f"{PREFIX}{number:02}.png", error="IMAGE_EMPTY") for number in range(60)]
+    print_predictions(found, "abnormal", PREFIX, RunStatus(run_id="r", uid="u", state=State.COMPLETE))
+    printed = capsys.readouterr().out
+    assert all(f"{number:02}.png" in printed for number in range(60))
+    assert "more" not in printed
+
+
 def test_a_closed_standard_error_is_no_error(images: Path) -> None:
     done = bash(f"cxr score {images / 'sub'} gone.png 2>&1 | true; echo ${{PIPESTATUS[0]}}")
     assert done.stdout == "1\n"
+
+
+@pytest.mark.slow
+def test_the_json_of_a_demo(tmp_path: Path) -> None:
+    done = bash(f"cxr local demo --json --csv {tmp_path / 'demo.csv'}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["state"], found["scored"], found["results"]) == ("COMPLETE", 8, str(tmp_path / "demo.csv"))
+    assert "cdk deploy" in done.stderr
+    assert (tmp_path / "demo.csv").read_text().startswith(",".join(COLUMNS))
 
 
 # Files that are `-`
