@@ -427,7 +427,11 @@ def test_status_makes_few_requests_whatever_the_run(
         (["run", "a", "--index", "cxr-nih/no.csv"], 2, "the index: expected "),
         (["run"], 2, "Missing argument 'RUN'; `cxr run --help` shows what it takes"),
         (["runs", "--nonsense"], 2, "No such option: --nonsense; `cxr runs --help` shows what it takes"),
-        (["run", "a", "--count", "x"], 2, "Invalid value for '--count': Input should be a valid integer"),
+        (
+            ["run", "a", "--count", "x"],
+            2,
+            "Invalid value for '--count': expected a whole number; `cxr run --help` shows what it takes",
+        ),
         (["results", "a", "--min-score", "2"], 2, "--min-score 2: expected a score from 0 to 1"),
         (
             ["results", "a", "--out", "nowhere/a.csv"],

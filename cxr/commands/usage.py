@@ -10,6 +10,13 @@ from typer.core import TyperGroup
 
 from cxr.commands.terminal import print_plainly
 
+# What the parser of typer says, and what a person understands.
+PLAIN = {
+    "Value error, ": "",
+    "Input should be a valid integer, unable to parse string as an integer": "expected a whole number",
+    "Input should be a valid number, unable to parse string as a number": "expected a number",
+}
+
 
 class Group(TyperGroup):
     """The group of all commands. A wrong option or argument is one line, as every other error is."""
@@ -28,11 +35,11 @@ class Group(TyperGroup):
             context = getattr(error, "ctx", None)
             if not context:
                 raise
-            if type(error).__name__ == "NoArgsIsHelpError":
-                typer.echo(context.get_help())
-            else:
+            if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help already
                 path = f"cxr {context.command_path.partition(' ')[2]}".rstrip()  # however it was started
                 text = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+                for found, plain in PLAIN.items():
+                    text = text.replace(found, plain)
                 print_plainly(f"Error: {text}; `{path} --help` shows what it takes")
             sys.exit(2)
         sys.exit(code if isinstance(code, int) else 0)
