@@ -75,6 +75,8 @@ def start_run(
             f"{len(payload):,} bytes of keys, but an invocation takes {most:,}: put a CSV of the keys, with "
             f"the heading Key, into the bucket below {stack.prefix}, and start the run from that index"
         )
+    if not wait:
+        _check_without_answer(stack, request)
     # A second attempt would send the jobs again. Keep-alive keeps gateways from closing an idle connection.
     functions = client(
         "lambda",
@@ -90,6 +92,21 @@ def start_run(
     if "FunctionError" in answer:
         raise _refusal(stack, request, found)
     return Started(found["RunId"], found["ImageCount"], found["JobCount"])
+
+
+def _check_without_answer(stack: Stack, request: Request) -> None:
+    """Raise InputError for what the job creator would refuse, where nobody waits to hear it.
+
+    The images of an index and of a long listing are not looked at.
+    """
+    run = run_table(stack).run(request.run_id)
+    if run and (run.state == State.DELETING or dict(run.source) != request.source):
+        raise InputError(_why_taken(run, request))
+    if request.kind != "Keys":
+        listed = client("s3").list_objects_v2(Bucket=stack.images_bucket, Prefix=request.value, MaxKeys=1)
+        found = [entry["Key"] for entry in listed.get("Contents", [])]
+        if not found or (request.kind == "IndexKey" and found != [request.value]):
+            raise InputError(f"there is nothing at {request.value} in the bucket {stack.images_bucket}")
 
 
 def _refusal(stack: Stack, request: Request, answer: Mapping[str, Any]) -> InputError | Failed:

@@ -425,6 +425,8 @@ def test_status_makes_few_requests_whatever_the_run(
         (["run", "a", "--count", "0"], 2, "the number of images: expected a whole number from 1 to 1,000"),
         (["run", "a", "--prefix", "cxr-nih/none/"], 2, "the prefix: no image there; expected at least one"),
         (["run", "a", "--index", "cxr-nih/no.csv"], 2, "the index: expected "),
+        (["run", "a", "--prefix", "cxr-nih/none/", "--no-wait"], 2, "there is nothing at cxr-nih/none/ in "),
+        (["run", "a", "--index", "cxr-nih/no.csv", "--no-wait"], 2, "there is nothing at cxr-nih/no.csv in "),
         (["run"], 2, "Missing argument 'RUN'; `cxr run --help` shows what it takes"),
         (["runs", "--nonsense"], 2, "No such option: --nonsense; `cxr runs --help` shows what it takes"),
         (
@@ -463,6 +465,7 @@ def test_a_name_that_another_set_of_images_has_is_refused(small: str) -> None:
         "run small has at most 2 of the images below cxr-nih/images_01/, and not at most 3 of the images "
         "below cxr-nih/; choose another name"
     )
+    assert "choose another name" in error("run", small, "--count", "3", "--no-wait")
     assert cxr_json("status", small)["expected"] == 2
 
 
