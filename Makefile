@@ -70,7 +70,7 @@ lock: $(DEV)  ## Pin every library, with hashes, for what the *.in files ask
 synth: install  ## Write the CloudFormation template to cdk.out: make synth [ARGS="-c shards=10"]
 	npx cdk synth --quiet $(ARGS)
 
-deploy: install  ## Deploy to the AWS account of your credentials: make deploy [STACK=NAME] [ARGS="-c shards=10"]
+deploy: install  ## Deploy to the AWS account of your credentials: make deploy [STACK=NAME] [ARGS="-c settings=FILE"]
 	npx cdk deploy -c stackName="$(STACK)" $(ARGS)
 
 destroy: install  ## Say which data stay, then delete the stack: make destroy [STACK=NAME]

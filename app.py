@@ -1,18 +1,19 @@
-"""The CDK app: context -> Config -> InferenceStack. `npx cdk synth` runs it; it makes no AWS call."""
+"""The CDK app: settings -> Config -> InferenceStack. `npx cdk synth` runs it; it makes no AWS call."""
 
 import sys
 
 from aws_cdk import App, Validations
 from cdk_nag import AwsSolutionsChecks
 
-from stacks.config import Config, ConfigError, stack_name
+from stacks.config import ConfigError
 from stacks.inference_stack import InferenceStack
+from stacks.settings_file import read_settings
 
 app = App()
 Validations.of(app).add_plugins(AwsSolutionsChecks(app))  # a finding stops synth and deploy
 try:
-    context = app.node.get_all_context()
-    InferenceStack(app, stack_name(context), config=Config.from_context(context))
+    name, config = read_settings(app.node.get_all_context())
+    InferenceStack(app, name, config=config)
 except ConfigError as error:
     sys.exit(f"Error: {error}")
 app.synth()

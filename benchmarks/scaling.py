@@ -22,7 +22,7 @@ from cxr.evaluation.plots import STYLE, save
 from cxr.files import whole_file
 from cxr.planning import capacity
 from cxr.planning.capacity import Plan, Workload
-from cxr.words import duration, money
+from cxr.words import counted, duration, money
 from stacks.config import Config
 from tools.markdown import table
 
@@ -122,8 +122,9 @@ def introduction() -> Iterator[str]:
 def at_defaults() -> Iterator[str]:
     yield "## With the stack's defaults"
     yield (
-        f"{DEFAULTS.shards} shards x {DEFAULTS.parallelization_factor} = {capacity.lanes(DEFAULTS)} "
-        f"classifiers of {DEFAULTS.memory} MB, jobs of {DEFAULTS.images_per_job} images."
+        f"{counted(DEFAULTS.shards, 'shard')} x {DEFAULTS.parallelization_factor} = "
+        f"{capacity.lanes(DEFAULTS)} classifiers of {DEFAULTS.memory} MB, jobs of {DEFAULTS.images_per_job} "
+        "images."
     )
     yield table(
         ("images", "time", "limited by", "images a second", "dollars", "for a million"),
@@ -204,9 +205,10 @@ def changes() -> Iterator[str]:
     yield "### DynamoDB table"
     yield (
         f"An image costs {units:.2f} write units: a transaction takes two for each item, and the counter is "
-        f"one more item for each job. The {lanes} classifiers of the defaults could write "
+        f"one more item for each job. The {lanes} classifiers of the defaults write up to "
         f"{lanes * rate * units:,.0f} units a second. A new on-demand table takes 4,000 "
-        f"({4000 / units:,.0f} images a second). It doubles that in half an hour of full load, up to the "
+        f"({4000 / units:,.0f} images a second, those of {4000 / units / rate:,.0f} classifiers). It "
+        "doubles that in half an hour of full load, up to the "
         f"quota of {QUOTA:,} ({QUOTA / units:,.0f} images a second). Meanwhile classifiers wait, and you pay "
         "for that. A table that has once taken a load takes it again at once.\n\n"
         "*Before a large run:* raise the table's warm throughput (`aws dynamodb update-table "
@@ -279,8 +281,9 @@ def changes() -> Iterator[str]:
         f"The default quota is 1,000 executions at once, or {1000 * rate:,.0f} images a second. "
         f"{1000 // per_shard} shards keep them busy. They cost "
         f"{money(plan(1, replace(DEFAULTS, shards=1000 // per_shard)).idle_dollars)} a month while nothing "
-        "runs, so deploy them for the run only. A new account may have a quota of 10. Then memory for more "
-        f"vCPUs helps, up to {FETCHES / capacity.FIRST_BYTE_SECONDS:.0f} images a second for a classifier, "
+        "runs, so take them for the run only: `cxr scale`. A new account may have a quota of 10, which is "
+        f"what the default of {counted(DEFAULTS.shards, 'shard')} asks for. Then memory for more vCPUs "
+        f"helps, up to {FETCHES / capacity.FIRST_BYTE_SECONDS:.0f} images a second for a classifier, "
         f"which fetches {FETCHES} at once. Beyond 1,000, a function gets 1,000 more executions every 10 "
         "seconds.\n\n"
         "*With a higher quota,* shards become the limit: 20,000 for an account in us-east-1, us-west-2 and "

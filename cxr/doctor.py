@@ -15,8 +15,11 @@ from cxr.aws_errors import explained
 from cxr.classifier_log import RECENT, recent_failures
 from cxr.errors import InputError
 from cxr.runs import LAMBDA_SECONDS, RunStatus, recent_metric, run_table
+from cxr.scaling import open_shards, steps
 from cxr.stack import Stack, client, session
 from cxr.words import counted
+from stacks.config import DEFAULT_NAME, Config, ConfigError
+from stacks.settings_file import kept_settings, line, settings_file
 
 NODE = 20  # the oldest that the CDK runs on
 LOCAL_ENDPOINTS = ("http://127.0.0.1:", "http://localhost:")
@@ -32,6 +35,17 @@ NOT_CHECKED = {
     "NotImplemented",
     "UnknownOperationException",
     "UnsupportedOperation",
+}
+
+
+# What it means if a deployment removes a setting.
+WITHOUT = {
+    "imagesBucket": "none: the stack makes a new, empty bucket",
+    "imagesKmsKey": "none: the functions can no longer read images that this key encrypts",
+    "kmsKey": "none: from then on AWS's own keys encrypt what is stored",
+    "baseImage": "none: AWS's newest image",
+    "model": "none: the model that ships scores",
+    "alarmTopic": "none: alarms notify nobody",
 }
 
 
@@ -70,6 +84,7 @@ def examine(name: str) -> Iterator[Finding]:
         yield Finding("stack", "fail", what, remedy)
         return
     yield Finding("stack", "ok", f"{name}, images below {stack.prefix} in {stack.images_bucket}")
+    yield from _checked("settings", lambda: _settings(stack))
     yield from _checked("images", lambda: _images(stack))
     yield from _checked("table", lambda: _table(stack))
     yield from _checked("stream", lambda: _stream(stack))
@@ -137,6 +152,42 @@ def _checked(name: str, check: Callable[[], tuple[str, ...]]) -> Iterator[Findin
         yield Finding(name, "fail", explained(error))
 
 
+def _settings(stack: Stack) -> tuple[str, ...]:
+    """Whether the file keeps the settings with which the stack was deployed."""
+    file = settings_file({})
+    try:
+        table = kept_settings(file, stack.name)
+        kept = Config.from_context(table).settings()
+    except ConfigError as error:
+        what, _, remedy = str(error).partition("; ")
+        return "fail", f"`npx cdk deploy` would stop: {what}", remedy or "correct the file"
+    if not stack.settings:
+        return "warn", "an older version deployed the stack and did not note them", f"compare {file} yourself"
+    deployed = Config().settings() | dict(stack.settings)
+    changes, write, remove = [], [], []
+    for name in dict.fromkeys([*kept, *WITHOUT]):
+        now, then = deployed.get(name), kept.get(name)
+        if now == then:
+            continue
+        after = WITHOUT[name] if then is None else then
+        way = steps(open_shards(stack), kept["shards"])[:-1] if name == "shards" else []
+        first = (
+            f" (Kinesis refuses that in one step: `cxr scale {way[-1]}{_named(stack)}` first)" if way else ""
+        )
+        changes.append(f"{name} from {'none' if now is None else now} to {after}{first}")
+        if now is None:
+            remove.append(f"no {name}")
+        else:
+            write.append(line(name, now))
+    if not changes:
+        return "ok", f"the stack has those of {file}" if table else "the stack has the defaults"
+    return (
+        "warn",
+        f"`npx cdk deploy` would change {'; '.join(changes)}",
+        f"to keep what is deployed, have in the table [{stack.name}] of {file}: {', '.join(write + remove)}",
+    )
+
+
 def _images(stack: Stack) -> tuple[str, ...]:
     listed = client("s3").list_objects_v2(Bucket=stack.images_bucket, Prefix=stack.prefix, MaxKeys=1)
     if listed["KeyCount"]:
@@ -176,20 +227,24 @@ def _stream(stack: Stack) -> tuple[str, ...]:
                 stack, f"aws kinesis create-stream --stream-name {stack.stream} --shard-count {deployed or 1}"
             ),
         )
-    state, shards = found["StreamStatus"], found["OpenShardCount"]
+    state, number = found["StreamStatus"], found["OpenShardCount"]
     if state == "UPDATING":
-        return "warn", f"UPDATING, {shards} shards now; jobs are delivered meanwhile"
+        return "warn", f"UPDATING, {counted(number, 'shard')} now; jobs are delivered meanwhile"
     if state != "ACTIVE":
         return "warn", f"{state}: it takes no jobs", "wait until it is ACTIVE"
-    if deployed and shards != deployed:
+    if deployed and number != deployed:
         return (
             "warn",
-            f"ACTIVE with {shards} shards, but the stack was deployed with {deployed}: a change was not "
-            "finished, or somebody made it by hand",
-            f"aws kinesis update-shard-count --stream-name {stack.stream} --scaling-type UNIFORM_SCALING "
-            f"--target-shard-count {deployed}",
+            f"ACTIVE with {counted(number, 'shard')}, but the stack was deployed with {deployed}: by "
+            "`cxr scale`, or a run with more shards is at work or did not set it back",
+            f"`cxr scale {deployed}{_named(stack)}` when no run needs more",
         )
-    return "ok", f"ACTIVE, {shards} shards"
+    return "ok", f"ACTIVE, {counted(number, 'shard')}"
+
+
+def _named(stack: Stack) -> str:
+    """The option that names the stack, if a command needs one."""
+    return "" if stack.name == DEFAULT_NAME else f" --stack {stack.name}"
 
 
 def _restored(stack: Stack, command: str) -> str:
@@ -252,7 +307,11 @@ def _failures(stack: Stack) -> tuple[str, ...]:
     more = f", and {len(others)} other reasons" if others else ""
     text = f"{reason} ({counted(number, 'time')} in the last {minutes} minutes{more})"
     if "is pinned to" in reason:
-        return "fail", text, "deploy the model of the run again by `-c model=DIR`, or cancel the run"
+        return (
+            "fail",
+            text,
+            "set the model of the run in settings.toml and deploy it again, or cancel the run",
+        )
     return "warn", text, "put the cause right; Lambda tries the jobs again by itself, or `cxr retry RUN` does"
 
 
@@ -291,18 +350,18 @@ def _permissions(stack: Stack) -> tuple[str, ...]:
 def _concurrency(stack: Stack) -> tuple[str, ...]:
     functions = client("lambda")
     factor = functions.get_event_source_mapping(UUID=stack.mapping)["ParallelizationFactor"]
-    stream = client("kinesis").describe_stream_summary(StreamName=stack.stream)["StreamDescriptionSummary"]
-    shards = stream["OpenShardCount"]
+    number = open_shards(stack)
     allowed = functions.get_account_settings()["AccountLimit"]["UnreservedConcurrentExecutions"]
-    asked = f"{shards} x {factor} = {shards * factor:,} classifiers at once, the account allows {allowed:,}"
-    if shards * factor < allowed:  # one is for the job creator
+    asked = f"{number} x {factor} = {number * factor:,} classifiers at once, the account allows {allowed:,}"
+    if number * factor <= allowed:
         return "ok", asked
+    enough = max(1, allowed // factor)
+    fewer = f"; {counted(enough, 'shard')} would do: `cxr scale {enough}{_named(stack)}`"
     return (
         "warn",
         f"{asked}: Lambda throttles a run to that, and nothing is lost",
         "ask for more under Service Quotas, Lambda, Concurrent executions (a new account has as few as 10, "
-        "and 3,008 MB a function); or deploy with fewer shards: "
-        f"-c shards={max(1, (allowed - 1) // factor)}",
+        f"and 3,008 MB a function){fewer if enough < number else ''}",
     )
 
 

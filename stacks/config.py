@@ -1,6 +1,7 @@
 """Every setting of the stack: its default, unit and allowed values, and which pairs cannot work together.
 
-The CDK takes a setting as `-c name=value`, with the name of the field in camelCase: `-c imagesPerJob=16`.
+A setting has the name of its field in camelCase: imagesPerJob. `settings_file.py` reads the file that keeps
+settings, and the CDK takes them as `-c imagesPerJob=16`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ ONE_VCPU_MB = (
 )
 STOP_SECONDS = 10  # the classifier stops this long before its deadline, to report the jobs that are not done
 
-STACK_NAME = "stackName"  # a setting of the app, not of the stack: two stacks in one account need two names
+STACK_NAME = "stackName"  # two stacks in one account need two names
+FILE_SETTING = "settings"  # the file that keeps the settings
+APP_SETTINGS = (STACK_NAME, FILE_SETTING)  # of the app, not of a stack
 DEFAULT_NAME = "ChestXray"  # of the stack
 
 # The settings that bear on how a run goes. Every run records them.
@@ -102,7 +105,7 @@ class Config:
         "prefix of every image's key; the functions can read only the objects under it",
     )
     shards: int = _number(
-        5, range(1, 1001), "shards of the Kinesis stream; each costs about 11 dollars a month"
+        1, range(1, 1001), "shards of the Kinesis stream; each costs about 11 dollars a month"
     )
     parallelization_factor: int = _number(
         10, range(1, 11), "classifiers that Lambda runs at the same time for one shard"
@@ -187,7 +190,7 @@ class Config:
 
         Raises ConfigError for an unknown name, a value that is not allowed, or a pair that cannot work.
         """
-        known = [*map(context_name, (setting.name for setting in fields(cls))), STACK_NAME]
+        known = [*map(context_name, (setting.name for setting in fields(cls))), *APP_SETTINGS]
         for name in context:
             if ":" not in name and name not in known and name not in CDK_CONTEXT:
                 meant = get_close_matches(name, known, n=1) or known

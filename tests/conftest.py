@@ -25,7 +25,16 @@ from reliability.table import create_table
 botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 # Environment variables that change what the code under test finds, or how it prints.
-SETTINGS = ("AWS_", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "LINES", "NO_COLOR", "PY_COLORS")
+SETTINGS = (
+    "AWS_",
+    "COLUMNS",
+    "CXR_SETTINGS",
+    "FORCE_COLOR",
+    "GITHUB_ACTIONS",
+    "LINES",
+    "NO_COLOR",
+    "PY_COLORS",
+)
 DEFAULT_HANDLERS: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
@@ -98,6 +107,7 @@ def no_settings_of_ones_own() -> Iterator[None]:
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("CXR_SETTINGS", os.devnull)
         yield
 
 

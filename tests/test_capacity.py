@@ -29,6 +29,7 @@ from stacks.config import Config
 WRITE_UNITS = 2 * (12_800 + 400 + 1 + COUNTERS) + 2  # of WORK: predictions, jobs, a run that begins; its item
 PRICES = capacity.read_json(capacity.PRICES)["prices"]
 ONE_LANE = Config(shards=1, parallelization_factor=1)
+MANY = Config(shards=5)  # more classifiers than a new table takes
 WORK = Workload(images=12_800, images_per_second=100, cold_start_seconds=0.5, keys_per_second=10_000)
 NIH_KEY = "cxr-nih/images_012/images/00030805_000.png"
 
@@ -91,7 +92,7 @@ class TestByHand:
 
     def test_what_only_some_settings_cost(self) -> None:
         key = "arn:aws:kms:us-east-1:111122223333:key/a"
-        config = replace(Config(), stream_retention=48, images_bucket="xrays", images_kms_key=key)
+        config = Config(shards=5, stream_retention=48, images_bucket="xrays", images_kms_key=key)
         lines = {line.item: line.dollars for line in plan(config=config).lines}
         assert lines["Kinesis, over 24 hours"] == pytest.approx(5 * 0.02)
         assert lines["KMS, images"] == pytest.approx(112_120 * 0.03 / 10_000)
@@ -188,7 +189,7 @@ class TestRamps:
         def gigabyte_seconds(found: Plan) -> float:
             return found.lines[0].quantity * 1024 / 1769
 
-        waiting, free = plan(), plan(table_writes=40_000)
+        waiting, free = (plan(config=MANY, table_writes=writes) for writes in (4000, 40_000))
         assert waiting.bottleneck == "DynamoDB table"
         assert gigabyte_seconds(waiting) == pytest.approx(50 * (waiting.bounds["DynamoDB table"] + 0.9))
         assert gigabyte_seconds(free) < 0.6 * gigabyte_seconds(waiting)
@@ -269,7 +270,7 @@ class TestSuggestions:
         ],
     )
     def test_they_are_what_they_are_called(self, images: int, fields: Any) -> None:
-        present = plan(images, **fields)
+        present = plan(images, MANY, **fields)
         found = capacity.suggest(present, PRICES)
         assert found
         for name, better in found.items():
@@ -288,7 +289,7 @@ class TestSuggestions:
         assert capacity.suggest(present, PRICES)["faster"].config.memory == 5 * 1769
 
     def test_what_is_best_stays(self) -> None:
-        first = capacity.suggest(plan(), PRICES)["cheaper"]
+        first = capacity.suggest(plan(config=MANY), PRICES)["cheaper"]
         assert "cheaper" not in capacity.suggest(first, PRICES)
 
     def test_each_point_of_the_grid_is_a_setting(self) -> None:
@@ -303,6 +304,20 @@ class TestSuggestions:
         for better in capacity.suggest(present, PRICES).values():
             assert (better.config.prefix, better.config.timeout) == ("a/", 300)
             assert better.config.architecture == "arm64"
+
+
+class TestShards:
+    def test_more_are_shown_as_long_as_they_save_time(self) -> None:
+        shown = capacity.by_shards(plan(config=Config(batch_size=2)))
+        assert [found.config.shards for found in shown] == [1, 2, 4]
+        assert [found.seconds for found in shown] == sorted((found.seconds for found in shown), reverse=True)
+        assert shown[-1] == plan(config=Config(shards=4, batch_size=2))
+        assert 5 in [found.config.shards for found in capacity.by_shards(plan(config=MANY))]
+
+    def test_the_defaults_score_all_of_nihs_images_soon_and_cheaply(self) -> None:
+        """What the README promises, with the measured service times."""
+        found = scaling.plan(112_120)
+        assert (found.seconds < 4 * 60, found.dollars < 0.4, found.idle_dollars <= 16) == (True, True, True)
 
 
 class TestTheCodeThatIsPlannedFor:

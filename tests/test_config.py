@@ -19,7 +19,7 @@ DEFAULTS = {
     "kms_key": None,
     "alarm_topic": None,
     "prefix": "cxr-nih/",
-    "shards": 5,
+    "shards": 1,
     "parallelization_factor": 10,
     "images_per_job": 32,
     "batch_size": 4,
@@ -252,7 +252,7 @@ def test_misspelt_name_is_refused(name: str, meant: str) -> None:
 
 def test_unknown_name_is_refused_with_a_list_of_all_names() -> None:
     with pytest.raises(
-        ConfigError, match=r"^colour: no such setting, expected imagesBucket, .*, data, stackName$"
+        ConfigError, match=r"^colour: no such setting, expected imagesBucket, .*, data, stackName, settings$"
     ):
         Config.from_context({"colour": "red"})
 

@@ -13,9 +13,11 @@ from botocore.exceptions import ClientError
 from test_runs import STACK
 from typer.testing import CliRunner
 
-from cxr import classifier_log, doctor
+from cxr import classifier_log, doctor, scaling
 from cxr.commands.app import app
 from cxr.doctor import Finding
+from cxr.stack import Stack
+from stacks.config import Config
 
 
 def refused(code: str, operation: str = "ListThings") -> Callable[..., Any]:
@@ -43,17 +45,18 @@ def quotas(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
                 describe_stream_summary=answer({"StreamDescriptionSummary": {"OpenShardCount": 5}})
             ),
         }
-        monkeypatch.setattr(doctor, "client", apis.__getitem__)
+        for module in (doctor, scaling):
+            monkeypatch.setattr(module, "client", apis.__getitem__)
 
     return allow
 
 
-def test_an_account_that_allows_all_classifiers_and_the_job_creator(quotas: Callable[[int], None]) -> None:
-    quotas(51)
-    assert doctor._concurrency(STACK) == ("ok", "5 x 10 = 50 classifiers at once, the account allows 51")
+def test_an_account_that_allows_all_classifiers(quotas: Callable[[int], None]) -> None:
+    quotas(50)
+    assert doctor._concurrency(STACK) == ("ok", "5 x 10 = 50 classifiers at once, the account allows 50")
 
 
-@pytest.mark.parametrize(("executions", "shards"), [(50, 4), (21, 2), (10, 1)])
+@pytest.mark.parametrize(("executions", "shards"), [(49, 4), (21, 2), (10, 1)])
 def test_an_account_that_allows_fewer(quotas: Callable[[int], None], executions: int, shards: int) -> None:
     quotas(executions)
     level, text, remedy = doctor._concurrency(STACK)
@@ -62,7 +65,83 @@ def test_an_account_that_allows_fewer(quotas: Callable[[int], None], executions:
         f"5 x 10 = 50 classifiers at once, the account allows {executions}",
     )
     assert "Service Quotas" in remedy
-    assert remedy.endswith(f"-c shards={shards}")
+    assert remedy.endswith(f"`cxr scale {shards} --stack Test`")
+    assert "-c " not in remedy
+
+
+KMS_KEY = "arn:aws:kms:us-east-1:111122223333:key/a"
+TOPIC = "arn:aws:sns:us-east-1:111122223333:on-call"
+
+
+@pytest.fixture
+def keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Keep this text in the settings file."""
+
+    def write(text: str) -> Path:
+        file = tmp_path / "settings.toml"
+        file.write_text(text)
+        monkeypatch.setenv("CXR_SETTINGS", str(file))
+        return file
+
+    return write
+
+
+def deployed(**settings: Any) -> Stack:
+    return replace(STACK, settings=Config.from_context(settings).settings())
+
+
+def test_settings_that_are_kept_as_deployed(keep: Callable[[str], Path]) -> None:
+    assert doctor._settings(deployed()) == ("ok", "the stack has the defaults")
+    file = keep('[Test]\nkmsKey = "' + KMS_KEY + '"\nshards = 4\n\n[Other]\nshards = 9\n')
+    found = doctor._settings(deployed(kmsKey=KMS_KEY, shards=4))
+    assert found == ("ok", f"the stack has those of {file}")
+
+
+def test_a_deployment_that_would_drop_settings_is_said_with_what_keeps_them(
+    keep: Callable[[str], Path],
+) -> None:
+    file = keep(f'[Test]\nshards = 4\nalarmTopic = "{TOPIC}"\n')
+    stack = deployed(imagesBucket="xrays", kmsKey=KMS_KEY, retries=8, shards=4)
+    level, text, remedy = doctor._settings(stack)
+    assert (level, text) == (
+        "warn",
+        f"`npx cdk deploy` would change retries from 8 to 5; alarmTopic from none to {TOPIC}; "
+        "imagesBucket from xrays to none: the stack makes a new, empty bucket; "
+        f"kmsKey from {KMS_KEY} to none: from then on AWS's own keys encrypt what is stored",
+    )
+    begin = f"to keep what is deployed, have in the table [Test] of {file}: "
+    assert remedy.startswith(begin)
+    *lines, last = remedy.removeprefix(begin).split(", ")
+    assert last == "no alarmTopic"
+    # Written as it says, a deployment changes nothing.
+    keep("\n".join(["[Test]", "shards = 4", *lines]))
+    assert doctor._settings(stack)[0] == "ok"
+
+
+def test_a_settings_file_that_stops_a_deployment_is_a_failure(keep: Callable[[str], Path]) -> None:
+    file = keep("[Test]\nshards = 0\n")
+    level, text, _ = doctor._settings(deployed())
+    assert level == "fail"
+    assert text.startswith(f"`npx cdk deploy` would stop: {file}, [Test]: shards=0: expected")
+
+
+def test_settings_of_an_older_stack_are_not_compared(keep: Callable[[str], Path]) -> None:
+    assert doctor._settings(STACK)[0] == "warn"
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize(
+    ("shards", "first"),
+    [(4, ""), (1, ""), (20, " (Kinesis refuses that in one step: `cxr scale 16 --stack Test` first)")],
+)
+def test_a_change_of_shards_that_would_roll_back_is_said(
+    keep: Callable[[str], Path], shards: int, first: str
+) -> None:
+    """The stream of the tests has two shards."""
+    keep(f"[Test]\nshards = {shards}\n")
+    assert doctor._settings(deployed(shards=2))[1] == (
+        f"`npx cdk deploy` would change shards from 2 to {shards}{first}"
+    )
 
 
 @pytest.mark.parametrize("code", ["AccessDeniedException", "UnknownOperationException", "405"])
@@ -189,7 +268,7 @@ def test_a_deleted_table_or_stream_has_a_remedy_that_is_no_deployment(
     ("state", "shards", "level", "says"),
     [
         ("ACTIVE", 5, "ok", "ACTIVE, 5 shards"),
-        ("ACTIVE", 3, "warn", "ACTIVE with 3 shards, but the stack was deployed with 5"),
+        ("ACTIVE", 3, "warn", "ACTIVE with 3 shards, but the stack was deployed with 5: by `cxr scale`"),
         ("UPDATING", 3, "warn", "UPDATING, 3 shards now"),
         ("CREATING", 0, "warn", "CREATING: it takes no jobs"),
     ],

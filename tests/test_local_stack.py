@@ -181,3 +181,50 @@ def test_an_update_that_fails_deletes_nothing(drawings: Path) -> None:
         ended,
     )
     score(stack, "after")
+
+
+def differences(before: Any, after: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Where two templates differ, as paths of names, and what each has there."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = before.keys() | after.keys()
+        found = [differences(before.get(name), after.get(name), f"{path}/{name}") for name in sorted(names)]
+        return {where: values for each in found for where, values in each.items()}
+    return {} if before == after else {path: (before, after)}
+
+
+def test_settings_stay_while_the_stream_is_scaled(tmp_path: Path) -> None:
+    """A deployment with five settings, other shards and back, and one setting that changes in the file."""
+    kinesis, cloudformation = boto3.client("kinesis"), boto3.client("cloudformation")
+    client("s3").create_bucket(Bucket="hospital")
+    file = tmp_path / "settings.toml"
+    lines = (
+        "[ChestXray]",
+        'imagesBucket = "hospital"',
+        'prefix = "xrays/"',
+        'alarmTopic = "arn:aws:sns:us-east-1:000000000000:on-call"',
+        "retries = 9",
+        "failureExpiry = 30",
+    )
+    file.write_text("\n".join(lines))
+    deployment = f"npx cdk deploy --require-approval never -c settings={shlex.quote(str(file))}"
+    typed(deployment)
+    stack = Stack.find()
+    assert (stack.images_bucket, stack.prefix) == ("hospital", "xrays/")
+    before: Any = cloudformation.get_template(StackName=stack.name)["TemplateBody"]
+    for shards in (4, 1):
+        assert f"The stream has {shards} shard" in typed(f".venv/bin/cxr scale {shards}")
+        summary = kinesis.describe_stream_summary(StreamName=stack.stream)["StreamDescriptionSummary"]
+        assert summary["OpenShardCount"] == shards
+    doctor = f"CXR_SETTINGS={shlex.quote(str(file))} .venv/bin/cxr doctor"
+    assert f"the stack has those of {file}" in typed(f"COLUMNS=200 {doctor}")
+
+    file.write_text("\n".join(lines).replace("failureExpiry = 30", "failureExpiry = 60"))
+    assert "would change failureExpiry from 30 to 60" in typed(f"COLUMNS=200 {doctor}")
+    typed(deployment)
+    assert Stack.find().stream == stack.stream
+    after: Any = cloudformation.get_template(StackName=stack.name)["TemplateBody"]
+    (settings, bucket) = differences(before, after).items()
+    assert settings[0] == "/Outputs/Settings/Value"
+    assert bucket[0].endswith("/Properties/LifecycleConfiguration/Rules")
+    old, new = (json.dumps(rules) for rules in bucket[1])
+    assert old.replace(": 30", ": 60") == new

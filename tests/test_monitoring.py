@@ -248,4 +248,4 @@ class TestDashboard:
             for line in widget["properties"].get("annotations", {}).get("horizontal", [])
         }
         hour = 3_600_000
-        assert lines == {"alarm": 6 * hour, "failure bucket": 12 * hour, "lanes": 50, "timeout": 120_000}
+        assert lines == {"alarm": 6 * hour, "failure bucket": 12 * hour, "lanes": 10, "timeout": 120_000}

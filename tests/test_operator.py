@@ -103,7 +103,11 @@ def few_retries(stack: Stack) -> Iterator[None]:
         yield
 
 
-def test_doctor_finds_all_that_a_run_needs(stack: Stack, folder: Path) -> None:
+def test_doctor_finds_all_that_a_run_needs(
+    stack: Stack, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept.toml").write_text("[ChestXray]\nretries = 8\nimagesPerJob = 8\n")
+    monkeypatch.setenv("CXR_SETTINGS", str(tmp_path / "kept.toml"))
     found = cxr_json("doctor")
     assert found["ok"]
     levels = {check["name"]: check["level"] for check in found["checks"]}
@@ -230,7 +234,9 @@ def test_what_lambda_gave_up_is_retried_once_its_cause_is_mended(
     assert "40  in the failure bucket" in cxr("status", "broken").stdout
     (problem,) = [found for found in stuck["problems"] if found["name"] == "failures"]
     assert problem["text"].startswith("run broken is pinned to nih-abnormal:1.0.0, this function holds ")
-    assert problem["remedy"] == "deploy the model of the run again by `-c model=DIR`, or cancel the run"
+    assert problem["remedy"] == (
+        "set the model of the run in settings.toml and deploy it again, or cancel the run"
+    )
 
     _set(stack, "broken", model_sha256=model)
     assert cxr_json("retry", "broken")["given_up"] == 40

@@ -159,6 +159,7 @@ def scene(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> I
         arguments = {
             "doctor": [],
             "plan": ["--images", "1000"],
+            "scale": ["1"],
             "upload": [str(images), "--prefix", prefix],
             "run": ["scripts", "--prefix", prefix],
             "runs": [],

@@ -220,7 +220,7 @@ def test_stream(template: Template) -> None:
         "AWS::Kinesis::Stream",
         {
             "StreamModeDetails": {"StreamMode": "PROVISIONED"},
-            "ShardCount": 5,
+            "ShardCount": 1,
             "RetentionPeriodHours": 24,
             "StreamEncryption": {"EncryptionType": "KMS", "KeyId": "alias/aws/kinesis"},
         },
@@ -250,7 +250,7 @@ def test_job_creator(template: Template) -> None:
         "labels": card["labels"],
         "settings": {
             "prefix": "cxr-nih/",
-            "shards": 5,
+            "shards": 1,
             "parallelizationFactor": 10,
             "imagesPerJob": 32,
             "batchSize": 4,

@@ -19,6 +19,7 @@ from cxr.commands.model import explain, model, score
 from cxr.commands.plan import plan
 from cxr.commands.report import report
 from cxr.commands.results import results
+from cxr.commands.scale import scale
 from cxr.commands.terminal import errors_reported, show_tracebacks
 from cxr.commands.usage import Group
 from cxr.local_aws.processes import STOP_SIGNALS
@@ -37,7 +38,7 @@ app = typer.Typer(
     it failed or did only a part, 2 for wrong input and 130 after Ctrl-C.""",
 )
 for panel, commands in {
-    BEFORE: (doctor, plan, run_commands.upload),
+    BEFORE: (doctor, plan, scale, run_commands.upload),
     RUNS: (
         run_commands.run,
         run_commands.runs,

@@ -104,7 +104,7 @@ def demo(
     """Score a folder of images on local AWS: S3, job creator, Kinesis, classifier, DynamoDB.
 
     Without --images it scores a few drawings. With --bundle it deploys that
-    model, as `cdk deploy -c model=DIR` does. The results are a CSV with the
+    model, as the setting `model` does. The results are a CSV with the
     columns of `cxr results`.
 
     The JSON is one object: that of `cxr runs`, of the one run, and results (the

@@ -25,6 +25,7 @@ from cxr.commands.terminal import (
 )
 from cxr.errors import Failed, InputError
 from cxr.result_rows import row
+from stacks.settings_file import line
 
 if TYPE_CHECKING:
     from classifier.model import Model
@@ -291,7 +292,7 @@ def pack(
             f"{packed.greatest_difference:.0e}\n"
             f"Wrote {folder}: {shown(packed.model.name)}, {shown(', '.join(packed.model.thresholds))}\n\n"
             f"  cxr model check {folder}\n  cxr local demo --bundle {folder}\n"
-            f"  npx cdk deploy -c model={folder}",
+            f"  npx cdk deploy, after {shown(line('model', str(out)))} in settings.toml",
             soft_wrap=True,
         )
 

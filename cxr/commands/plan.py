@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from cxr.commands.options import Json
 from cxr.commands.terminal import console, errors_reported, shown
 from cxr.errors import InputError
+from cxr.scaling import steps
 from cxr.words import counted, duration, money
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def plan(
         typer.Option(
             "-c",
             metavar="NAME=VALUE",
-            help="A setting of the stack, as `npx cdk deploy` takes it: -c shards=20. Repeatable.",
+            help="A setting in place of the one in settings.toml: -c shards=20. Repeatable.",
         ),
     ] = None,
     model: Annotated[
@@ -55,17 +55,19 @@ def plan(
     """Show how long a run will take, what it will cost, and what limits it.
 
     Makes no AWS call. Service times were measured by `make bench`, prices come
-    from a dated table; the output names both sources. Without -c it plans for
-    the stack's defaults. If it finds better settings, it shows them.
+    from a dated table; the output names both sources. It plans for the settings
+    in settings.toml. If it finds better ones, it shows the whole table to write
+    there.
 
     The JSON is one object: images, settings, model,
     images_per_second_per_worker, workers (classifiers busy at once), seconds,
     images_per_second, start_seconds, bounds (seconds that each needs; the
     largest is the bottleneck), bottleneck, dollars (total, per_1000_images,
     per_million_images, idle_month, lines: item, quantity, unit, price,
-    dollars), warnings, suggestions (cheaper, faster: settings, seconds,
-    dollars, idle_month, bottleneck, deploy), service_times and prices (where
-    they are from).
+    dollars), warnings, by_shards (the same run with fewer and more shards:
+    shards, workers, seconds, dollars, idle_month), suggestions (cheaper,
+    faster: settings, seconds, dollars, idle_month, bottleneck, table: the text
+    for settings.toml), service_times and prices (where they are from).
 
     Ends with 0, also when it warns, and with 2 if what was given cannot be
     used.
@@ -74,7 +76,7 @@ def plan(
         from cxr.planning import capacity
 
         measured, priced = capacity.read_json(capacity.SERVICE_TIMES), capacity.read_json(capacity.PRICES)
-        config = read_settings(settings or [])
+        stack, config = planned_settings(settings or [])
         rates = measured["images_per_second"]
         model = model or next(iter(rates))
         if model not in rates:
@@ -103,9 +105,11 @@ def plan(
             present = capacity.plan(workload, config, priced["prices"])
             better = capacity.suggest(present, priced["prices"])
         if as_json:
-            typer.echo(json.dumps(document(present, better, model, images_per_second, measured, priced)))
+            typer.echo(
+                json.dumps(document(present, better, stack, model, images_per_second, measured, priced))
+            )
             return
-        print_plan(present, better)
+        print_plan(present, better, stack)
         source = "yours, by --images-per-second"
         if not images_per_second:
             source = f"{model}, {measured['machine']}, {measured['measured']}"
@@ -120,9 +124,10 @@ def plan(
             console.print("[yellow]The price is that of arm64, but its speed was not measured.[/]")
 
 
-def read_settings(given: list[str]) -> Config:
-    """The stack's settings from name=value. Raises InputError."""
-    from stacks.config import Config, ConfigError
+def planned_settings(given: list[str]) -> tuple[str, Config]:
+    """The stack's name, and its settings of the file and of name=value. Raises InputError."""
+    from stacks.config import Config, ConfigError, stack_name
+    from stacks.settings_file import kept_settings, settings_file
 
     context = {}
     for setting in given:
@@ -131,26 +136,29 @@ def read_settings(given: list[str]) -> Config:
             raise InputError(f"-c {setting}: expected name=value, such as shards=20")
         context[name] = value
     try:
-        return Config.from_context(context)
+        stack = stack_name(context)
+        kept = kept_settings(settings_file(context), stack)
+    except ConfigError as error:
+        raise InputError(str(error)) from None
+    try:
+        return stack, Config.from_context({**kept, **context})
     except ConfigError as error:
         raise InputError(f"-c {error}") from None
-
-
-def deploy_command(config: Config) -> str:
-    """The command that deploys these settings; those at their defaults are left out."""
-    options = (word for name, value in config.non_default().items() for word in ("-c", f"{name}={value}"))
-    return shlex.join(["npx", "cdk", "deploy", *options])
 
 
 def document(
     present: Plan,
     better: dict[str, Plan],
+    stack: str,
     model: str,
     own_rate: float | None,
     measured: dict[str, Any],
     priced: dict[str, Any],
 ) -> dict[str, Any]:
     """The plan as an object for JSON."""
+    from cxr.planning import capacity
+    from stacks.settings_file import table
+
     images = present.workload.images
     return {
         "images": images,
@@ -171,6 +179,16 @@ def document(
             "lines": [{**asdict(line), "dollars": line.dollars} for line in present.lines],
         },
         "warnings": list(present.warnings),
+        "by_shards": [
+            {
+                "shards": found.config.shards,
+                "workers": found.workers,
+                "seconds": found.seconds,
+                "dollars": found.dollars,
+                "idle_month": found.idle_dollars,
+            }
+            for found in capacity.by_shards(present)
+        ],
         "suggestions": {
             name: {
                 "settings": found.config.non_default(),
@@ -178,7 +196,7 @@ def document(
                 "dollars": found.dollars,
                 "idle_month": found.idle_dollars,
                 "bottleneck": found.bottleneck,
-                "deploy": deploy_command(found.config),
+                "table": table(stack, found.config),
             }
             for name, found in better.items()
         },
@@ -187,9 +205,10 @@ def document(
     }
 
 
-def print_plan(present: Plan, better: dict[str, Plan]) -> None:
+def print_plan(present: Plan, better: dict[str, Plan], stack: str) -> None:
     """Print time, bill, bottleneck and better settings."""
     from cxr.planning import capacity
+    from stacks.settings_file import table
 
     images, total = present.workload.images, present.dollars
     console.print(
@@ -202,6 +221,8 @@ def print_plan(present: Plan, better: dict[str, Plan]) -> None:
     )
     console.print(_bill(present))
     console.print(f"While nothing runs, the stack costs {money(present.idle_dollars)} a month.")
+    console.print(_by_shards(capacity.by_shards(present)))
+    console.print("[dim]`cxr run NAME --shards N` has them for that run only.[/]")
     others = sorted(present.bounds.items(), key=lambda bound: -bound[1])[1:]
     console.print(
         f"\nBottleneck: [bold]{present.bottleneck}[/], {duration(max(present.bounds.values()))}. "
@@ -217,9 +238,34 @@ def print_plan(present: Plan, better: dict[str, Plan]) -> None:
             f"\n[green]{name.capitalize()}[/]: {duration(found.seconds)} for {money(found.dollars)}, "
             f"{money(found.idle_dollars)} a month while nothing runs; bottleneck: {found.bottleneck}"
         )
-        console.print(f"  {shown(deploy_command(found.config))}", soft_wrap=True)
+        for line in table(stack, found.config).split("\n"):
+            console.print(f"  {shown(line)}", soft_wrap=True)
+    if better:
+        console.print("\nTo have them, write the table into settings.toml, then run `npx cdk deploy`.")
+    for shards in sorted({found.config.shards for found in better.values()}):
+        if way := steps(present.config.shards, shards)[:-1]:
+            console.print(
+                f"If the stack is deployed, run `cxr scale {way[-1]}` before you deploy {shards} shards: "
+                "Kinesis at most doubles or halves them at once."
+            )
     if not better:
         console.print("\nNo other settings are better: none is as fast for less, or much faster.")
+
+
+def _by_shards(plans: list[Plan]) -> Table:
+    columns = ("shards", "classifiers at once", "time", "dollars for the run", "idle a month")
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold", title=" ")
+    for column in table.columns:
+        column.justify = "right"
+    for found in plans:
+        table.add_row(
+            f"{found.config.shards}",
+            f"{found.workers:,}",
+            duration(found.seconds),
+            f"{found.dollars:,.2f}",
+            f"{found.idle_dollars:,.2f}",
+        )
+    return table
 
 
 def _bill(present: Plan) -> Table:

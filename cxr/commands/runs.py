@@ -27,6 +27,7 @@ from cxr.commands.run_display import (
     upload_files,
     watch_run,
 )
+from cxr.commands.scale_display import scaled
 from cxr.commands.terminal import console, errors_reported, notes, progress, shown
 from cxr.errors import Failed, InputError
 from cxr.operations import cancel_run, check_deletable, delete_run, start_run
@@ -91,6 +92,14 @@ def run(
     watch: Annotated[
         bool, typer.Option("--watch", help="Follow the run to its end, as `cxr status --watch` does.")
     ] = False,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            "--shards",
+            metavar="N",
+            help="Give the stream N shards, follow the run to its end, and set it back.",
+        ),
+    ] = None,
     no_wait: Annotated[
         bool,
         typer.Option(
@@ -107,8 +116,12 @@ def run(
     belongs to a run of other images or of another model. Without --watch it
     ends when all jobs are on the stream, about a second for 10,000 images.
 
-    The JSON is one object: run, images, jobs; with --watch that of `cxr
-    status`.
+    With --shards the stream has N shards for this run, as by `cxr scale`, and
+    then as many as before, also after Ctrl-C or an error. If it cannot be set
+    back, the command says so, and `cxr doctor` reminds you.
+
+    The JSON is one object: run, images, jobs; with --watch or --shards that of
+    `cxr status`.
 
     Ends with 0, also if all images were scored before; with 1 if the job creator
     did not send all jobs, or with --watch if the run did not complete; with 2
@@ -117,19 +130,24 @@ def run(
     with errors_reported():
         if sum(source is not None for source in (prefix, index, keys)) > 1:
             raise InputError("--prefix, --index and --keys: expected one of them")
-        if watch and no_wait:
-            raise InputError("--watch and --no-wait: expected one of them")
+        if (watch or shards is not None) and no_wait:
+            raise InputError("--no-wait: expected without --watch and --shards")
+        watch = watch or shards is not None
         listed = read_keys(keys) if keys else None
         found = Stack.find(stack)
-        with interrupt_message(run, "may have been started; if so, it continues"), notes.status("Starting"):
-            started = start_run(
-                found, run, prefix=prefix, index=index, keys=listed, count=count, wait=not no_wait
-            )
-        with interrupt_message(run) if watch else nullcontext():
-            if not as_json and started.images is not None:
-                print_started(started.images, started.jobs or 0)
-            if watch:
-                watch_run(found, run, as_json)
+        with scaled(found, shards) if shards is not None else nullcontext():
+            with (
+                interrupt_message(run, "may have been started; if so, it continues"),
+                notes.status("Starting"),
+            ):
+                started = start_run(
+                    found, run, prefix=prefix, index=index, keys=listed, count=count, wait=not no_wait
+                )
+            with interrupt_message(run) if watch else nullcontext():
+                if not as_json and started.images is not None:
+                    print_started(started.images, started.jobs or 0)
+                if watch:
+                    watch_run(found, run, as_json)
         if as_json and not watch:
             typer.echo(json.dumps(asdict(started)))
         elif no_wait:

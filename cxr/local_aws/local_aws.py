@@ -29,6 +29,7 @@ from cxr.local_aws.execution_environment import Function, FunctionSpec
 from cxr.local_aws.function_host import FunctionHost
 from cxr.local_aws.processes import Processes, signals_held
 from stacks.config import DEFAULT_NAME
+from stacks.settings_file import FILE_VARIABLE
 
 ACCOUNT, REGION = "000000000000", "us-east-1"  # MiniStack's own
 START_SECONDS = 60
@@ -131,6 +132,7 @@ class LocalAws:
             "AWS_EC2_METADATA_DISABLED": "true",
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
+            FILE_VARIABLE: os.devnull,  # the settings of a real account name what is not there
             "CDK_DOCKER": "true",  # the program `true`: it takes any arguments and succeeds
             "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "20",  # Node's major version
             LOCAL_LOGS: str(self.logs),

@@ -432,6 +432,17 @@ def warnings(
 # What would be better
 
 
+def by_shards(present: Plan) -> list[Plan]:
+    """The same run with fewer and more shards, as far as more of them save time worth saying."""
+    plans: list[Plan] = []
+    for shards in sorted({1, 2, 4, 8, 16, 32, 64, present.config.shards}):
+        found = plan(present.workload, replace(present.config, shards=shards), present.prices)
+        needed = shards <= present.config.shards
+        if needed or found.seconds < plans[-1].seconds * (1 - WORTH_SAYING):
+            plans.append(found)
+    return plans
+
+
 def suggest(present: Plan, prices: dict[str, Any]) -> dict[str, Plan]:
     """Better settings: "cheaper" (as fast, for less) and "faster" (the fastest), if there are any.
 
