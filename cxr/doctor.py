@@ -258,7 +258,7 @@ def _function(stack: Stack, name: str) -> tuple[str, ...]:
     about = f"{found['MemorySize']:,} MB, {found['Timeout']} s"
     state = found.get("State", "Active")
     reserved = functions.get_function_concurrency(FunctionName=function).get("ReservedConcurrentExecutions")
-    if reserved == 0:
+    if reserved == 0 and not is_local():  # which ignores it
         return (
             "fail",
             f"{about}; its reserved concurrency is 0: Lambda throttles every invocation",

@@ -258,7 +258,7 @@ def test_failed_images_are_retried_and_followed_to_their_new_outcome(
     run = cxr_json("run", "mended", "--prefix", f"{PREFIX}mended/", "--watch")
     assert (run["state"], run["failures"]) == ("COMPLETE", {"IMAGE_EMPTY": 1})
     s3.put_object(Bucket=stack.images_bucket, Key=key, Body=xrays[0].read_bytes())
-    assert cxr_json("retry", "mended", "--failed", "IMAGE_MISSING")["failed"] == 0
+    assert cxr_json("retry", "mended", "--failed", "image_missing")["failed"] == 0
     said = cxr("retry", "mended").stdout
     assert "  cxr retry mended --failed IMAGE_EMPTY  # 1 image" in said
     held(True)
@@ -279,6 +279,27 @@ def test_a_run_is_deleted(stack: Stack, folder: Path) -> None:
     assert cxr_json("delete", "gone", "--yes") == {"run": "gone", "predictions": 3}
     assert not {pk for pk, sk in table_items(stack.table) if "gone" in pk + sk}
     assert "there is no run gone" in error("status", "gone")
+
+
+def test_a_deletion_that_is_interrupted_says_how_it_continues(
+    stack: Stack, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cxr("run", "half", "--count", "3", "--watch")
+
+    def interrupted(*_: object) -> Any:
+        raise SystemExit(130)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("runs.table.RunTable.delete", interrupted)
+        done = cxr("delete", "half", "--yes", exit_code=130)
+    assert "Run half is deleted in part: `cxr delete half`" in done.stderr
+    assert "Its deletion was not finished: `cxr delete half` continues it" in cxr("status", "half").stdout
+    cxr("delete", "half", "--yes")
+
+
+@pytest.mark.parametrize("status", ["SCORED", "Scored", "scored"])
+def test_a_status_may_be_written_in_any_case(small: str, status: str) -> None:
+    assert len(cxr("results", small, "--status", status).stdout.splitlines()) == 3
 
 
 def test_lag_is_said_where_cloudwatch_has_it(

@@ -33,7 +33,8 @@ def results(
         typer.Option(metavar="FILE", help="File to write, - for standard output. Default: -."),
     ] = None,
     status: Annotated[
-        Status | None, typer.Option(help="Only images that were scored, or only those that failed.")
+        Status | None,
+        typer.Option(case_sensitive=False, help="Only images that were scored, or only those that failed."),
     ] = None,
     label: Annotated[
         str | None,

@@ -33,6 +33,7 @@ CAUSE_SECONDS = 5  # without progress, before the causes are looked for
 IDLE_SECONDS = 10  # without progress, before the failure bucket is read to see whether the run is stuck
 LONG_SECONDS = 30  # without progress and without a cause
 SIGNS = {"ok": "[green]✓[/]", "warn": "[yellow]![/]", "fail": "[red]✗[/]"}
+WAYS = ("status", "cancel")  # after Ctrl-C
 COLOURS = {
     "LISTING": "cyan",
     "SCORING": "cyan",
@@ -156,13 +157,13 @@ def print_finding(finding: Finding, to: Console = console) -> None:
 
 
 @contextmanager
-def interrupt_message(run: str, what: str = "continues") -> Iterator[None]:
-    """On Ctrl-C, say that the run does not end with the command."""
+def interrupt_message(run: str, what: str = "continues", ways: tuple[str, ...] = WAYS) -> Iterator[None]:
+    """On Ctrl-C, say what becomes of the run, and which commands of `cxr` may come next."""
     try:
         yield
     except SystemExit:
-        line = f"Run {run} {what}: `cxr status {run}`, `cxr cancel {run}`"
-        notes.print(line, markup=False, soft_wrap=True)
+        commands = ", ".join(f"`cxr {way} {run}`" for way in ways)
+        notes.print(f"Run {run} {what}: {commands}", markup=False, soft_wrap=True)
         raise
 
 
@@ -197,7 +198,8 @@ def print_status(status: Status, as_json: bool, problems: Sequence[Finding] = ()
     if status.at_work and status.seconds_left is not None:
         speed += f", {duration(status.seconds_left)} left at that"
     elif status.state == "COMPLETE" and status.seconds and speed:
-        speed += f", in {duration(status.seconds)}"
+        # Of a run that went on, both are about the time since then.
+        speed += f", in {duration(status.seconds)}" + (" since it went on" if status.resumed_at else "")
     table.add_row("expected", unknown if status.expected is None else f"{status.expected:,}", "")
     table.add_row("scored", f"{status.scored:,}", f"[dim]{speed}[/]")
     table.add_row("failed", f"{status.failures.total():,}", _codes(status.failures, "red"))
@@ -218,6 +220,8 @@ def print_status(status: Status, as_json: bool, problems: Sequence[Finding] = ()
         f"by {shown(status.model)}, started {moment_text(status.created_at)}"
     )
     console.print(table)
+    if status.state == "DELETING":
+        console.print(f"Its deletion was not finished: `cxr delete {shown(status.run_id)}` continues it")
     for problem in problems:
         print_finding(problem)
 

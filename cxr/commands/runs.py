@@ -263,7 +263,9 @@ def retry(
             raise InputError("--failed and --all-failed: expected one of them")
         found = Stack.find(stack)
         with notes.status("Sending"):
-            retried = retry_run(found, run, codes=tuple(ErrorCode) if all_failed else failed or ())
+            retried = retry_run(
+                found, run, codes=tuple(ErrorCode) if all_failed else [code.upper() for code in failed or ()]
+            )
         if as_json:
             typer.echo(json.dumps(asdict(retried)))
             return
@@ -351,7 +353,8 @@ def delete(
             what = f"Delete run {run} with {counted(before.done, 'prediction')}?"
             if not typer.confirm(what, err=True):
                 raise Failed("nothing was deleted")
-        with progress("Deleting") as bar:
+        unfinished = interrupt_message(run, "is deleted in part", ("delete",))
+        with unfinished, progress("Deleting") as bar:
             task = bar.add_task("", total=before.done, note="")
             deleted = delete_run(found, run, lambda gone: bar.update(task, completed=gone))
         if as_json:
