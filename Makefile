@@ -57,7 +57,7 @@ format: $(DEV)  ## Put the code into the house's form
 docs: $(DEV)  ## Write the tables in docs/ that repeat what the code says
 	JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION=20 $(BIN)/python -m tools.tables
 
-audit: $(DEV)  ## Findings of security checkers against docs/findings.md and docs/hipaa.md; known vulnerabilities, where the network allows
+audit: $(DEV)  ## Findings of security checkers against the docs; known vulnerabilities, where the network allows
 	JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION=20 $(BIN)/python -m tools.audit
 
 lock: $(DEV)  ## Pin every library, with hashes, for what the *.in files ask

@@ -257,7 +257,7 @@ def pass_through(endpoint: VpcEndpoint, *actions: str, on: str) -> None:
 
 
 def check_region(region: str | None) -> None:
-    """Raise ConfigError for a region whose prefix lists are not known. Without credentials, none is given."""
+    """Raise ConfigError for a region whose prefix lists are not known. None: it was not said."""
     if region and region not in PREFIX_LISTS:
         raise ConfigError(
             f"network=isolated: the prefix lists of {region} are not known; add them to PREFIX_LISTS in "

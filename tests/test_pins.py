@@ -49,6 +49,14 @@ def test_the_image_and_the_command_line_have_the_same_versions() -> None:
     assert {name: here[name] for name in image} == image
 
 
+def test_the_workflow_for_forks_runs_what_ci_runs() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert re.findall(r"&& (\S+)'$", workflow, re.MULTILINE) == [".ci/run"]
+    actions = re.findall(r"uses: \S+?@(\S+)", workflow)
+    assert actions
+    assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in actions)
+
+
 @pytest.mark.xdist_group("pins")
 def test_groups_of_tests_stay_together(request: pytest.FixtureRequest) -> None:
     """pytest-xdist names a test's group at the end of its id. With a pytest it does not know, it cannot."""
