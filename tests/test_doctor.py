@@ -292,8 +292,9 @@ def test_a_function_that_may_not_run_is_a_failure(monkeypatch: pytest.MonkeyPatc
     assert "Lambda throttles every invocation" in text
 
 
-def logged(**fields: Any) -> str:
-    return json.dumps({"timestamp": datetime.now(UTC).isoformat(), **fields})
+def just_now(name: str = "timestamp", **fields: Any) -> Callable[[], str]:
+    """A line of the log that is written when the test runs, which may be long after it was collected."""
+    return lambda: json.dumps({name: datetime.now(UTC).isoformat(), **fields})
 
 
 @pytest.mark.parametrize(
@@ -301,39 +302,38 @@ def logged(**fields: Any) -> str:
     [
         ([], "ok", "none in the classifier's log of the last 5 minutes"),
         (
-            [logged(failures={"1": "GetObject: AccessDenied", "2": "GetObject: AccessDenied"}), "no JSON"],
+            [
+                just_now(failures={"1": "GetObject: AccessDenied", "2": "GetObject: AccessDenied"}),
+                lambda: "no JSON",
+            ],
             "warn",
             "GetObject: AccessDenied (2 times in the last 5 minutes)",
         ),
         (
-            [logged(failures={"1": "run a is pinned to m:1, this function holds m:2"})],
+            [just_now(failures={"1": "run a is pinned to m:1, this function holds m:2"})],
             "fail",
             "run a is pinned to m:1, this function holds m:2 (1 time in",
         ),
         (
-            [logged(level="ERROR", errorType="BundleError", errorMessage="no model.onnx")],
+            [just_now(level="ERROR", errorType="BundleError", errorMessage="no model.onnx")],
             "warn",
             "BundleError: no model.onnx (1",
         ),
         (
-            [json.dumps({"time": "2020-01-01T00:00:00.000Z", "record": {"status": "timeout"}})],
+            [lambda: json.dumps({"time": "2020-01-01T00:00:00.000Z", "record": {"status": "timeout"}})],
             "ok",
             "none in",
         ),
-        (
-            [json.dumps({"time": datetime.now(UTC).isoformat(), "record": {"status": "timeout"}})],
-            "warn",
-            "an invocation ended by timeout (1",
-        ),
+        ([just_now("time", record={"status": "timeout"})], "warn", "an invocation ended by timeout (1"),
     ],
 )
 def test_the_classifiers_log_says_why_jobs_come_back(
-    monkeypatch: pytest.MonkeyPatch, lines: list[str], level: str, says: str
+    monkeypatch: pytest.MonkeyPatch, lines: list[Callable[[], str]], level: str, says: str
 ) -> None:
     monkeypatch.delenv("CXR_LOCAL_LOGS", raising=False)
     apis = {
         "lambda": api(get_function_configuration={"LoggingConfig": {"LogGroup": "group"}}),
-        "logs": api(filter_log_events={"events": [{"message": line} for line in lines]}),
+        "logs": api(filter_log_events={"events": [{"message": line()} for line in lines]}),
         "cloudwatch": api(get_metric_data={"MetricDataResults": []}),
     }
     monkeypatch.setattr(doctor, "client", apis.__getitem__)

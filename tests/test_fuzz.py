@@ -61,6 +61,7 @@ def test_a_seed_gives_the_same_files_and_another_seed_gives_others() -> None:
     assert some(1) != some(2)
 
 
+@pytest.mark.slow
 def test_damage_reaches_every_stage_of_decoding() -> None:
     """Some files still decode. The others get most error codes, from many lines of code."""
     target, rng, pool = fuzzing.score(), random.Random(0), undamaged_files()
