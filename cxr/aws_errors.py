@@ -27,7 +27,7 @@ _ELSEWHERE = {
     "IllegalLocationConstraintException",
     "PermanentRedirect",
 }
-_DENIED = {"403", "AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
+DENIED = {"403", "AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
 _GONE = {"404", "NoSuchBucket", "ResourceNotFoundException"}
 _THROTTLED = {
     "ProvisionedThroughputExceededException",
@@ -107,10 +107,10 @@ def _explained_answer(error: ClientError) -> str:
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         there = headers.get("x-amz-bucket-region", "the one it is in")
         return f"{operation}: the bucket is in another region; set AWS_REGION to {there}"
-    if code in _DENIED:
+    if code in DENIED:
         return f"these credentials may not call {operation} ({code}); have it allowed, or set AWS_PROFILE"
     if code in _GONE:
-        return f"{operation}: a part of the stack is gone ({code}); deploy it again by `npx cdk deploy`"
+        return f"{operation}: a part of the stack is gone ({code}); `cxr doctor` says how it comes back"
     if code in _THROTTLED:
         return f"{operation} is throttled by AWS ({code}); run the same command again in some minutes"
     return f"{operation} failed with {code}; `cxr --debug` shows more"

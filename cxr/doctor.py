@@ -11,21 +11,20 @@ from datetime import UTC, datetime, timedelta
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cxr.aws_errors import explained
+from cxr.aws_errors import DENIED, explained
 from cxr.classifier_log import RECENT, recent_failures
 from cxr.errors import InputError
 from cxr.runs import LAMBDA_SECONDS, RunStatus, recent_metric, run_table
 from cxr.scaling import open_shards, steps
 from cxr.stack import Stack, client, session
 from cxr.words import counted
-from stacks.config import DEFAULT_NAME, Config, ConfigError
+from stacks.config import Config, ConfigError
 from stacks.settings_file import kept_settings, line, settings_file
 
 NODE = 20  # the oldest that the CDK runs on
 LOCAL_ENDPOINTS = ("http://127.0.0.1:", "http://localhost:")
 DOCKER_SECONDS = 10  # that the engine may take to answer
 
-DENIED = {"403", "AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
 # Error codes that say nothing about the stack: the call is not allowed, or not emulated.
 NOT_CHECKED = {
     *DENIED,
@@ -36,7 +35,7 @@ NOT_CHECKED = {
     "UnknownOperationException",
     "UnsupportedOperation",
 }
-
+NOT_SEEN = "not checked: "  # begins the text of a check that was not made
 
 # What it means if a deployment removes a setting.
 WITHOUT = {
@@ -87,7 +86,7 @@ def examine(name: str) -> Iterator[Finding]:
     yield from _checked("settings", lambda: _settings(stack))
     yield from _checked("images", lambda: _images(stack))
     yield from _checked("table", lambda: _table(stack))
-    yield from _checked("stream", lambda: _stream(stack))
+    yield from _checked("stream", lambda: _stream(stack, int(stack.settings.get("shards", 0))))
     for function in ("job_creator", "classifier"):
         yield from _checked(function.replace("_", " "), lambda: _function(stack, function))  # noqa: B023
     yield from _checked("mapping", lambda: _mapping(stack))
@@ -110,13 +109,13 @@ def stall_causes(stack: Stack, run: RunStatus) -> list[Finding]:
             _checked("stream", lambda: _stream(stack)),
             _checked("classifier", lambda: _function(stack, "classifier")),
             _checked("mapping", lambda: _mapping(stack)),
-            _checked("failures", lambda: _failures(stack)),
+            _checked("failures", lambda: _failures(stack, run.run_id)),
         ]
     return [
         finding
         for findings in checks
         for finding in findings
-        if finding.level != "ok" and not finding.text.startswith("not checked")
+        if finding.level != "ok" and not finding.text.startswith(NOT_SEEN)
     ]
 
 
@@ -144,7 +143,7 @@ def _checked(name: str, check: Callable[[], tuple[str, ...]]) -> Iterator[Findin
     except ClientError as error:
         code = error.response["Error"]["Code"]
         if code in NOT_CHECKED:
-            yield Finding(name, "warn", f"not checked: {error.operation_name} answers {code}")
+            yield Finding(name, "warn", f"{NOT_SEEN}{error.operation_name} answers {code}")
         else:
             what, _, remedy = explained(error).partition("; ")
             yield Finding(name, "fail", what, remedy)
@@ -171,9 +170,7 @@ def _settings(stack: Stack) -> tuple[str, ...]:
             continue
         after = WITHOUT[name] if then is None else then
         way = steps(open_shards(stack), kept["shards"])[:-1] if name == "shards" else []
-        first = (
-            f" (Kinesis refuses that in one step: `cxr scale {way[-1]}{_named(stack)}` first)" if way else ""
-        )
+        first = f" (Kinesis refuses that in one step: `cxr scale {way[-1]}` first)" if way else ""
         changes.append(f"{name} from {'none' if now is None else now} to {after}{first}")
         if now is None:
             remove.append(f"no {name}")
@@ -205,7 +202,6 @@ def _table(stack: Stack) -> tuple[str, ...]:
             "fail",
             f"{stack.table} was deleted, and `npx cdk deploy` does not make it again",
             _restored(
-                stack,
                 f"aws dynamodb list-backups --backup-type SYSTEM --table-name {stack.table} names its "
                 "backup of the last 35 days: aws dynamodb restore-table-from-backup --backup-arn ARN "
                 f"--target-table-name {stack.table}",
@@ -214,40 +210,33 @@ def _table(stack: Stack) -> tuple[str, ...]:
     return ("ok", state) if state in ("ACTIVE", "UPDATING") else ("warn", state, "wait until it is ACTIVE")
 
 
-def _stream(stack: Stack) -> tuple[str, ...]:
+def _stream(stack: Stack, deployed: int = 0) -> tuple[str, ...]:
+    """Whether the stream takes jobs; with `deployed`, also whether it has so many shards."""
     kinesis = client("kinesis")
-    deployed = int(stack.settings.get("shards", 0))
     try:
         found = kinesis.describe_stream_summary(StreamName=stack.stream)["StreamDescriptionSummary"]
     except kinesis.exceptions.ResourceNotFoundException:
+        shards = stack.settings.get("shards", 1)
         return (
             "fail",
             f"{stack.stream} was deleted, and `npx cdk deploy` does not make it again",
-            _restored(
-                stack, f"aws kinesis create-stream --stream-name {stack.stream} --shard-count {deployed or 1}"
-            ),
+            _restored(f"aws kinesis create-stream --stream-name {stack.stream} --shard-count {shards}"),
         )
     state, number = found["StreamStatus"], found["OpenShardCount"]
-    if state == "UPDATING":
-        return "warn", f"UPDATING, {counted(number, 'shard')} now; jobs are delivered meanwhile"
-    if state != "ACTIVE":
+    if state not in ("ACTIVE", "UPDATING"):  # while shards are changed, jobs are delivered
         return "warn", f"{state}: it takes no jobs", "wait until it is ACTIVE"
-    if deployed and number != deployed:
-        return (
-            "warn",
-            f"ACTIVE with {counted(number, 'shard')}, but the stack was deployed with {deployed}: by "
-            "`cxr scale`, or a run with more shards is at work or did not set it back",
-            f"`cxr scale {deployed}{_named(stack)}` when no run needs more",
-        )
-    return "ok", f"ACTIVE, {counted(number, 'shard')}"
+    text = f"{state}, {counted(number, 'shard')}"
+    if deployed in (0, number):
+        return "ok", text
+    return (
+        "warn",
+        f"{text}, but the stack was deployed with {deployed}: `cxr scale` has changed it, or a run with more "
+        "shards is at work or did not set it back",
+        f"`cxr scale {deployed}` when no run needs more",
+    )
 
 
-def _named(stack: Stack) -> str:
-    """The option that names the stack, if a command needs one."""
-    return "" if stack.name == DEFAULT_NAME else f" --stack {stack.name}"
-
-
-def _restored(stack: Stack, command: str) -> str:
+def _restored(command: str) -> str:
     """How a deleted part comes back: by a command, or on local AWS with a new one."""
     return "stop `cxr local up` and start it again" if is_local() else command
 
@@ -288,7 +277,7 @@ def _mapping(stack: Stack) -> tuple[str, ...]:
     return "ok", f"{state}, up to {found['ParallelizationFactor']} classifiers a shard"
 
 
-def _failures(stack: Stack) -> tuple[str, ...]:
+def _failures(stack: Stack, run: str = "RUN") -> tuple[str, ...]:
     """What the classifier's log says of the last minutes, and throttles that CloudWatch counted."""
     minutes = RECENT.seconds // 60
     reasons = recent_failures(stack)
@@ -312,7 +301,7 @@ def _failures(stack: Stack) -> tuple[str, ...]:
             text,
             "set the model of the run in settings.toml and deploy it again, or cancel the run",
         )
-    return "warn", text, "put the cause right; Lambda tries the jobs again by itself, or `cxr retry RUN` does"
+    return "warn", text, f"correct the cause: Lambda retries jobs, and `cxr retry {run}` those it discarded"
 
 
 def _permissions(stack: Stack) -> tuple[str, ...]:
@@ -356,7 +345,7 @@ def _concurrency(stack: Stack) -> tuple[str, ...]:
     if number * factor <= allowed:
         return "ok", asked
     enough = max(1, allowed // factor)
-    fewer = f"; {counted(enough, 'shard')} would do: `cxr scale {enough}{_named(stack)}`"
+    fewer = f"; {counted(enough, 'shard')} would do: `cxr scale {enough}`"
     return (
         "warn",
         f"{asked}: Lambda throttles a run to that, and nothing is lost",

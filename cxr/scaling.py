@@ -49,7 +49,7 @@ def steps(present: int, target: int) -> list[int]:
 def scale(stack: Stack, target: int) -> Iterator[Shards]:
     """Change the stream step by step: yields its shards as they are, and after each step.
 
-    Waits for changes that are under way. Stopped at any time, it goes on when it is called again. Raises
+    Waits for changes that are under way. If it is stopped, the next call continues. Raises
     InputError for a number that cannot be, and Failed if Kinesis refuses a step.
     """
     if not 1 <= target <= MOST_SHARDS:

@@ -170,7 +170,7 @@ def test_after_ctrl_c_it_says_where_it_stopped_and_goes_on(
     interrupt_after(kinesis, 2, monkeypatch)
     done = cxr("scale", 16, exit_code=130)
     assert done.stderr.splitlines()[-1] == (
-        "Stopped at 4 shards, or with the next step: the same command goes on"
+        "Stopped at 4 shards, or with the next step: the same command continues"
     )
     assert number() == 8
     cxr("scale", 16)
@@ -242,9 +242,7 @@ class TestARun:
     ) -> None:
         self.at_the_end = lambda: refuses(kinesis, monkeypatch)
         lines = cxr("run", "r", "--shards", 4, exit_code=1).stderr.splitlines()
-        assert lines[-2] == (
-            "The stream was not set back: run `cxr scale 2 --stack Test`. `cxr doctor` reminds you"
-        )
+        assert lines[-2] == ("The stream was not set back: run `cxr scale 2`. `cxr doctor` reminds you")
         assert lines[-1].startswith("Error: no answer from kinesis.us-east-1.amazonaws.com")
 
     def test_while_the_stream_is_set_back_ctrl_c_stops_it(
@@ -260,7 +258,7 @@ class TestARun:
         done = cxr("run", "r", "--shards", 16, exit_code=130)
         assert kinesis.made == [4, 8, 16, 8]
         assert done.stderr.splitlines()[-1] == (
-            "Stopped at 16 shards, or with the next step: `cxr scale 2 --stack Test` goes on"
+            "Stopped at 16 shards, or with the next step: `cxr scale 2` continues"
         )
 
     def test_is_not_started_if_the_changes_of_a_day_do_not_suffice(self, kinesis: Any) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import typer
 
 from cxr.commands.options import Json, StackName
-from cxr.commands.run_display import print_finding
+from cxr.commands.run_display import finding_document, print_finding
 from cxr.commands.terminal import errors_reported
 from stacks.config import DEFAULT_NAME
 
@@ -34,7 +33,7 @@ def doctor(stack: StackName = DEFAULT_NAME, as_json: Json = False) -> None:
                 print_finding(finding)
         healthy = all(finding.level != "fail" for finding in found)
         if as_json:
-            checks = [asdict(finding) for finding in found]
+            checks = [finding_document(finding) for finding in found]
             typer.echo(json.dumps({"ok": healthy, "checks": checks}, indent=2))
         if not healthy:
             raise typer.Exit(1)

@@ -151,10 +151,11 @@ def evaluate(
         if as_json:
             typer.echo(text)
             return
+        recorded = found.of(found.labels[0]).model
         if len(assessments) == 1:
-            print_assessment(assessments[0])
+            print_assessment(assessments[0], recorded)
         else:
-            print_table(assessments)
+            print_table(assessments, recorded)
         if not_evaluated:
             console.print("\nNot evaluated:", *by_text(not_evaluated.items()), sep="\n")
         if out:
@@ -209,9 +210,9 @@ def by_text(texts: Iterable[tuple[str, str]]) -> list[str]:
     return [shown(f"{', '.join(names)}: {text}") for text, names in labels.items()]
 
 
-def print_table(found: Sequence[Assessment]) -> None:
+def print_table(found: Sequence[Assessment], recorded: str) -> None:
     """Print what a person must know first, then the figures of several labels, a row each."""
-    training = {one.label: _about_training(one) for one in found}
+    training = {one.label: _about_training(one, recorded) for one in found}
     for line in dict.fromkeys(training.values()):
         about = (
             "" if len(set(training.values())) == 1 else ", ".join(n for n in training if training[n] == line)
@@ -219,7 +220,7 @@ def print_table(found: Sequence[Assessment]) -> None:
         console.print(f"{shown(about)}: {line}" if about else line)
     samples = {one.overall.sample for one in found}
     console.print(f"\n[bold]{len(found)} labels[/]" + (f" on {samples.pop()}" if len(samples) == 1 else ""))
-    console.print(*by_text((one.label, f"threshold {one.threshold.source}") for one in found), sep="\n")
+    console.print(*by_text((one.label, f"threshold: {one.threshold.source}") for one in found), sep="\n")
     console.print(*by_text((one.label, f"left out: {one.left_out or 'nothing'}") for one in found), sep="\n")
     console.print(_performances_table("label", {one.label: one.overall for one in found}, threshold=True))
     console.print(f"[dim]Intervals: {found[0].intervals}[/]")
@@ -230,10 +231,10 @@ def print_table(found: Sequence[Assessment]) -> None:
             _print_groups_and_prevalence(one)
 
 
-def print_assessment(found: Assessment) -> None:
+def print_assessment(found: Assessment, recorded: str) -> None:
     """Print what a person must know first, then the figures of one label."""
     overall = found.overall
-    console.print(_about_training(found))
+    console.print(_about_training(found, recorded))
     console.print(
         f"\n[bold]{shown(found.label)}[/] on {overall.sample}: "
         f"{overall.positives:,} positive, prevalence {overall.prevalence:.3f}"
@@ -261,13 +262,15 @@ def _print_groups_and_prevalence(found: Assessment) -> None:
         )
 
 
-def _about_training(found: Assessment) -> str:
+def _about_training(found: Assessment, recorded: str) -> str:
+    """Whether the model was trained on these images. `recorded` is its name in the results, if known."""
     model = shown(str(found.model))
     overlap = found.training_overlap
     if not found.model:
+        which = f"what {shown(recorded)}" if recorded else "which model made these scores, what it"
         return (
-            "[yellow]It is not known which model made these scores, what it was trained on, and whether they "
-            "are probabilities. Give its bundle with --bundle.[/]"
+            f"[yellow]It is not known {which} was trained on, and whether its scores are probabilities. Give "
+            "its bundle with --bundle.[/]"
         )
     if not overlap:
         return (

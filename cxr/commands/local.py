@@ -19,7 +19,7 @@ from rich.table import Table
 from runs.predictions import Prediction
 
 from cxr import PROJECT, RESEARCH_ONLY
-from cxr.commands.options import Bundle, Json
+from cxr.commands.options import Bundle, Json, context_of
 from cxr.commands.run_display import causes, follow, print_started, run_document, upload_files
 from cxr.commands.terminal import answers_aside, console, errors_reported, on_terminal, shown, stage
 from cxr.errors import Failed, InputError
@@ -65,6 +65,7 @@ def up(images: Images = None, context: Context = None, as_json: Json = False) ->
     from cxr.local_aws.local_aws import LocalAws, LocalAwsError
 
     with errors_reported(), answers_aside(as_json):
+        check_settings(context)
         remove_stale_file()
         files = files_in(images) if images else []
         with LocalAws() as aws:
@@ -112,6 +113,8 @@ def demo(
 
     Ends with 0 if every image has a prediction, SCORED or FAILED.
     """
+    from job_creator.sources import images as images_among
+
     from cxr import bundles
     from cxr.local_aws.local_aws import LocalAws, LocalAwsError
     from cxr.phantoms import write_phantoms
@@ -129,6 +132,9 @@ def demo(
             write_phantoms(images)
             console.print("No --images given: these are [bold]drawings[/], and their scores mean nothing.")
         files = files_in(images)
+        if not any(images_among(map(str, files))):
+            raise InputError(f"{images}: expected PNG, JPEG or DICOM files in it, found none")
+        check_settings(context)
         if bundle:
             bundles.load(bundle, trial=True)  # before anything is started: the CDK would refuse it as well
             context = [*(context or ()), f"model={bundle.absolute()}"]
@@ -164,6 +170,16 @@ def demo(
             console.print(f"\nWrote {shown(str(csv))} after {seconds:.0f} s. [bold]{RESEARCH_ONLY}[/]")
             if as_json:
                 typer.echo(json.dumps({**run_document(status), "results": str(csv)}))
+
+
+def check_settings(given: list[str] | None) -> None:
+    """Raise InputError for settings that cannot be deployed, before anything is started."""
+    from stacks.config import Config, ConfigError
+
+    try:
+        Config.from_context(context_of(given or ()))
+    except ConfigError as error:
+        raise InputError(f"-c {error}") from None
 
 
 def deploy(aws: LocalAws, context: list[str] | None) -> dict[str, str]:

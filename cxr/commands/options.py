@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cxr.commands.terminal import use_stack
 from cxr.errors import InputError
 from cxr.runs import list_runs
 from cxr.stack import Stack
@@ -31,7 +33,12 @@ def complete_run(context: typer.Context, incomplete: str) -> list[str]:
 
 StackName = Annotated[
     str,
-    typer.Option("--stack", metavar="NAME", help="The deployed stack, in AWS_REGION and AWS_PROFILE."),
+    typer.Option(
+        "--stack",
+        metavar="NAME",
+        callback=use_stack,
+        help="The deployed stack, in AWS_REGION and AWS_PROFILE.",
+    ),
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", autocompletion=complete_run)]
 Bundle = Annotated[
@@ -39,6 +46,17 @@ Bundle = Annotated[
     typer.Option(metavar="DIR", help="Folder of model.onnx and model.json. Default: the bundle that ships."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def context_of(given: Iterable[str]) -> dict[str, str]:
+    """The settings that `-c name=value` gave. Raises InputError for one without a value."""
+    context = {}
+    for setting in given:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"-c {setting}: expected name=value, for example shards=20")
+        context[name] = value
+    return context
 
 
 def scored_by_bundle(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cxr.commands.options import Json
+from cxr.commands.options import Json, context_of
 from cxr.commands.terminal import console, errors_reported, shown
 from cxr.errors import InputError
 from cxr.scaling import steps
@@ -129,12 +129,7 @@ def planned_settings(given: list[str]) -> tuple[str, Config]:
     from stacks.config import Config, ConfigError, stack_name
     from stacks.settings_file import kept_settings, settings_file
 
-    context = {}
-    for setting in given:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise InputError(f"-c {setting}: expected name=value, such as shards=20")
-        context[name] = value
+    context = context_of(given)
     try:
         stack = stack_name(context)
         kept = kept_settings(settings_file(context), stack)

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from cxr.commands.terminal import console, notes, progress, shown
+from cxr.commands.terminal import console, for_stack, notes, progress, shown
 from cxr.errors import InputError
 from cxr.runs import RunStatus, Status, run_status, run_table
 from cxr.runs import status as read_status
@@ -120,9 +120,7 @@ def follow(
                 found: list[Finding | None] = [*causes_of(status)]
                 if not found and now - since > LONG_SECONDS:
                     found = [None]
-                for finding in found:
-                    if finding not in told:
-                        _print_cause(finding, now - since)
+                _print_causes([finding for finding in found if finding not in told], now - since)
                 told.update(found)
                 looked = now
             if now - asked > IDLE_SECONDS:
@@ -134,26 +132,33 @@ def follow(
     return status
 
 
-def _print_cause(finding: Finding | None, seconds: float) -> None:
+def _print_causes(findings: Sequence[Finding | None], seconds: float) -> None:
     """Print why nothing has moved for so long; None is a cause that cannot be seen."""
-    notes.print(f"Nothing has moved for {duration(seconds)}:")
-    if finding:
-        print_finding(finding, notes)
-    else:
-        notes.print(
-            "stream, mapping and classifier are in order, and the classifier's log has no failure. If it "
-            "stays so, start the run again by the same line: that sends lost jobs again",
-            soft_wrap=True,
-        )
+    if findings:
+        notes.print(f"Nothing has moved for {duration(seconds)}:")
+    for finding in findings:
+        if finding:
+            print_finding(finding, notes)
+        else:
+            notes.print(
+                "Stream, mapping and classifier are in order, and the classifier's log has no failure. If it "
+                "stays so, start the run again by the same line: that sends lost jobs again",
+                soft_wrap=True,
+            )
 
 
 def print_finding(finding: Finding, to: Console = console) -> None:
     """Print a finding of doctor, and what to do about it."""
     line = Table.grid(Column(width=1), Column(width=12), Column(overflow="fold"), padding=(0, 1))
-    line.add_row(SIGNS[finding.level], f"[bold]{finding.name}[/]", shown(finding.text))
+    line.add_row(SIGNS[finding.level], f"[bold]{finding.name}[/]", for_stack(shown(finding.text)))
     to.print(line)
     if finding.remedy:  # not wrapped: it may be a command to copy
         to.print(f"{'':15}[dim]→[/] {shown(finding.remedy)}", soft_wrap=True)
+
+
+def finding_document(finding: Finding) -> dict[str, str]:
+    """A finding as an object for JSON."""
+    return {name: for_stack(text) for name, text in asdict(finding).items()}
 
 
 @contextmanager
@@ -185,7 +190,7 @@ def print_status(status: Status, as_json: bool, problems: Sequence[Finding] = ()
                 "more": waiting.more,
                 "until": _iso(waiting.until),
             },
-            "problems": [asdict(problem) for problem in problems],
+            "problems": [finding_document(problem) for problem in problems],
         }
         typer.echo(json.dumps(document, indent=2))
         return
@@ -214,7 +219,7 @@ def print_status(status: Status, as_json: bool, problems: Sequence[Finding] = ()
         until = f", kept until {waiting.until:%Y-%m-%d}" if waiting.until else ""
         # A retry of a cancelled run would be dropped. Started again, the run sends these images too.
         retry = f": `cxr retry {shown(status.run_id)}`" if status.state != "CANCELLED" else ""
-        table.add_row("discarded", number, f"in the failure bucket{until}{retry}")
+        table.add_row("discarded", number, for_stack(f"in the failure bucket{until}{retry}"))
     console.print(
         f"[bold]{shown(status.run_id)}[/] [{COLOURS[status.state]}]{status.state}[/], "
         f"by {shown(status.model)}, started {moment_text(status.created_at)}"

@@ -28,7 +28,7 @@ from cxr.commands.run_display import (
     watch_run,
 )
 from cxr.commands.scale_display import scaled
-from cxr.commands.terminal import console, errors_reported, notes, progress, shown
+from cxr.commands.terminal import console, errors_reported, notes, progress, shown, stack_words
 from cxr.errors import Failed, InputError
 from cxr.operations import cancel_run, check_deletable, delete_run, start_run
 from cxr.retry import retry_run
@@ -232,7 +232,7 @@ def retry(
     failed: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="CODE", help="Also FAILED images with this code, such as IMAGE_MISSING. Repeatable."
+            metavar="CODE", help="Also FAILED images with this code, like IMAGE_MISSING. Repeatable."
         ),
     ] = None,
     all_failed: Annotated[bool, typer.Option("--all-failed", help="Also all FAILED images.")] = False,
@@ -262,7 +262,7 @@ def retry(
         if failed and all_failed:
             raise InputError("--failed and --all-failed: expected one of them")
         found = Stack.find(stack)
-        with notes.status("Sending"):
+        with interrupt_message(run, "is sent again in part", ("retry",)), notes.status("Sending"):
             retried = retry_run(
                 found, run, codes=tuple(ErrorCode) if all_failed else [code.upper() for code in failed or ()]
             )
@@ -292,7 +292,7 @@ def retry(
 
 def print_retryable(stack: Stack, run: str, failures: Mapping[str, int]) -> None:
     """Print which commands send the FAILED images again, and how many each."""
-    line = shlex.join(["cxr", "retry", run, *([] if stack.name == DEFAULT_NAME else ["--stack", stack.name])])
+    line = shlex.join(["cxr", "retry", run, *stack_words()])
     options = {f"--failed {code}": number for code, number in sorted(failures.items())}
     if len(options) > 1:
         options["--all-failed"] = sum(failures.values())
@@ -390,6 +390,4 @@ def start_line(stack: Stack, run: RunStatus) -> str:
         words += ["--keys", "FILE"]
     if "job_count" in run.source:
         words += ["--count", str(run.source["job_count"])]
-    if stack.name != DEFAULT_NAME:
-        words += ["--stack", stack.name]
-    return shlex.join(words)
+    return shlex.join([*words, *stack_words()])

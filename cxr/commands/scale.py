@@ -26,7 +26,7 @@ def scale(
     dollars a month. Kinesis at most doubles or halves the shards, ten times in 24
     hours; each step is shown. Jobs are delivered meanwhile, and those that wait
     already stay in their shard: scale before a run. After Ctrl-C, the same
-    command goes on.
+    command continues.
 
     A deployment leaves the stream as it is, unless the setting `shards` has
     changed since the last one. `cxr doctor` says if the two differ.
@@ -38,7 +38,7 @@ def scale(
     step; with 2 for wrong input.
     """
     with errors_reported():
-        before, now = scale_stream(Stack.find(stack), shards, "the same command goes on")
+        before, now = scale_stream(Stack.find(stack), shards, "the same command continues")
         if as_json:
             document = {"before": before.number, "shards": now.number, "changes_left": now.left}
             typer.echo(json.dumps(document))

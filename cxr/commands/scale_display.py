@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from cxr.errors import InputError
 from cxr.scaling import CHANGES, Shards, scale, shards, steps
 from cxr.stack import Stack
 from cxr.words import counted
-from stacks.config import DEFAULT_NAME
 
 
 def scale_stream(stack: Stack, target: int, after_a_stop: str) -> tuple[Shards, Shards]:
@@ -59,7 +57,7 @@ def scaled(stack: Stack, target: int) -> Iterator[None]:
             f"--shards {target}: to {target} shards and back to {before.number} takes {needed} changes. "
             f"{changes_left(before)} Give fewer shards, or none"
         )
-    back = shlex.join(["cxr", "scale", str(before.number), *_named(stack)])
+    back = f"cxr scale {before.number}"
     try:
         scale_stream(stack, target, "the run was not started")
         yield
@@ -67,7 +65,7 @@ def scaled(stack: Stack, target: int) -> Iterator[None]:
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by the first Ctrl-C, which led here
             signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))
         try:
-            scale_stream(stack, before.number, f"`{back}` goes on")
+            scale_stream(stack, before.number, f"`{back}` continues")
         except Exception:
             _say(f"The stream was not set back: run `{back}`. `cxr doctor` reminds you")
             raise
@@ -79,10 +77,6 @@ def changes_left(found: Shards) -> str:
         return f"Kinesis takes {CHANGES} changes in 24 hours; how many are left is not known."
     more = f", and one more from {found.more_at:%Y-%m-%d %H:%M} UTC on" if found.more_at else ""
     return f"Of the {CHANGES} changes that Kinesis takes in 24 hours, at most {found.left} are left{more}."
-
-
-def _named(stack: Stack) -> list[str]:
-    return [] if stack.name == DEFAULT_NAME else ["--stack", stack.name]
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import typer
 from rich.console import Console, ConsoleDimensions
@@ -20,14 +22,51 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cxr import RESEARCH_ONLY
 from cxr.errors import Failed, InputError
 from cxr.files import whole_file
+from stacks.config import DEFAULT_NAME
 
 UNLIMITED = 1_000_000  # columns, more than any line has
+# The commands that are about a stack, as messages name them.
+OF_A_STACK = re.compile(
+    "`(cxr (?:cancel|compare|delete|doctor|evaluate|report|results|retry|run|runs|scale|status|upload)"
+    "|npx cdk deploy)\\b([^`]*)`"
+)
+_stack = DEFAULT_NAME
 _tracebacks = False
+
+
+class StackConsole(Console):
+    """A console whose messages name commands for the stack that is worked on."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does."""
+        super().print(*(for_stack(one) if isinstance(one, str) else one for one in objects), **options)
+
+
+def use_stack(name: str) -> str:
+    """Remember the stack that is worked on, and return its name."""
+    global _stack
+    _stack = name
+    return name
+
+
+def stack_words() -> list[str]:
+    """The words that name the stack in a command of `cxr`; none for the default stack."""
+    return [] if _stack == DEFAULT_NAME else ["--stack", _stack]
+
+
+def for_stack(text: str) -> str:
+    """The text, with the stack in each `command` of it: without, the command would take the default stack."""
+
+    def named(found: re.Match[str]) -> str:
+        words = ["-c", f"stackName={_stack}"] if found[1].startswith("npx") else stack_words()
+        return f"`{' '.join([found[1] + found[2], *words])}`"
+
+    return text if _stack == DEFAULT_NAME else OF_A_STACK.sub(named, text)
 
 
 def console_of(*, stderr: bool) -> Console:
     """A console that fits a terminal. A pipe or a file gets each row in one line, with nothing cut."""
-    made = Console(stderr=stderr, highlight=False)
+    made = StackConsole(stderr=stderr, highlight=False)
     if not made.file.isatty():
         made.size = ConsoleDimensions(UNLIMITED, made.height)
     return made

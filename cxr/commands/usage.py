@@ -31,13 +31,13 @@ class Group(TyperGroup):
             print_plainly("Error: there was no answer")
             sys.exit(1)
         except Exception as error:
-            # Only click's usage errors have one, and typer has no public name for these errors.
-            context = getattr(error, "ctx", None)
-            if not context:
+            if not hasattr(error, "format_message"):  # typer has no public name for its usage errors
                 raise
             if type(error).__name__ != "NoArgsIsHelpError":  # which has printed the help already
-                path = f"cxr {context.command_path.partition(' ')[2]}".rstrip()  # however it was started
-                text = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+                context = getattr(error, "ctx", None)  # missing if an option has no value
+                words = context.command_path.split()[1:] if context else []
+                path = " ".join(["cxr", *words])
+                text = " ".join(error.format_message().split()).rstrip(".")
                 for found, plain in PLAIN.items():
                     text = text.replace(found, plain)
                 print_plainly(f"Error: {text}; `{path} --help` shows what it takes")
