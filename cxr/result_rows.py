@@ -37,6 +37,8 @@ def results(
     `score`, `label` and all filters but `status` are about `label`, by default the primary one. Raises
     InputError at once if there is no such run or label.
     """
+    if status not in (None, "SCORED", "FAILED"):
+        raise InputError(f"status {status!r}: expected SCORED, FAILED or None")
     table = run_table(stack)
     run = run_status(table, run_id)
     labels = labels_of(table, run, label)

@@ -97,6 +97,7 @@ class Missing:
     def __init__(self, table: RunTable, run: RunStatus) -> None:
         self._uid = run.uid
         self._table = table
+        self._sent: set[str] = set()  # keys of the run; several objects may hold the same image
         self._runs: dict[str, Run | None] = {}
 
     def belongs(self, job: Job) -> bool:
@@ -109,6 +110,12 @@ class Missing:
             return ()
         stored = self._table.stored(job.run_id, job.keys)
         return tuple(key for key in job.keys if key not in stored)
+
+    def unsent(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Those of the run's keys that were not asked for before."""
+        found = tuple(key for key in keys if key not in self._sent)
+        self._sent.update(found)
+        return found
 
     def keep(self, job: Job) -> bool:
         """Whether another run needs the job: for its images, or to be completed."""
@@ -129,8 +136,9 @@ def _retry_object(s3: S3Client, kinesis: KinesisClient, stack: Stack, key: str, 
     others = [job for job in jobs if not missing.belongs(job)]
     if not ours and (not others or any(map(missing.state, others))):
         return Retried()
-    again = [replace(job, keys=keys) for job in ours if (keys := missing.of(job))]
-    if again:
+    lacking = [(job, keys) for job in ours if (keys := missing.of(job))]
+    if lacking:
+        again = [replace(job, keys=keys) for job, found in lacking if (keys := missing.unsent(found))]
         _send(kinesis, stack.stream, again)
         return Retried(given_up=sum(len(job.keys) for job in again), objects_left=1)
     if any(map(missing.keep, others)):

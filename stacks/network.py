@@ -170,7 +170,7 @@ class Network(Construct):
         return self._vpc.add_interface_endpoint(name, service=service, security_groups=[group], open=False)
 
     def _resolve_only_aws(self) -> None:
-        """Answer no query for a name outside of AWS: a query carries data to whoever owns the name.
+        """Refuse DNS queries for names outside of AWS. A query could carry data to the owner of the name.
 
         Route 53 guide, resolver-dns-firewall.
         """

@@ -799,7 +799,7 @@ BAD_INPUT: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
     "one label, two images": (
         [],
         {"results": "key,score\na/00.png,0.1\nb/00.png,0.2\n"},
-        ["labels, line 2", "whole key"],
+        ["labels.csv, line 2", "whole key"],
     ),
     "results without scores": ([], {"results": "key,label\na,b\n"}, ["results.csv: expected a column score"]),
     "a score over 1": (

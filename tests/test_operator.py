@@ -253,22 +253,22 @@ def test_what_lambda_gave_up_is_retried_once_its_cause_is_mended(
 def test_failed_images_are_retried_and_followed_to_their_new_outcome(
     stack: Stack, xrays: list[Path], held: Callable[[bool], None]
 ) -> None:
-    s3, key = boto3.client("s3"), f"{PREFIX}mended/a.png"
+    s3, key = boto3.client("s3"), f"{PREFIX}corrected/a.png"
     s3.put_object(Bucket=stack.images_bucket, Key=key, Body=b"")
-    run = cxr_json("run", "mended", "--prefix", f"{PREFIX}mended/", "--watch")
+    run = cxr_json("run", "corrected", "--prefix", f"{PREFIX}corrected/", "--watch")
     assert (run["state"], run["failures"]) == ("COMPLETE", {"IMAGE_EMPTY": 1})
     s3.put_object(Bucket=stack.images_bucket, Key=key, Body=xrays[0].read_bytes())
-    assert cxr_json("retry", "mended", "--failed", "image_missing")["failed"] == 0
-    said = cxr("retry", "mended").stdout
-    assert "  cxr retry mended --failed IMAGE_EMPTY  # 1 image" in said
+    assert cxr_json("retry", "corrected", "--failed", "image_missing")["failed"] == 0
+    said = cxr("retry", "corrected").stdout
+    assert "  cxr retry corrected --failed IMAGE_EMPTY  # 1 image" in said
     held(True)
-    assert cxr_json("retry", "mended", "--all-failed")["failed"] == 1
-    waiting = cxr_json("status", "mended")
+    assert cxr_json("retry", "corrected", "--all-failed")["failed"] == 1
+    waiting = cxr_json("status", "corrected")
     assert (waiting["state"], waiting["remaining"], waiting["retrying"]) == ("SCORING", 1, 1)
     assert "mapping" in [problem["name"] for problem in waiting["problems"]]
-    assert "remaining  1  1 sent again after they failed" in cxr("status", "mended").stdout
+    assert "remaining  1  1 sent again after they failed" in cxr("status", "corrected").stdout
     held(False)
-    after = cxr_json("status", "mended", "--watch")
+    after = cxr_json("status", "corrected", "--watch")
     assert (after["scored"], after["failures"], after["retrying"]) == (1, {}, 0)
     s3.delete_object(Bucket=stack.images_bucket, Key=key)
 

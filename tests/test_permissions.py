@@ -440,7 +440,7 @@ SERVICES = {"kinesis": "kinesis-streams"}  # of an action, where its endpoint ha
 
 
 def passes(request: Request) -> bool:
-    """Whether the endpoint of the isolated network lets a request through, whoever makes it."""
+    """Whether the endpoint of the isolated network lets a request of any caller through."""
     service = request.action.partition(":")[0]
     policies = stack(ISOLATED).endpoint_policies()
     return allows(request, policies.get(SERVICES.get(service, service), ()))

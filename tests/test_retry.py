@@ -91,6 +91,15 @@ def test_images_without_a_prediction_are_sent_as_of_a_run_that_goes_on() -> None
     assert left() == 1
 
 
+def test_an_image_in_two_objects_is_sent_once() -> None:
+    put_run("first", state="SCORING", expected=3)
+    give_up(("first", "ab"))
+    give_up(("first", "bc"))
+    assert retry_run(STACK, "first") == Retried(given_up=3, objects_left=2)
+    assert sorted(key for job in on_the_stream() for key in job.keys) == ["a", "b", "c"]
+    assert left() == 2
+
+
 def test_an_object_goes_once_every_image_of_every_run_in_it_has_a_prediction() -> None:
     put_run("first", state="COMPLETE", expected=1)
     put_run("second", state="SCORING", expected=1)

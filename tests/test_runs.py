@@ -385,3 +385,9 @@ def test_the_package_has_what_it_names() -> None:
 def test_importing_the_package_loads_no_aws() -> None:
     code = "import cxr, sys; sys.exit('boto3' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_results_of_an_unknown_status_are_refused(aws: None) -> None:
+    put_run("first")
+    with pytest.raises(InputError, match="status 'scored': expected SCORED, FAILED or None"):
+        results(STACK, "first", status="scored")  # type: ignore[arg-type]

@@ -196,7 +196,7 @@ def readings() -> Iterator[Any]:
 
 @pytest.mark.xdist_group("deployment")
 @pytest.mark.parametrize(("name", "reader"), list(readings()))
-def test_a_command_ends_the_same_whoever_reads(scene: Scene, name: str, reader: str) -> None:
+def test_a_command_ends_the_same_for_every_reader(scene: Scene, name: str, reader: str) -> None:
     line = f"cxr {name} {shlex.join(scene.arguments[name])}"
     scene.prepare(name)
     whole = bash(f"{line} > {scene.folder / 'whole.txt'}", COLUMNS="80")

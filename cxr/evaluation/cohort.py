@@ -97,7 +97,7 @@ def join(results: Results, labels: Labels) -> Cohort:
             return named
         for form in (str, without_suffix):
             if form not in by_end:
-                by_end[form] = _Ends(by_image.values(), form)
+                by_end[form] = _Ends(labels.file, by_image.values(), form)
             if named := by_end[form].find(key):
                 return named
         return None
@@ -111,7 +111,8 @@ def join(results: Results, labels: Labels) -> Cohort:
         if label:
             if label.image in labelled:
                 raise InputError(
-                    f"labels, line {label.line}: two images have its base name; expected labels by whole key"
+                    f"{labels.file}, line {label.line}: two images have its base name; expected labels by "
+                    "whole key"
                 )
             labelled.add(label.image)
         if prediction.error:
@@ -144,8 +145,8 @@ def join(results: Results, labels: Labels) -> Cohort:
 class _Ends:
     """References by every end of their path, as `form` brings it: a/b/1.png, b/1.png and 1.png."""
 
-    def __init__(self, references: Iterable[Reference], form: Callable[[str], str]) -> None:
-        self._form = form
+    def __init__(self, file: str, references: Iterable[Reference], form: Callable[[str], str]) -> None:
+        self._file, self._form = file, form
         self._first: dict[str, Reference] = {}
         self._second: dict[str, Reference] = {}  # those ends that two references have
         for reference in references:
@@ -158,8 +159,8 @@ class _Ends:
         end = next((end for end in _ends(self._form(key)) if end in self._first), "")
         if end in self._second:
             raise InputError(
-                f"labels, lines {self._first[end].line} and {self._second[end].line}: an image has the base "
-                "name of both; expected labels by whole key"
+                f"{self._file}, lines {self._first[end].line} and {self._second[end].line}: an image has the "
+                "base name of both; expected labels by whole key"
             )
         return self._first.get(end)
 

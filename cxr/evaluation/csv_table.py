@@ -36,8 +36,14 @@ class CsvTable:
                 self._rows = [(reader.line_num, row) for row in reader if any(map(_is_filled, row.values()))]
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from None
-        except (UnicodeError, csv.Error) as error:
-            raise InputError(f"{path}: expected a CSV file in UTF-8 ({error})") from None
+        except UnicodeError:
+            raise InputError(
+                f"{path}: expected a CSV file, found another kind, or text that is not in UTF-8"
+            ) from None
+        except csv.Error as error:
+            raise InputError(f"{path}: expected a CSV file ({error})") from None
+        if self.columns[:1] and self.columns[0].startswith(("{", "[")):
+            raise InputError(f"{path}: expected a CSV file, found JSON; write the results as CSV")
         if not self._rows:
             raise InputError(f"{path}: expected a CSV file with a header and at least one row")
 

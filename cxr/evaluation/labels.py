@@ -66,6 +66,7 @@ class Labels:
     references: Sequence[Reference]
     columns: tuple[str, ...] = ()  # that images are grouped by
     repeated: int = 0  # rows that repeat an earlier row
+    file: str = "labels"  # for messages
 
 
 def read_labels(path: Path, label: str, columns: Sequence[str] = ()) -> Labels:
@@ -122,7 +123,7 @@ def read_labels(path: Path, label: str, columns: Sequence[str] = ()) -> Labels:
     references = [
         replace(reference, positive=_majority(opinions[image].values())) for image, reference in found.items()
     ]
-    return Labels(references, tuple(columns), repeated)
+    return Labels(references, tuple(columns), repeated, str(path))
 
 
 def _decision(table: CsvTable, label: str) -> tuple[Decide, str | None]:

@@ -200,7 +200,9 @@ def read_results(path: Path, label: str | None = None, primary: str = ABNORMAL) 
     label = label or decided_label or primary
     column = f"score_{label}" if f"score_{label}" in table.columns else "score"
     if column == "score" and decided_label not in (None, label):
-        raise NoSuchLabel(f"{path}: expected a column score_{label}; its scores are of {decided_label}")
+        others = [name.removeprefix("score_") for name in table.columns if name.startswith("score_")]
+        known = ", ".join(dict.fromkeys([str(decided_label), *others]))
+        raise NoSuchLabel(f"{path}: expected a column score_{label}; its scores are of {known}")
     predictions: dict[str, Prediction] = {}
     models: set[str] = set()
     decided = decided_label == label

@@ -73,7 +73,7 @@ class RunTable:
         return uid
 
     def resume(self, run: Run, done: int) -> None:
-        """Work on the run goes on, with `done` outcomes so far. From CANCELLED the run goes to LISTING."""
+        """Continue the run, which has `done` outcomes so far. A CANCELLED run becomes LISTING."""
         values = {":uid": run.uid, ":now": now(), ":done": done}
         resumed = "SET resumed_at = :now, resumed_with = :done"
         self._update_run(run.run_id, resumed, "uid = :uid", values)
