@@ -422,7 +422,7 @@ def test_status_makes_few_requests_whatever_the_run(
         (
             ["runs", "--stack", "Other"],
             2,
-            "there is no stack Other in us-east-1; deploy it by `npx cdk deploy`, ",
+            "there is no stack Other in us-east-1; deploy it by `npx cdk deploy -c stackName=Other`, ",
         ),
         (
             ["runs", "--stack", "CDKToolkit"],
