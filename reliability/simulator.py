@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -27,7 +28,7 @@ from classifier.model import Model
 from job_creator import handler as creator_handler
 from job_creator.events import EventError
 from moto import mock_aws
-from runs import jobs, layout, table
+from runs import backoff, jobs, layout, table
 from runs.jobs import decode
 
 from cxr import operations, retry, runs, stack
@@ -52,7 +53,7 @@ ENVIRONMENT = {
 }
 UNSET = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_PROFILE", "MODEL_DIR")
 START = 1_800_000_000.0  # what the clock shows at first, seconds since 1970
-ENOUGH_MS, TOO_LITTLE_MS = 100_000, 5_000
+ENOUGH_MS, TOO_LITTLE_MS = 100_000, 9_000
 # Rounds of `cxr retry` that must be enough: one sends, one deletes the objects, and each may fail once.
 RETRY_ROUNDS = 4
 ERROR_CODES = ("IMAGE_CORRUPT", "IMAGE_EMPTY", "IMAGE_MISSING", "NOT_AN_IMAGE")
@@ -89,11 +90,12 @@ class _ActiveStep:
     step: Step
     requests: Counter[str] = field(default_factory=Counter)  # sent so far, by operation
     time_checks: int = 0
+    waited_ms: int = 0  # before something that failed was tried again
 
     def remaining_ms(self) -> int:
         self.time_checks += 1
         enough = self.step.time_checks is None or self.time_checks <= self.step.time_checks
-        return ENOUGH_MS if enough else TOO_LITTLE_MS
+        return max(TOO_LITTLE_MS, ENOUGH_MS - self.waited_ms) if enough else TOO_LITTLE_MS
 
 
 class Simulator:
@@ -114,6 +116,9 @@ class Simulator:
         client = functools.cache(stack.client)
         for commands in (operations, retry, runs):
             enter(patch.object(commands, "client", client))
+        # The longest waits, on the clock of the step: with jitter, a schedule would run in several ways.
+        enter(patch.object(backoff, "time", SimpleNamespace(sleep=self._wait)))
+        enter(patch.object(backoff, "random", SimpleNamespace(uniform=lambda _, longest: longest)))
         enter(patch.object(layout, "PARTITIONS", 4))  # deletion and retry read each of them
         enter(patch.object(jobs, "MAX_RECORDS", 2))  # so that a run needs several PutRecords
         fake_aws.create()
@@ -371,6 +376,10 @@ class Simulator:
 
     def _sleep(self, seconds: float) -> None:
         self._clock += seconds
+
+    def _wait(self, seconds: float) -> None:
+        """Wait as part of the step that is running."""
+        self._active[-1].waited_ms += round(seconds * 1000)
 
     # Requests
 

@@ -4,8 +4,9 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -18,6 +19,7 @@ from classifier.handler import Classifier, NotDone
 from classifier.preprocessing import Pixels, Preprocessing
 from PIL import Image
 from runs import layout
+from runs.backoff import Patience
 from runs.jobs import JobError
 from runs.predictions import Prediction
 from runs.table import RunTable
@@ -83,9 +85,19 @@ def make(model: Any, vcpus: int = 1, announced: list[dict[str, Any]] | None = No
     )
 
 
+waited: list[float] = []  # seconds that the classifier has waited in this invocation
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting takes no time, but it is taken off `plenty`."""
+    waited.clear()
+    monkeypatch.setattr("runs.backoff.time", SimpleNamespace(sleep=waited.append))
+
+
 def plenty() -> int:
     """Milliseconds left."""
-    return 110_000
+    return 110_000 - round(1000 * sum(waited))
 
 
 def key(name: str) -> str:
@@ -117,19 +129,26 @@ def job(*keys: str, run_id: str = "r", **more: Any) -> dict[str, Any]:
     return {"RunId": run_id, "RunUid": uid(run_id), "Bucket": BUCKET, "Keys": list(keys), **more}
 
 
-def refuse(monkeypatch: pytest.MonkeyPatch, operation: str, code: str) -> None:
+def refuse(
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+    code: str,
+    while_true: Callable[[], bool] = lambda: True,
+    **fields: Any,
+) -> None:
     """Makes AWS answer every call of one operation with an error."""
     call = botocore.client.BaseClient._make_api_call  # type: ignore[attr-defined]
 
     def answer(self: Any, name: str, arguments: dict[str, Any]) -> Any:
-        if name == operation:
-            raise ClientError({"Error": {"Code": code, "Message": ""}}, name)
+        if name == operation and while_true():
+            raise self.exceptions.from_code(code)({"Error": {"Code": code, "Message": ""}, **fields}, name)
         return call(self, name, arguments)
 
     monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", answer)
 
 
 def failed(answer: dict[str, Any]) -> list[str]:
+    waited.clear()  # this invocation has ended
     return [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
 
 
@@ -404,7 +423,6 @@ class TestRedelivery:
 
         other.write("r", uid("r"), [Prediction(keys[0], error="IMAGE_CORRUPT")], {}, {})
         monkeypatch.setattr(RunTable, "stored", overtaken)
-        monkeypatch.setattr("runs.table.time.sleep", lambda seconds: None)
         assert failed(classifier(event(job(*keys)), plenty)) == []
         assert agreed() == {"SCORED": 2}
 
@@ -484,6 +502,53 @@ class TestRetried:
         assert failed(classifier(jobs, plenty)) == []
         assert agreed() == {"SCORED": 2}
         assert table_items()[("RUN", "r")]["state"] == "COMPLETE"
+
+    @pytest.mark.parametrize(
+        ("operation", "code"),
+        [
+            ("GetObject", "SlowDown"),
+            ("GetItem", "ThrottlingException"),
+            ("BatchGetItem", "ProvisionedThroughputExceededException"),
+            ("TransactWriteItems", "ThrottlingException"),
+            ("Query", "ThrottlingException"),
+        ],
+    )
+    def test_throttling_that_ends_before_the_deadline_costs_only_time(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, operation: str, code: str
+    ) -> None:
+        start("r", expected=1)
+        (a,) = put(a=image_bytes())
+        with monkeypatch.context() as patch:
+            refuse(patch, operation, code, lambda: sum(waited) < 60)
+            assert classifier(event(job(a, Continued=True)), plenty) == {"batchItemFailures": []}
+        assert 60 <= sum(waited) < 100
+        assert agreed() == {"SCORED": 1}
+
+    @pytest.mark.parametrize(("reason", "longest"), [("ThrottlingError", 10), ("TransactionConflict", 5)])
+    def test_a_cancelled_transaction_waits_longer_for_throttling_than_for_a_conflict(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, reason: str, longest: float
+    ) -> None:
+        start("r")
+        (a,) = put(a=image_bytes())
+        reasons = [{"Code": reason}, {"Code": "None"}]
+        monkeypatch.setattr("runs.backoff.full_jitter", lambda seconds: seconds)
+        monkeypatch.setattr(Patience.__init__, "__kwdefaults__", {"attempts": 8, "jitter": float})
+        with monkeypatch.context() as patch:
+            refuse(patch, "TransactWriteItems", "TransactionCanceledException", CancellationReasons=reasons)
+            answer = classifier(event(job(a)), plenty)
+        assert max(waited) == longest
+        assert 90 - longest < sum(waited) < 100  # until ten seconds are left
+        assert failed(answer) == ["0"]
+
+    def test_a_refusal_that_will_not_pass_is_reported_at_once(
+        self, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start("r")
+        (a,) = put(a=image_bytes())
+        refuse(monkeypatch, "TransactWriteItems", "AccessDeniedException")
+        answer = classifier(event(job(a)), plenty)
+        assert waited == []
+        assert failed(answer) == ["0"]
 
     def test_ten_seconds_before_the_deadline_it_stops(
         self, classifier: Classifier, model: Brightness

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -18,6 +17,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from runs import metrics
+from runs.backoff import CONFLICT, Patience
 from runs.completion import NotAnnounced, complete
 from runs.errors import reason
 from runs.jobs import Job, StreamRefused, batches, put
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 SENDERS = 4  # PutRecords calls at once, each of up to 500 jobs
 DEADLINE_MARGIN_MS = 10_000
-BEGIN_ATTEMPTS = 8
 CHECK_SECONDS = 1  # between two looks at whether the run is cancelled, or the time is up
 
 
@@ -170,14 +169,14 @@ class JobCreator:
     def _open(self, request: Request) -> tuple[str, Run | None]:
         """Begin the run, or find it begun: its uid, and the run if it was there. Raises RunIdTaken."""
         fields = {"source": request.source, "bucket": self._bucket, **self._run_fields}
-        for attempt in range(1, BEGIN_ATTEMPTS + 1):
+        patience = Patience()
+        while True:
             if run_uid := self._table.begin(request.run_id, fields):
                 return run_uid, None
             if run := self._table.run(request.run_id):
                 break
-            time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
-        else:
-            raise RunStopped(f"run {request.run_id} is being begun or deleted by others; invoke again")
+            if not patience.wait(CONFLICT):
+                raise RunStopped(f"run {request.run_id} is being begun or deleted by others; invoke again")
         if run.state == State.DELETING:
             raise RunIdTaken(f"RunId {request.run_id} is being deleted; finish that, or choose another")
         for name in ("source", "bucket", "model", "model_sha256"):

@@ -6,12 +6,12 @@ import base64
 import binascii
 import hashlib
 import json
-import random
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
+
+from runs.backoff import OVERLOAD, Patience
 
 if TYPE_CHECKING:
     from mypy_boto3_kinesis import KinesisClient
@@ -124,15 +124,16 @@ def put(kinesis: KinesisClient, stream: str, records: list[Record]) -> int:
     Raises StreamRefused, and what boto3 raises.
     """
     resent = 0
-    for attempt in range(1, PUT_ATTEMPTS + 1):
+    patience = Patience(attempts=PUT_ATTEMPTS)
+    while True:
         answer = kinesis.put_records(StreamName=stream, Records=records)  # type: ignore[arg-type]
         if not answer["FailedRecordCount"]:
             return resent
         results = zip(records, answer["Records"], strict=True)
         records = [record for record, result in results if "ErrorCode" in result]
-        if attempt < PUT_ATTEMPTS:
-            resent += len(records)
-            time.sleep(random.uniform(0, min(10, 0.1 * 2**attempt)))  # noqa: S311 - jitter, not a secret
+        if not patience.wait(OVERLOAD):
+            break
+        resent += len(records)
     codes = sorted({result["ErrorCode"] for result in answer["Records"] if "ErrorCode" in result})
     raise StreamRefused(f"the stream refused {len(records)} jobs {PUT_ATTEMPTS} times ({', '.join(codes)})")
 

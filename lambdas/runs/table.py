@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,23 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from runs import layout
 from runs.attributes import Item, pack, unpack
+from runs.backoff import CONFLICT, OVERLOAD, Patience, full_jitter
 from runs.predictions import RETRYING, SCORED, Counts, Prediction, counts_of, outcomes, total
 from runs.run import Run, State
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-WRITE_ATTEMPTS = 8
 DELETERS = 8  # partitions whose items are deleted at once
 DELETE_BATCH = 25  # keys that BatchWriteItem takes
-# Reasons of a cancelled transaction that may be gone in the next attempt.
-_TRANSIENT = {
-    "None",
-    "ConditionalCheckFailed",
-    "TransactionConflict",
-    "ThrottlingError",
-    "ProvisionedThroughputExceeded",
-}
+# Reasons of a cancelled transaction that may be gone in the next attempt (DynamoDB API, TransactWriteItems).
+_THROTTLED = {"ThrottlingError", "ProvisionedThroughputExceeded"}
+_TRANSIENT = {"None", "ConditionalCheckFailed", "TransactionConflict", *_THROTTLED}
 
 
 class RunGone(Exception):
@@ -200,7 +194,7 @@ class RunTable:
         """S3 key -> name of its count, for those of at most 100 keys that have a prediction."""
         wanted: Any = [pack(layout.prediction_key(run_id, key)) for key in images]
         found: dict[str, str] = {}
-        attempt = 0
+        failures = 0
         while wanted:
             request: Any = {
                 "Keys": wanted,
@@ -214,8 +208,8 @@ class RunTable:
                 found[prediction.key] = prediction.count
             wanted = answer["UnprocessedKeys"].get(self._name, {}).get("Keys")
             if wanted:  # DynamoDB was throttled, and its guide asks to wait (BatchGetItem)
-                attempt = min(attempt + 1, WRITE_ATTEMPTS)
-                _wait(attempt)
+                failures += 1
+                time.sleep(full_jitter(CONFLICT.longest(failures)))
         return found
 
     def write(
@@ -225,16 +219,22 @@ class RunTable:
         done: Collection[Prediction],
         stored: Mapping[str, str],
         stamp: Mapping[str, str],
+        seconds_left: Callable[[], float] | None = None,
     ) -> None:
         """Write at most 99 predictions and move the run's counts with them, all or nothing.
 
         `stored` is what is known to be in the table: S3 key -> name of its count. Where it is out of date, it
-        is read, and the rest written. `stamp` (model, model_sha256) goes into every prediction. Raises
-        RunGone if there is no run of this uid any more.
+        is read, and the rest written. `stamp` (model, model_sha256) goes into every prediction. A transaction
+        that is cancelled by throttling or a conflict is tried again while there are `seconds_left`, without
+        them a few times. Raises RunGone if there is no run of this uid any more.
         """
         stamp = {**stamp, "scored_at": now()}
         self._write(
-            run_id, lambda known: write_actions(self._name, run_id, uid, done, known, stamp), done, stored
+            run_id,
+            lambda known: write_actions(self._name, run_id, uid, done, known, stamp),
+            done,
+            stored,
+            Patience(seconds_left),
         )
 
     def mark_retrying(self, run: Run, failed: Collection[Prediction]) -> None:
@@ -251,7 +251,7 @@ class RunTable:
             writes = write_actions(self._name, run.run_id, run.uid, waiting, known, stamp)
             return writes and [self._reopen(run, len(writes) - 1), *writes]
 
-        self._write(run.run_id, actions, waiting, stored)
+        self._write(run.run_id, actions, waiting, stored, Patience())
 
     def _reopen(self, run: Run, images: int) -> dict[str, Any]:
         """The update that counts a retry of so many images, and takes the run from COMPLETE to SCORING."""
@@ -278,12 +278,13 @@ class RunTable:
         actions_for: Callable[[Mapping[str, str]], list[dict[str, Any]]],
         predictions: Collection[Prediction],
         stored: Mapping[str, str],
+        patience: Patience,
     ) -> None:
         """Write the transaction for what the table holds: `stored`, and if that is out of date what is read.
 
         Raises RunGone.
         """
-        for attempt in range(1, WRITE_ATTEMPTS + 1):
+        while True:
             actions: Any = actions_for(stored)
             if not actions:
                 return
@@ -291,15 +292,14 @@ class RunTable:
                 self._dynamodb.transact_write_items(TransactItems=actions)
                 return
             except self._dynamodb.exceptions.TransactionCanceledException as error:
-                *_, of_counter = reasons = [
-                    reason["Code"] for reason in error.response["CancellationReasons"]
-                ]
-                if of_counter == "ConditionalCheckFailed":
+                reasons = [reason["Code"] for reason in error.response["CancellationReasons"]]
+                if reasons[-1] == "ConditionalCheckFailed":  # of the counter
                     raise RunGone(f"run {run_id} was deleted") from None
-                if not _TRANSIENT.issuperset(reasons) or attempt == WRITE_ATTEMPTS:
+                backoff = CONFLICT if _THROTTLED.isdisjoint(reasons) else OVERLOAD
+                if not _TRANSIENT.issuperset(reasons) or not patience.wait(backoff):
                     raise
-            _wait(attempt)
-            stored = self.stored(run_id, [prediction.key for prediction in predictions])
+            if "ConditionalCheckFailed" in reasons:
+                stored = self.stored(run_id, [prediction.key for prediction in predictions])
 
     def predictions(self, run_id: str) -> Iterator[Prediction]:
         """Every prediction of the run, partition by partition, in each in the order of the keys."""
@@ -445,10 +445,6 @@ def _add(run_id: str, counter: int, uid: str, changes: Mapping[str, int]) -> dic
             {":uid": uid, **{f":c{i}": n for i, n in enumerate(changes.values())}}
         ),
     }
-
-
-def _wait(attempt: int) -> None:
-    time.sleep(random.uniform(0, 0.02 * 2**attempt))  # noqa: S311 - jitter, not a secret
 
 
 def now() -> str:

@@ -17,6 +17,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from runs import jobs, metrics
+from runs.backoff import Patience, keep_trying
 from runs.codes import REFUSED_BY_S3, ErrorCode
 from runs.completion import NotAnnounced, complete
 from runs.errors import reason
@@ -37,6 +38,7 @@ FETCHES = 16  # objects fetched at once: S3 takes some 50 ms for the first byte,
 AHEAD_BYTES = 16 * 2**20  # a larger object is fetched when its turn comes: all those ahead share the memory
 SCORES_AHEAD = 4  # images that each vCPU scores while predictions are being written
 DEADLINE_MARGIN_MS = 10_000
+WRITE_MARGIN_MS = 7_000  # no write begins later: it and the answer to Lambda need the rest
 VCPU_MB = 1769  # megabytes of memory that come with one vCPU (Lambda guide, configuration-memory)
 
 Result = TypeVar("Result")
@@ -70,7 +72,8 @@ def setup() -> Classifier:
     config = Config(
         connect_timeout=3,
         read_timeout=20,
-        retries={"mode": "standard", "total_max_attempts": 5},
+        # Few attempts, whose waits take at most 3 s: until the deadline, the classifier tries again itself.
+        retries={"mode": "standard", "total_max_attempts": 3},
         max_pool_connections=FETCHES,
     )
     return Classifier(
@@ -142,7 +145,7 @@ class Classifier:
                 written += outcome
         for run_id in dict.fromkeys(job.run_id for job in given.values()):
             try:
-                complete(self._table, self._events, run_id)
+                keep_trying(_patience(remaining_ms), complete, self._table, self._events, run_id)
             except (ClientError, BotoCoreError, NotAnnounced) as error:
                 # Delivered again, the jobs find their predictions in the table and come back to this check.
                 failures |= {number: _reason(error) for number, job in given.items() if job.run_id == run_id}
@@ -176,20 +179,20 @@ class Classifier:
         The jobs behind one that is not done are worked on all the same. Lambda delivers them again, but what
         they have written is safe if Lambda discards the batch.
         """
-        read_run = functools.cache(self._read_run)
-        tasks = [self._task(job, read_run(job.run_id)) for job in given]
+        read_run = functools.cache(lambda run_id: self._read_run(run_id, remaining_ms))
+        tasks = [self._task(job, read_run(job.run_id), remaining_ms) for job in given]
         wanted = [(task.job.bucket, key) for task in tasks if isinstance(task, Task) for key in task.keys]
         scores = self._scores(wanted, remaining_ms)
         for task in tasks:
-            yield task if isinstance(task, NotDone) else self._write(task, scores)
+            yield task if isinstance(task, NotDone) else self._write(task, scores, remaining_ms)
 
-    def _read_run(self, run_id: str) -> Run | NotDone | None:
+    def _read_run(self, run_id: str, remaining_ms: Callable[[], int]) -> Run | NotDone | None:
         try:
-            return self._table.run(run_id)
+            return keep_trying(_patience(remaining_ms), self._table.run, run_id)
         except (ClientError, BotoCoreError) as error:
             return NotDone(_reason(error))
 
-    def _task(self, job: Job, run: Run | NotDone | None) -> Task | NotDone:
+    def _task(self, job: Job, run: Run | NotDone | None, remaining_ms: Callable[[], int]) -> Task | NotDone:
         """What is to be done for a job. Nothing, if its run is cancelled, deleted, or has another uid."""
         if isinstance(run, NotDone):
             return run
@@ -202,7 +205,7 @@ class Classifier:
         if not job.continued:
             return Task(job, job.keys, {})
         try:
-            stored = self._table.stored(job.run_id, job.keys)
+            stored = keep_trying(_patience(remaining_ms), self._table.stored, job.run_id, job.keys)
         except (ClientError, BotoCoreError) as error:
             return NotDone(_reason(error))
         return Task(job, tuple(key for key in job.keys if stored.get(key) != SCORED), stored)
@@ -228,7 +231,7 @@ class Classifier:
         """The bytes of an object. Raises ImageError, NotDone, and what boto3 raises."""
         _check_time(remaining_ms)
         try:
-            found = self._s3.get_object(Bucket=bucket, Key=key)
+            found = keep_trying(_patience(remaining_ms), self._s3.get_object, Bucket=bucket, Key=key)
             size = found["ContentLength"]
             if size > min(most, MAX_BYTES):
                 found["Body"].close()
@@ -262,7 +265,9 @@ class Classifier:
         (scores,) = self._model.score([pixels])
         return Prediction(key, scores, self._model.positive(scores), warnings)
 
-    def _write(self, task: Task, scores: Iterator[Future[Prediction]]) -> list[Prediction] | NotDone:
+    def _write(
+        self, task: Task, scores: Iterator[Future[Prediction]], remaining_ms: Callable[[], int]
+    ) -> list[Prediction] | NotDone:
         """Write what can be written. Takes as many scores as the task has keys: the rest are other jobs'."""
         done = []
         problem = None
@@ -272,8 +277,15 @@ class Classifier:
             except (ClientError, BotoCoreError, NotDone) as error:
                 problem = _reason(error)
         stamp = {"model": self._model.name, "model_sha256": self._model.sha256}
+        if remaining_ms() < WRITE_MARGIN_MS:
+            return NotDone("too little time left")
         try:
-            self._table.write(task.job.run_id, task.job.run_uid, done, task.stored, stamp)
+            keep_trying(
+                _patience(remaining_ms),
+                self._table.write,
+                *(task.job.run_id, task.job.run_uid, done, task.stored, stamp),
+                _seconds_left(remaining_ms),
+            )
         except (ClientError, BotoCoreError, RunGone) as error:
             problem = _reason(error)
         return NotDone(problem) if problem else done
@@ -297,6 +309,19 @@ def _body(answer: Mapping[str, Any]) -> bytes:
         return bytes(answer["Body"].read())
     except (HTTPError, OSError) as error:
         raise NotDone(type(error).__name__) from None
+
+
+def _seconds_left(remaining_ms: Callable[[], int]) -> Callable[[], float]:
+    """Says how many seconds are left until this invocation has to stop."""
+    return lambda: (remaining_ms() - DEADLINE_MARGIN_MS) / 1000
+
+
+def _patience(remaining_ms: Callable[[], int]) -> Patience:
+    """While AWS is throttled or broken, a request is tried again until this invocation has to stop.
+
+    So a job uses up one retry of the mapping in the time of an invocation, and the retries last for minutes.
+    """
+    return Patience(_seconds_left(remaining_ms))
 
 
 def _check_time(remaining_ms: Callable[[], int]) -> None:
