@@ -200,19 +200,23 @@ def changes() -> Iterator[str]:
     million = plan(10**6)
     rate = million.images_per_second_per_worker
     units = capacity.write_units(million.workload, DEFAULTS) / 10**6
+    new, raised = capacity.table_rate(capacity.NEW_TABLE_WRITES), capacity.table_rate(QUOTA)
     yield "## Where the design has to change"
 
     yield "### DynamoDB table"
     yield (
         f"An image costs {units:.2f} write units: a transaction takes two for each item, and the counter is "
         f"one more item for each job. The {lanes} classifiers of the defaults write up to "
-        f"{lanes * rate * units:,.0f} units a second. A new on-demand table takes 4,000 "
-        f"({4000 / units:,.0f} images a second, those of {4000 / units / rate:,.0f} classifiers). It "
-        "doubles that in half an hour of full load, up to the "
-        f"quota of {QUOTA:,} ({QUOTA / units:,.0f} images a second). Meanwhile classifiers wait, and you pay "
-        "for that. A table that has once taken a load takes it again at once.\n\n"
-        "*Before a large run:* raise the table's warm throughput (`aws dynamodb update-table "
-        "--warm-throughput`; AWS charges for it once). *Beyond the quota:* ask for a higher one. Or write "
+        f"{lanes * rate * units:,.0f} units a second. A new on-demand table takes 4,000. A run gets "
+        f"{new:,.0f} of them ({new / units:,.0f} images a second, those of {new / units / rate:,.0f} "
+        f"classifiers): its {PARTITIONS} partition keys are spread unevenly over the partitions, and "
+        "cancelled transactions cost units ([decision 16](decisions/0016-throttling.md)). The table doubles "
+        f"what it takes in half an hour of full load, up to the quota of {QUOTA:,}, of which a run gets "
+        f"{raised:,.0f} ({raised / units:,.0f} images a second). Meanwhile classifiers wait, and you pay for "
+        "that. A table that has once taken a load takes it again at once.\n\n"
+        "*Before a large run:* raise the table's warm throughput by the setting `warmThroughput`. AWS "
+        "charges for it once, and does not lower it again. Several runs at once, each of a Prefix, have more "
+        "partition keys, which are spread more evenly. *Beyond the quota:* ask for a higher one. Or write "
         "predictions without transactions, for half the units, and count in another way."
     )
 

@@ -45,7 +45,7 @@ class ConfigError(ValueError):
     """A setting or a model that cannot be deployed. The message is one line for the user."""
 
 
-def _number(default: int, allowed: range | tuple[int, ...], doc: str) -> Any:
+def _number(default: int | None, allowed: range | tuple[int, ...], doc: str) -> Any:
     """A setting that is a whole number in `allowed`; `doc` names its unit."""
     span = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else f"one of {allowed}"
 
@@ -121,10 +121,19 @@ class Config:
         24, range(24, 8761), "hours that the stream keeps a job; the first 24 are free"
     )
     retries: int = _number(
-        5, range(10_001), "retries before Lambda writes a failing job to the failure bucket"
+        # While AWS is throttled or broken, each retry lasts for the time-out: ten of them for 18 minutes.
+        10,
+        range(10_001),
+        "retries before Lambda writes a failing job to the failure bucket",
     )
     record_age: int = _number(
         12, range(1, 169), "hours before Lambda writes a waiting job to the failure bucket"
+    )
+    warm_throughput: int | None = _number(
+        None,
+        range(4000, 1_000_001),
+        "write units a second that the table takes from the start; AWS charges for raising it, once, and it "
+        "cannot be lowered again. Without this, 4000 for a new table",
     )
     memory: int = _number(
         ONE_VCPU_MB, range(128, 10_241), f"MB for one classifier; {ONE_VCPU_MB} MB come with one vCPU"

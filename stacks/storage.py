@@ -10,6 +10,7 @@ from aws_cdk.aws_dynamodb import (
     PointInTimeRecoverySpecification,
     Table,
     TableEncryption,
+    WarmThroughput,
 )
 from aws_cdk.aws_kms import IKey
 from aws_cdk.aws_s3 import (
@@ -97,6 +98,9 @@ class Storage(Construct):
             partition_key=Attribute(name="pk", type=AttributeType.STRING),
             sort_key=Attribute(name="sk", type=AttributeType.STRING),
             billing_mode=BillingMode.PAY_PER_REQUEST,
+            warm_throughput=WarmThroughput(write_units_per_second=config.warm_throughput)
+            if config.warm_throughput
+            else None,
             encryption=TableEncryption.CUSTOMER_MANAGED if key else TableEncryption.DEFAULT,
             encryption_key=key,
             point_in_time_recovery_specification=PointInTimeRecoverySpecification(

@@ -45,9 +45,13 @@ def plan(
         int, typer.Option(metavar="N", help="Concurrent executions that your account allows.")
     ] = 1000,
     table_writes: Annotated[
-        int,
-        typer.Option(metavar="N", help="The table's warm throughput in write units/s; a new one has 4000."),
-    ] = 4000,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="The table's warm throughput in write units/s. Default: the setting warmThroughput, or else "
+            "the 4000 of a new table.",
+        ),
+    ] = None,
     key_bytes: Annotated[int, typer.Option(metavar="N", help="Length of an image's key.")] = 60,
     index: Annotated[bool, typer.Option("--index", help="Keys come by IndexKey and are not listed.")] = False,
     as_json: Json = False,
@@ -83,6 +87,8 @@ def plan(
             raise InputError(f"--model {model}: expected one of {', '.join(rates)}, or --images-per-second")
         if images_per_second is not None and not 1e-3 <= images_per_second <= 1e6:
             raise InputError(f"--images-per-second {images_per_second:g}: expected 0.001 to 1,000,000")
+        if table_writes is None:
+            table_writes = config.warm_throughput or capacity.NEW_TABLE_WRITES
         for option, value, most in (
             ("--images", images, MAX_IMAGES),
             ("--concurrency", concurrency, MAX_IMAGES),

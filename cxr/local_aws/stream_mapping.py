@@ -191,25 +191,34 @@ class Lane:
 
     def deliver_next(self) -> None:
         """Invoke the function once with the next batch of this lane (not idle), and act on the outcome."""
-        mapping, settings = self.mapping, self.mapping.settings
-        batch = self._discard_expired(self.unfinished.popleft() if self.unfinished else self._new_batch())
-        if not batch.records:
+        batch = self.take()
+        if batch is None:
             return
         request_id = str(uuid.uuid4())
         invoked = replace(batch, invocations=batch.invocations + 1, request_id=request_id)
         try:
-            answer = mapping.invoke({"Records": list(batch.records)}, request_id)
+            answer = self.mapping.invoke({"Records": list(batch.records)}, request_id)
         except ThrottledError:
             # DG kinesis-on-failure-destination: before invocation only the age of a record ends the retries.
             self.unfinished.appendleft(batch)
-            mapping.sleep(FIRST_BACKOFF_SECONDS)
+            self.mapping.sleep(FIRST_BACKOFF_SECONDS)
         except FunctionError:
             self._retry(replace(invoked, function_error=True), 0)
         else:
-            # DG services-kinesis-batchfailurereporting: without the setting the answer is not looked at.
-            failed = first_failure(answer, batch.records) if settings.report_batch_item_failures else None
-            if failed is not None:
-                self._retry(replace(invoked, function_error=False), failed)
+            self.settle(invoked, answer)
+
+    def take(self) -> Batch | None:
+        """The next batch of this lane (not idle). None if all its records are too old."""
+        batch = self._discard_expired(self.unfinished.popleft() if self.unfinished else self._new_batch())
+        return batch if batch.records else None
+
+    def settle(self, batch: Batch, answer: object) -> None:
+        """Act on the function's answer to a batch."""
+        # DG services-kinesis-batchfailurereporting: without the setting the answer is not looked at.
+        reporting = self.mapping.settings.report_batch_item_failures
+        failed = first_failure(answer, batch.records) if reporting else None
+        if failed is not None:
+            self._retry(replace(batch, function_error=False), failed)
 
     def _new_batch(self) -> Batch:
         """Take up to BatchSize records or 6 MB, waiting once for the batching window to fill them."""

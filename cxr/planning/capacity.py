@@ -4,7 +4,8 @@ Jobs are made, queued, scored and written at the same time, so a run takes as lo
 Limits come from AWS's guides, each named where it is used. Service times are measured and come with the
 workload.
 
-Not included: errors and retries, and the round trips of AWS other than S3's.
+Not included: errors, retries other than those of a throttled table, and the round trips of AWS other than
+S3's.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ FIRST_BYTE_SECONDS = 0.1
 POLL_SECONDS = 1  # Lambda polls a shard once a second (DG with-kinesis)
 
 LISTED_KEYS = 1000  # a page of ListObjectsV2 (S3 API)
+NEW_TABLE_WRITES = 4000  # write units/s of a new on-demand table (DynamoDB guide, warm-throughput)
+PARTITION_WRITES = 1000  # write units/s of a partition (DynamoDB guide, bp-partition-key-design)
+# Time of a run on a table that throttles, over the time that its busiest partition needs: a cancelled
+# transaction has spent write units, and then its classifier waits. It is the median of 40 runs of
+# `reliability.throttling` with 50 classifiers on a new table. With 200 it is 1.5, with 500 it is 1.8.
+RETRIED = 1.35
 TABLE_QUOTA = 40_000  # write units/s of a table, unless AWS is asked for more (DynamoDB guide, ServiceQuotas)
 PUT_UNIT_BYTES = 25 * 1024  # a PUT payload unit (Kinesis pricing)
 JOB_BYTES = 150  # of a record besides its keys: run, bucket, JSON and the partition key
@@ -65,7 +72,7 @@ WHAT_HELPS = {
     "lanes": "The busiest of shards x parallelizationFactor classifiers ends last. More shards help.",
     "account concurrency": "A higher quota helps, or more memory for each classifier.",
     "DynamoDB table": "Its throughput doubles in half an hour of load. Until then classifiers wait, and you "
-    "pay for that. Raise the table's warm throughput before the run.",
+    "pay for that. The setting warmThroughput raises it at once; it cannot be lowered again.",
     "DynamoDB partition": "The counters of a run share one partition. Larger jobs or several runs help.",
     "S3 prefix": "S3 answers 5,500 GET/s a prefix, and splits a prefix as load grows. Several prefixes help.",
 }
@@ -82,7 +89,7 @@ class Workload:
     key_bytes: int = 60
     indexed: bool = False  # the keys come from a CSV in the bucket, else from listing it
     concurrency: int = 1000  # executions at once that the account allows
-    table_writes: int = 4000  # write units/s that the table takes at once: its warm throughput
+    table_writes: int = NEW_TABLE_WRITES  # write units/s that the table takes at once: its warm throughput
 
 
 @dataclass(frozen=True)
@@ -320,18 +327,34 @@ def concurrency_seconds(workload: Workload, config: Config) -> float:
     return elapsed + left / active
 
 
+def table_partitions(writes: int) -> int:
+    """Partitions of a table that takes so many write units/s."""
+    return math.ceil(writes / PARTITION_WRITES)
+
+
+def table_rate(writes: int) -> float:
+    """Write units/s that a run gets from a table that takes `writes` of them, once it throttles.
+
+    The hash of a partition key chooses the partition (DynamoDB guide, HowItWorks.Partitions). A run has
+    PARTITIONS keys, so one partition has more of them than the others. A transaction needs nearly all
+    partitions, so the busiest decides. That DynamoDB splits a busy partition in time is not counted on.
+    """
+    busiest = busiest_lane(PARTITIONS, table_partitions(writes))
+    return min(writes, PARTITION_WRITES * PARTITIONS / busiest) / RETRIED
+
+
 def table_seconds(workload: Workload, config: Config) -> float:
     """A new on-demand table takes 4,000 write units/s (DynamoDB guide, warm-throughput).
 
     What it takes doubles in 30 minutes of full load (on-demand-capacity-mode), up to the quota of 40,000
-    (ServiceQuotas).
+    (ServiceQuotas). `table_rate` says what a run gets of that.
     """
-    rate, elapsed, left = workload.table_writes, 0, write_units(workload, config)
-    while rate < TABLE_QUOTA and left > rate * 1800:
-        left -= rate * 1800
+    writes, elapsed, left = workload.table_writes, 0, write_units(workload, config)
+    while writes < TABLE_QUOTA and left > table_rate(writes) * 1800:
+        left -= table_rate(writes) * 1800
         elapsed += 1800
-        rate = min(TABLE_QUOTA, rate * 2)
-    return elapsed + left / rate
+        writes = min(TABLE_QUOTA, writes * 2)
+    return elapsed + left / table_rate(writes)
 
 
 def partition_seconds(workload: Workload, config: Config) -> float:
@@ -341,7 +364,9 @@ def partition_seconds(workload: Workload, config: Config) -> float:
     """
     number = jobs(workload, config)
     predictions = (write_units(workload, config) - 2 * number) / PARTITIONS
-    return max(predictions / 1000, 2 * number / 1000, run_reads(workload, config) / 3000)
+    return max(
+        predictions / PARTITION_WRITES, 2 * number / PARTITION_WRITES, run_reads(workload, config) / 3000
+    )
 
 
 def bucket_seconds(workload: Workload) -> float:
@@ -424,8 +449,9 @@ def warnings(
     table = max(bounds["DynamoDB table"], bounds["DynamoDB partition"])
     if table > 2 * max(bounds["lanes"], bounds["account concurrency"], bounds["job creator"]):
         yield (
-            "The classifiers would write over twice what DynamoDB takes. They wait, and you pay for that; "
-            "jobs may run out of retries. Fewer shards lose no time."
+            "The classifiers would write over twice what DynamoDB takes. They wait, and you pay for that. "
+            "Fewer shards lose no time. The setting warmThroughput raises what the table takes: it cannot be "
+            "lowered again, and AWS charges for it once (not in this plan: see the DynamoDB pricing page)."
         )
 
 
