@@ -317,9 +317,16 @@ def test_settings_have_the_names_of_the_command_line() -> None:
 
 
 def test_settings_without_a_value_are_left_out() -> None:
-    assert {"imagesBucket", "imagesKmsKey", "kmsKey", "baseImage", "model", "alarmTopic"} == (
-        ALL_SET.settings().keys() - Config().settings().keys()
-    )
+    optional = {
+        "imagesBucket",
+        "imagesKmsKey",
+        "kmsKey",
+        "baseImage",
+        "model",
+        "alarmTopic",
+        "warmThroughput",
+    }
+    assert ALL_SET.settings().keys() - Config().settings().keys() == optional
 
 
 def test_settings_at_their_defaults_are_left_out_of_non_default() -> None:
