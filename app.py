@@ -1,10 +1,12 @@
 """The CDK app: settings -> Config -> InferenceStack. `npx cdk synth` runs it; it makes no AWS call."""
 
 import sys
+from pathlib import Path
 
 from aws_cdk import App, Validations
 from cdk_nag import AwsSolutionsChecks
 
+from stacks.asset_modes import make_assets_readable
 from stacks.config import ConfigError
 from stacks.inference_stack import InferenceStack
 from stacks.settings_file import read_settings
@@ -16,4 +18,4 @@ try:
     InferenceStack(app, name, config=config)
 except ConfigError as error:
     sys.exit(f"Error: {error}")
-app.synth()
+make_assets_readable(Path(app.synth().directory))

@@ -630,6 +630,23 @@ def test_wrong_setting_stops_the_app_with_one_line() -> None:
     assert "Traceback" not in app.stderr
 
 
+def test_lambda_can_read_the_assets_of_a_clone_made_under_a_strict_umask(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    for name in ("stacks", "lambdas", "containers"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("app.py", ".dockerignore"):
+        shutil.copy(ROOT / name, clone)
+    for path in clone.rglob("*"):
+        path.chmod(path.stat().st_mode & 0o700)
+    flags = json.loads((ROOT / "cdk.json").read_text())["context"]
+    env = os.environ | {"CDK_OUTDIR": str(tmp_path / "out"), "CDK_CONTEXT_JSON": json.dumps(flags)}
+    subprocess.run([sys.executable, "app.py"], cwd=clone, env=env, check=True, umask=0o077)
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "out").glob("asset.*/**/*")}
+    assert len(modes) > 50
+    assert {mode for path, mode in modes.items() if path.is_file()} == {0o644}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o755}
+
+
 def test_synth_needs_no_credentials_no_network_no_docker(tmp_path: Path) -> None:
     npx = shutil.which("npx")
     if not npx or not (ROOT / "node_modules").exists():
