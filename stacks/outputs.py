@@ -60,6 +60,7 @@ def _on_delete(config: Config, table: ITable, buckets: Iterable[IBucket]) -> str
     if config.data == "destroy":
         return "Deleting the stack deletes its buckets and its table with everything in them."
     commands = [
+        f"aws dynamodb update-table --no-deletion-protection-enabled --table-name {table.table_name}",
         f"aws dynamodb delete-table --table-name {table.table_name}",
         *(f"aws s3 rb --force s3://{bucket.bucket_name}" for bucket in buckets),
     ]

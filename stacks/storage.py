@@ -26,12 +26,16 @@ from constructs import Construct
 from stacks.config import Config
 from stacks.function_role import log_group
 
+ABORT_DAYS = 7  # after which S3 deletes the parts of an upload that was interrupted: nobody sees or uses them
 ACCESS_LOG_DAYS = 90  # a log holds object keys, and they can identify patients
 
 
 def removal_policy(config: Config) -> RemovalPolicy:
-    """What CloudFormation does with data when the stack is deleted."""
-    return RemovalPolicy.DESTROY if config.data == "destroy" else RemovalPolicy.RETAIN
+    """What CloudFormation does with data when the stack is deleted.
+
+    What is kept is still deleted if the deployment that creates it fails: it is empty.
+    """
+    return RemovalPolicy.DESTROY if config.data == "destroy" else RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE
 
 
 class PrivateBucket(Bucket):
@@ -61,7 +65,12 @@ class PrivateBucket(Bucket):
             server_access_logs_prefix=f"{construct_id}/" if access_logs else None,
             enforce_ssl=True,
             block_public_access=BlockPublicAccess.BLOCK_ALL,
-            lifecycle_rules=[LifecycleRule(expiration=expires_after)] if expires_after else None,
+            lifecycle_rules=[
+                LifecycleRule(
+                    expiration=expires_after,
+                    abort_incomplete_multipart_upload_after=Duration.days(ABORT_DAYS),
+                )
+            ],
             removal_policy=removal_policy(config),
             auto_delete_objects=config.data == "destroy",
         )
@@ -106,5 +115,6 @@ class Storage(Construct):
             point_in_time_recovery_specification=PointInTimeRecoverySpecification(
                 point_in_time_recovery_enabled=True
             ),
+            deletion_protection=config.data == "keep",
             removal_policy=removal_policy(config),
         )

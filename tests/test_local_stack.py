@@ -78,6 +78,8 @@ def delete_as_told(command: str) -> None:
     """Carry out a command of the output OnDelete. The AWS CLI may not be here."""
     s3: Any = boto3.resource("s3")
     match shlex.split(command):
+        case ["aws", "dynamodb", "update-table", "--no-deletion-protection-enabled", "--table-name", table]:
+            boto3.client("dynamodb").update_table(TableName=table, DeletionProtectionEnabled=False)
         case ["aws", "dynamodb", "delete-table", "--table-name", table]:
             boto3.client("dynamodb").delete_table(TableName=table)
         case ["aws", "s3", "rb", "--force", url]:
@@ -159,6 +161,25 @@ def test_another_key_for_the_table_keeps_its_items(drawings: Path) -> None:
     deploy(drawings, "-c kmsKey=arn:aws:kms:us-east-1:000000000000:key/0f1e2d3c-0000-4000-8000-000000000000")
     assert status(stack, "before").state == "COMPLETE"
     score(stack, "after")
+
+
+def test_a_first_deployment_that_fails_leaves_only_the_protected_table(drawings: Path) -> None:
+    stack, before = deploy(drawings), (buckets(), len(tables()))
+    cloudformation = boto3.client("cloudformation")
+    template: Any = cloudformation.get_template(StackName=stack.name)["TemplateBody"]
+    resources = template["Resources"]
+    resources["Wrong"] = {
+        "Type": "AWS::Lambda::EventInvokeConfig",
+        "Properties": {"FunctionName": "not-there", "Qualifier": "$LATEST"},
+        "DependsOn": list(resources),
+    }
+    cloudformation.create_stack(StackName="First", TemplateBody=json.dumps(template))
+    ended = "ROLLBACK_COMPLETE"
+    wait_for(
+        lambda: cloudformation.describe_stacks(StackName="First")["Stacks"][0]["StackStatus"] == ended, ended
+    )
+    assert (buckets(), len(tables()) - 1) == before
+    cloudformation.delete_stack(StackName="First")
 
 
 def test_an_update_that_fails_deletes_nothing(drawings: Path) -> None:

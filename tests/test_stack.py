@@ -64,7 +64,11 @@ SETTINGS = {
     ),
     "failureExpiry=14": (
         "AWS::S3::Bucket",
-        {"LifecycleConfiguration": {"Rules": [{"ExpirationInDays": 14, "Status": "Enabled"}]}},
+        {
+            "LifecycleConfiguration": {
+                "Rules": [Match.object_like({"ExpirationInDays": 14, "Status": "Enabled"})]
+            }
+        },
     ),
     "logRetention=400": ("AWS::Logs::LogGroup", {"RetentionInDays": 400}),
 }
@@ -196,14 +200,15 @@ def test_only_s3_writes_access_logs_and_only_for_these_buckets(template: Templat
     ]
 
 
-def test_images_never_expire(template: Template) -> None:
+def test_images_never_expire_and_parts_of_interrupted_uploads_do(template: Template) -> None:
     rules = {
         name: bucket["Properties"].get("LifecycleConfiguration", {}).get("Rules")
         for name, bucket in template.find_resources("AWS::S3::Bucket").items()
     }
-    ninety_days = [{"ExpirationInDays": 90, "Status": "Enabled"}]
+    abort = {"AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7}, "Status": "Enabled"}
+    ninety_days = [abort | {"ExpirationInDays": 90}]
     assert rules == {
-        "StorageImagesCFC0E004": None,
+        "StorageImagesCFC0E004": [abort],
         "StorageAccessLogs96FB524C": ninety_days,
         "JobsFailures01350C66": ninety_days,
     }
@@ -215,6 +220,7 @@ def test_table(template: Template) -> None:
         {
             "BillingMode": "PAY_PER_REQUEST",
             "PointInTimeRecoverySpecification": {"PointInTimeRecoveryEnabled": True},
+            "DeletionProtectionEnabled": True,
         },
     )
 
@@ -413,11 +419,18 @@ def files_in(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("settings", "policy"), [((), "Retain"), (CHANGED, "Delete")])
-def test_data_is_kept_unless_the_setting_says_destroy(settings: tuple[str, ...], policy: str) -> None:
+@pytest.mark.parametrize(
+    ("settings", "policy", "replaced"),
+    [((), "RetainExceptOnCreate", "Retain"), (CHANGED, "Delete", "Delete")],
+)
+def test_data_is_kept_unless_the_setting_says_destroy(
+    settings: tuple[str, ...], policy: str, replaced: str
+) -> None:
     template = synth(*settings).template
     for resource_type in ("AWS::S3::Bucket", "AWS::S3::BucketPolicy", "AWS::DynamoDB::Table"):
-        template.all_resources(resource_type, {"DeletionPolicy": policy, "UpdateReplacePolicy": policy})
+        template.all_resources(resource_type, {"DeletionPolicy": policy, "UpdateReplacePolicy": replaced})
+    protected = {"DeletionProtectionEnabled": policy != "Delete"}
+    template.all_resources_properties("AWS::DynamoDB::Table", protected)
     template.resource_count_is("Custom::S3AutoDeleteObjects", 3 if policy == "Delete" else 0)
     template.has_resource("AWS::Kinesis::Stream", {"DeletionPolicy": "Delete"})
 
@@ -438,6 +451,7 @@ def test_outputs(template: Template) -> None:
         "AccessLogsBucketName": "StorageAccessLogs",
         "Settings": json.dumps(Config().settings()),
         "OnDelete": "Deleting the stack keeps its buckets and its table. To delete them: "
+        "aws dynamodb update-table --no-deletion-protection-enabled --table-name StorageTable; "
         "aws dynamodb delete-table --table-name StorageTable; aws s3 rb --force s3://JobsFailures; "
         "aws s3 rb --force s3://StorageAccessLogs; aws s3 rb --force s3://StorageImages",
     }

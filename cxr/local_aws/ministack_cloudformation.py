@@ -79,13 +79,18 @@ def _physical_name(stack: str, logical_id: str, *, lowercase: bool = False, **mo
 def _is_kept(stack_name: str | None, logical_id: str | None) -> bool:
     """Whether a resource outlives its deletion from the stack.
 
-    A template may retain it (CloudFormation guide, aws-attribute-deletionpolicy). MiniStack also deletes what
-    an update that failed has changed, where AWS restores it.
+    A template may retain it (CloudFormation guide, aws-attribute-deletionpolicy), or only if its stack was
+    created. MiniStack also deletes what an update that failed has changed, where AWS restores it.
     """
     stack = cloudformation._stacks.get(stack_name) or {}
     resource = stack.get("_template", {}).get("Resources", {}).get(logical_id)
-    return bool(resource) and (
-        resource.get("DeletionPolicy") == "Retain" or stack["StackStatus"] == "UPDATE_ROLLBACK_IN_PROGRESS"
+    if not resource:
+        return False
+    policy, status = resource.get("DeletionPolicy"), stack["StackStatus"]
+    return (
+        policy == "Retain"
+        or (policy == "RetainExceptOnCreate" and status != "ROLLBACK_IN_PROGRESS")
+        or status == "UPDATE_ROLLBACK_IN_PROGRESS"
     )
 
 
@@ -93,6 +98,8 @@ def _delete_resource(
     kind: str, name: str, properties: Properties, stack: str | None = None, logical_id: str | None = None
 ) -> None:
     if not _is_kept(stack, logical_id):
+        if kind == "AWS::DynamoDB::Table" and dynamodb._tables.get(name, {}).get("DeletionProtectionEnabled"):
+            raise ValueError("Resource cannot be deleted as it is currently protected against deletion.")
         _delete(kind, name, properties, stack, logical_id)
 
 
@@ -118,8 +125,9 @@ def _tagging(step: Callable[..., Created]) -> Callable[..., Created]:
     return handle
 
 
-def _update_table(name: str, _old: Properties, _new: Properties, _stack: str) -> Created:
-    """Keep the table and its items. No setting of this project's stack changes more than its encryption."""
+def _update_table(name: str, _old: Properties, new: Properties, _stack: str) -> Created:
+    """Keep the table and its items. Settings of this project's stack change its protection and encryption."""
+    dynamodb._tables[name]["DeletionProtectionEnabled"] = new.get("DeletionProtectionEnabled", False)
     return name, {"Arn": dynamodb._tables[name]["TableArn"]}
 
 
