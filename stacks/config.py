@@ -24,6 +24,9 @@ IMAGE_MS = 200
 ONE_VCPU_MB = (
     1769  # Lambda's CPU grows with memory (its guide, configuration-memory); scoring uses one thread
 )
+# An image of 50 megapixels takes up to 820 MB, and the files that are fetched ahead up to 350. In
+# tests/test_memory.py a classifier has all of them at once.
+LEAST_MB = 1200
 STOP_SECONDS = 10  # the classifier stops this long before its deadline, to report the jobs that are not done
 
 STACK_NAME = "stackName"  # two stacks in one account need two names
@@ -136,7 +139,9 @@ class Config:
         "cannot be lowered again. Without this, 4000 for a new table",
     )
     memory: int = _number(
-        ONE_VCPU_MB, range(128, 10_241), f"MB for one classifier; {ONE_VCPU_MB} MB come with one vCPU"
+        ONE_VCPU_MB,
+        range(LEAST_MB, 10_241),
+        f"MB for one classifier; {ONE_VCPU_MB} MB come with one vCPU. The largest image needs {LEAST_MB}",
     )
     timeout: int = _number(120, range(30, 901), "seconds that one invocation of the classifier may take")
     # arm64 costs less. There, the import of ONNX Runtime aborted in Lambda (onnxruntime#10038) until 2026

@@ -127,7 +127,7 @@ class TestByHand:
 
 class TestMemory:
     @pytest.mark.parametrize(
-        ("memory", "vcpus"), [(885, 885 / 1769), (1769, 1), (3537, 1), (3538, 2), (10_240, 5)]
+        ("memory", "vcpus"), [(1200, 1200 / 1769), (1769, 1), (3537, 1), (3538, 2), (10_240, 5)]
     )
     def test_whole_vcpus_score_and_less_than_one_is_a_share(self, memory: int, vcpus: float) -> None:
         config = Config(memory=memory, batch_size=1)
@@ -138,7 +138,7 @@ class TestMemory:
         assert plan(config=Config(memory=10_240)).images_per_second_per_worker == 160
 
     def test_a_share_of_a_vcpu_starts_slower(self) -> None:
-        assert plan(config=Config(memory=1024)).start_seconds == pytest.approx(1 + 0.9 * 1769 / 1024)
+        assert plan(config=Config(memory=1200)).start_seconds == pytest.approx(1 + 0.9 * 1769 / 1200)
 
 
 class TestBusiestLane:

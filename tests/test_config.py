@@ -97,9 +97,9 @@ def test_accepted(name: str, text: str, field: str, value: object) -> None:
 
 
 def test_smallest_classifier() -> None:
-    context = {"memory": "128", "timeout": "30", "batchSize": "1", "imagesPerJob": "7"}
+    context = {"memory": "1200", "timeout": "30", "batchSize": "1", "imagesPerJob": "67"}
     config = Config.from_context(context)
-    assert (config.memory, config.timeout) == (128, 30)
+    assert (config.memory, config.timeout) == (1200, 30)
 
 
 def test_largest_batch() -> None:
@@ -180,8 +180,8 @@ def test_numbers_of_cdk_json_need_no_quotes() -> None:
         ("recordAge", "169", "1 to 168"),
         ("warmThroughput", "3999", "4000 to 1000000"),
         ("warmThroughput", "1000001", "4000 to 1000000"),
-        ("memory", "127", "128 to 10240"),
-        ("memory", "10241", "128 to 10240"),
+        ("memory", "1199", "1200 to 10240"),
+        ("memory", "10241", "1200 to 10240"),
         ("timeout", "29", "30 to 900"),
         ("timeout", "901", "30 to 900"),
         ("architecture", "amd64", "x86_64 or arm64"),
@@ -227,9 +227,9 @@ def test_refused(name: str, value: object, allowed: str) -> None:
             "batchSize=4 x imagesPerJob=32: expected at most 100 images in an invocation with timeout=30",
         ),
         (
-            {"memory": "256"},
-            "batchSize=4 x imagesPerJob=32: expected at most 79 images in an invocation with timeout=120 "
-            "and memory=256 (1382 ms for an image",
+            {"memory": "1200", "batchSize": "12"},
+            "batchSize=12 x imagesPerJob=32: expected at most 373 images in an invocation with timeout=120 "
+            "and memory=1200 (295 ms for an image",
         ),
     ],
 )
