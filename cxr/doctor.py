@@ -21,6 +21,7 @@ from cxr.words import counted
 from stacks.config import Config, ConfigError
 from stacks.settings_file import kept_settings, line, settings_file
 
+BASE_DAYS = 60  # AWS renews its base images about every two weeks
 NODE = 20  # the oldest that the CDK runs on
 LOCAL_ENDPOINTS = ("http://127.0.0.1:", "http://localhost:")
 DOCKER_SECONDS = 10  # that the engine may take to answer
@@ -42,7 +43,7 @@ WITHOUT = {
     "imagesBucket": "none: the stack makes a new, empty bucket",
     "imagesKmsKey": "none: the functions can no longer read images that this key encrypts",
     "kmsKey": "none: from then on AWS's own keys encrypt what is stored",
-    "baseImage": "none: AWS's newest image",
+    "baseImage": "none: the image for Python 3.13 that Docker finds",
     "model": "none: the model that ships scores",
     "alarmTopic": "none: alarms notify nobody",
 }
@@ -89,6 +90,8 @@ def examine(name: str) -> Iterator[Finding]:
     yield from _checked("stream", lambda: _stream(stack, int(stack.settings.get("shards", 0))))
     for function in ("job_creator", "classifier"):
         yield from _checked(function.replace("_", " "), lambda: _function(stack, function))  # noqa: B023
+    if not local:  # which builds no image
+        yield from _checked("base image", lambda: _base_image(stack))
     yield from _checked("mapping", lambda: _mapping(stack))
     yield from _checked("failures", lambda: _failures(stack))
     if local:
@@ -261,6 +264,17 @@ def _function(stack: Stack, name: str) -> tuple[str, ...]:
     if state == "Pending":
         return "warn", f"{about}; still being created", "wait a minute"
     return "ok", f"active, {about}"
+
+
+def _base_image(stack: Stack) -> tuple[str, ...]:
+    """Whether the classifier was deployed lately: its image has no security fix of its base since then."""
+    found = client("lambda").get_function_configuration(FunctionName=stack.classifier)
+    days = (datetime.now(UTC) - datetime.strptime(found["LastModified"], "%Y-%m-%dT%H:%M:%S.%f%z")).days
+    text = f"at least as old as the last change of the classifier, {counted(days, 'day')} ago"
+    if days <= BASE_DAYS:
+        return "ok", text
+    remedy = "write the line that `make base-image` prints into settings.toml, then `npx cdk deploy`"
+    return "warn", f"{text}: security fixes since then are not in it", remedy
 
 
 def _mapping(stack: Stack) -> tuple[str, ...]:

@@ -151,7 +151,8 @@ class Config:
         None,
         r"[a-z0-9][a-zA-Z0-9._:/-]*@sha256:[0-9a-f]{64}",
         "an image by its digest, NAME@sha256: and 64 hex digits",
-        "base of the classifier's image, by digest. Without this, AWS's newest image for Python 3.13",
+        "base of the classifier's image, by digest: `make base-image` prints the newest. Without this, the "
+        "one for Python 3.13 that Docker finds when it first builds the image",
     )
     model: str | None = _text(
         None,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -202,6 +202,17 @@ def test_the_first_thing_that_is_missing_ends_the_list(
     found = json.loads(done.stdout)
     assert (done.exit_code, found["ok"]) == (1, False)
     assert (found["checks"][-1]["name"], found["checks"][-1]["remedy"]) == (check, remedy)
+
+
+@pytest.mark.parametrize(("days", "level"), [(60, "ok"), (61, "warn")])
+def test_an_old_base_image(monkeypatch: pytest.MonkeyPatch, days: int, level: str) -> None:
+    then = (datetime.now(UTC) - timedelta(days=days, hours=1)).strftime("%Y-%m-%dT%H:%M:%S.000+0000")
+    functions = SimpleNamespace(get_function_configuration=answer({"LastModified": then}))
+    monkeypatch.setattr(doctor, "client", {"lambda": functions}.__getitem__)
+    found = doctor._base_image(STACK)
+    assert found[0] == level
+    assert f"{days} days ago" in found[1]
+    assert ("make base-image" in found[-1]) == (level == "warn")
 
 
 def test_without_tools_it_warns(monkeypatch: pytest.MonkeyPatch) -> None:
