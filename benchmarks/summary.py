@@ -190,8 +190,8 @@ def _not_reached(found: dict[str, Any]) -> str:
         f"{megabytes['openvino']:.0f} MB of the image instead of {megabytes['onnxruntime']:.0f} MB. So it is "
         "not shipped.",
         f"A worker scores {workers[DEFAULT]['images_per_second']:.0f} images a second and not "
-        f"{one[DEFAULT]['images_per_second']:.0f}: boto3 takes {workers[DEFAULT]['cpu_ms']['fetch']:.1f} ms "
-        "of CPU to fetch an image. Signing and retries are worth that.",
+        f"{one[DEFAULT]['images_per_second']:.0f}: it also fetches, for "
+        f"{workers[DEFAULT]['cpu_ms']['fetch']:.1f} ms of CPU an image beside obstore's own threads.",
         "Decoding takes most of the default model's time. Faster libraries that inflate a PNG do not undo "
         "the filters of its rows, so a compiled decoder is still needed.",
         "None of it was measured on AWS.",

@@ -127,7 +127,7 @@ class Simulator:
         os.environ["RUN_FIELDS"] = json.dumps(run_fields)
         enter(patch.object(classifier_handler, "load_model", lambda: model))
         events = boto3.client("events")
-        self._classifier = classifier_handler.setup.__wrapped__()
+        self._classifier = classifier_handler.setup.__wrapped__(read=None)
         self._classifier._events = lambda: events
         self._creator = creator_handler.setup.__wrapped__()
         self._creator._events = lambda: events

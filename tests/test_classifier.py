@@ -14,8 +14,10 @@ import botocore.client
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 from botocore.response import StreamingBody
+from classifier import objects
+from classifier.bounds import MAX_BYTES
 from classifier.decode import decode
-from classifier.handler import Classifier, NotDone
+from classifier.handler import Classifier, NotDone, Read
 from classifier.preprocessing import Pixels, Preprocessing
 from PIL import Image
 from runs import layout
@@ -74,7 +76,9 @@ def classifier(aws: None, model: Brightness) -> Classifier:
     return make(model)
 
 
-def make(model: Any, vcpus: int = 1, announced: list[dict[str, Any]] | None = None) -> Classifier:
+def make(
+    model: Any, vcpus: int = 1, announced: list[dict[str, Any]] | None = None, read: Read | None = None
+) -> Classifier:
     return Classifier(
         model=model,
         table=RunTable(boto3.client("dynamodb"), TABLE),
@@ -82,6 +86,7 @@ def make(model: Any, vcpus: int = 1, announced: list[dict[str, Any]] | None = No
         events=events_noted([] if announced is None else announced),
         bucket=BUCKET,
         vcpus=vcpus,
+        read=read,
     )
 
 
@@ -204,6 +209,22 @@ class TestPredictions:
             "missing": "IMAGE_MISSING",
         }
         assert agreed()["SCORED"] == 2
+
+    def test_what_obstore_does_not_read_is_read_by_boto3(self, model: Brightness) -> None:
+        def read(_bucket: str, name: str, _most: int) -> bytes | int:
+            if name == key("large"):
+                return MAX_BYTES + 1
+            if name == key("a"):
+                return image_bytes()
+            raise objects.NotRead
+
+        start("r")
+        put(b=image_bytes())
+        names = ("a", "b", "large", "missing")
+        answer = make(model, read=read)(event(job(*map(key, names))), plenty)
+        assert failed(answer) == []
+        codes = [prediction(name).get("error") for name in names]
+        assert codes == [None, None, "IMAGE_TOO_LARGE", "IMAGE_MISSING"]
 
     def test_what_s3_never_gives_out_fails_alone_and_is_fetched_once(self, model: Brightness) -> None:
         start("r", expected=64)

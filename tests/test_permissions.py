@@ -112,7 +112,8 @@ def asked_by_handlers(case: Case) -> frozenset[Call]:
 
 def _drive(case: Case) -> None:
     """Invoke the real handlers, with their own clients and their own model."""
-    creator, scorer = handler.setup.__wrapped__(), set_up_classifier.__wrapped__()
+    # What obstore reads needs the same GetObject.
+    creator, scorer = handler.setup.__wrapped__(), set_up_classifier.__wrapped__(read=None)
     s3, table = boto3.client("s3"), boto3.resource("dynamodb").Table(TABLE)
     good, bad, gone = (f"{case.prefix}{name}.png" for name in ("good", "bad", "gone"))
     index = f"{case.prefix}index.csv"

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,7 @@ from runs.run import Run, State
 from runs.table import RunGone, RunTable
 from urllib3.exceptions import HTTPError
 
+from classifier import objects
 from classifier.bounds import MAX_BYTES, ImageError
 from classifier.model import Model
 
@@ -42,6 +44,7 @@ WRITE_MARGIN_MS = 7_000  # no write begins later: it and the answer to Lambda ne
 VCPU_MB = 1769  # megabytes of memory that come with one vCPU (Lambda guide, configuration-memory)
 
 Result = TypeVar("Result")
+Read = Callable[[str, str, int], bytes | int]  # objects.read: a bucket, a key, and the most bytes
 
 
 class NotDone(Exception):
@@ -67,8 +70,11 @@ def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def setup() -> Classifier:
-    """The classifier of this execution environment, from its environment variables. Raises BundleError."""
+def setup(read: Read | None = objects.read) -> Classifier:
+    """The classifier of this execution environment, from its environment variables. Raises BundleError.
+
+    Without `read`, boto3 makes all requests.
+    """
     config = Config(
         connect_timeout=3,
         read_timeout=20,
@@ -81,6 +87,7 @@ def setup() -> Classifier:
         table=RunTable(boto3.client("dynamodb", config=config), os.environ["TABLE_NAME"]),
         s3=boto3.client("s3", config=config),
         events=lambda: boto3.client("events", config=config),
+        read=read,
         bucket=os.environ["BUCKET_NAME"],
         vcpus=max(1, int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", VCPU_MB)) // VCPU_MB),
     )
@@ -106,12 +113,14 @@ class Classifier:
         events: Callable[[], EventBridgeClient],  # made when a run completes, and not at every cold start
         bucket: str,
         vcpus: int,
+        read: Read | None = None,
     ) -> None:
         self._model = model
         self._table = table
         self._s3 = s3
         self._events = events
         self._bucket = bucket
+        self._read = read
         self._fetchers = ThreadPoolExecutor(FETCHES)
         self._scorers = ThreadPoolExecutor(vcpus)
         self._scores_ahead = vcpus * SCORES_AHEAD
@@ -230,12 +239,17 @@ class Classifier:
     def _fetch(self, bucket: str, key: str, remaining_ms: Callable[[], int], most: int) -> bytes:
         """The bytes of an object. Raises ImageError, NotDone, and what boto3 raises."""
         _check_time(remaining_ms)
+        with suppress(objects.NotRead):
+            if self._read:
+                data = self._read(bucket, key, min(most, MAX_BYTES))
+                if isinstance(data, int):
+                    raise _too_large(data)
+                return data
         try:
             found = keep_trying(_patience(remaining_ms), self._s3.get_object, Bucket=bucket, Key=key)
-            size = found["ContentLength"]
-            if size > min(most, MAX_BYTES):
+            if found["ContentLength"] > min(most, MAX_BYTES):
                 found["Body"].close()
-                raise ImageError(ErrorCode.IMAGE_TOO_LARGE) if size > MAX_BYTES else _TooLargeAhead
+                raise _too_large(found["ContentLength"])
             return _body(found)
         except ClientError as error:
             code = error.response["Error"]["Code"]
@@ -301,6 +315,11 @@ def _ahead(
         if len(futures) > window:
             yield futures.popleft()
     yield from futures
+
+
+def _too_large(size: int) -> ImageError | _TooLargeAhead:
+    """Why an object of so many bytes is not read now."""
+    return ImageError(ErrorCode.IMAGE_TOO_LARGE) if size > MAX_BYTES else _TooLargeAhead()
 
 
 def _body(answer: Mapping[str, Any]) -> bytes:
