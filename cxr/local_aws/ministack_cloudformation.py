@@ -87,11 +87,9 @@ def _is_kept(stack_name: str | None, logical_id: str | None) -> bool:
     if not resource:
         return False
     policy, status = resource.get("DeletionPolicy"), stack["StackStatus"]
-    return (
-        policy == "Retain"
-        or (policy == "RetainExceptOnCreate" and status != "ROLLBACK_IN_PROGRESS")
-        or status == "UPDATE_ROLLBACK_IN_PROGRESS"
-    )
+    if policy == "RetainExceptOnCreate":
+        return bool(status != "ROLLBACK_IN_PROGRESS")
+    return bool(policy == "Retain" or status == "UPDATE_ROLLBACK_IN_PROGRESS")
 
 
 def _delete_resource(
