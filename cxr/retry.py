@@ -109,7 +109,7 @@ class Missing:
         if not self.state(job):
             return ()
         stored = self._table.stored(job.run_id, job.keys)
-        return tuple(key for key in job.keys if key not in stored)
+        return tuple(key for key in job.keys if key not in stored or stored[key].waiting)
 
     def unsent(self, keys: Iterable[str]) -> tuple[str, ...]:
         """Those of the run's keys that were not asked for before."""

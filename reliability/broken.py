@@ -100,10 +100,10 @@ def _overwrite_scored() -> Iterator[None]:
         run_id: str,
         uid: str,
         done: Collection[Any],
-        stored: Mapping[str, str],
+        stored: Mapping[str, Any],
         stamp: Mapping[str, str],
     ) -> Actions:
-        again = [p for p in done if not p.error and stored.get(p.key) == "SCORED"]
+        again = [p for p in done if not p.error and p.key in stored and stored[p.key].count == "SCORED"]
         puts, _ = _split(original(table, run_id, uid, again, {}, stamp))
         for action in puts:
             del action["Put"]["ConditionExpression"]

@@ -28,12 +28,13 @@ from aws_cdk.aws_lambda import (
 from aws_cdk.aws_s3 import IBucket
 from classifier.bundle import Bundle, BundleError
 from constructs import Construct
+from runs.completion import IMAGES_SCORED
 
 from stacks.config import Config, ConfigError
 from stacks.function_role import FunctionRole
 from stacks.image_context import DOCKERFILE, PROJECT, SHIPPED, image_context
 from stacks.job_stream import JobStream
-from stacks.permissions import allow, allow_shared, through
+from stacks.permissions import allow, allow_events, allow_shared, through
 from stacks.storage import Storage
 
 
@@ -150,6 +151,8 @@ class Classifier(Construct):
         allow_shared(function, config=config, storage=storage, key=key)
         writes = ("dynamodb:BatchGetItem", "dynamodb:PutItem", "dynamodb:UpdateItem")
         allow(function, *writes, on=table.table_arn)
+        if config.arrivals == "on":
+            allow_events(function, IMAGES_SCORED)
 
         # With this role Lambda reads the stream, and writes failure objects (Lambda guide, with-kinesis and
         # kinesis-on-failure-destination).

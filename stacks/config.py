@@ -167,6 +167,17 @@ class Config:
         doc="isolated: the functions run in a network that leads only to the AWS services they use; about 29 "
         "dollars a month",
     )
+    arrivals: str = _choice(
+        "off",
+        "on",
+        doc="on: images that arrive under the prefix are scored without anybody starting a run",
+    )
+    arrivals_window: int = _number(
+        20, range(301), "seconds that arrivals wait for others, so that a job holds several"
+    )
+    arrivals_closing: int = _number(
+        2, range(1, 24), "hours after midnight (UTC) at which the standing run of the day before is closed"
+    )
     failure_expiry: int = _number(90, range(1, 3651), "days that the failure bucket keeps an object")
     log_retention: int = _number(30, LOG_RETENTION_DAYS, "days that CloudWatch keeps the functions' logs")
     alarm_topic: str | None = _text(

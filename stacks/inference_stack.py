@@ -4,6 +4,7 @@ from aws_cdk import Stack
 from aws_cdk.aws_kms import Key
 from constructs import Construct
 
+from stacks.arrivals import Arrivals
 from stacks.classifier import Classifier, bundle_folder, read_model
 from stacks.config import Config
 from stacks.job_creator import JobCreator
@@ -35,6 +36,11 @@ class InferenceStack(Stack):
             model=model,
             key=key,
         )
+        arrivals = None
+        if config.arrivals == "on":
+            arrivals = Arrivals(
+                self, "Arrivals", config=config, storage=storage, jobs=jobs, creator=creator, key=key
+            )
         if config.network == "isolated":
             Network(
                 self,
@@ -44,6 +50,7 @@ class InferenceStack(Stack):
                 jobs=jobs,
                 creator=creator.function,
                 classifier=classifier.function,
+                arrivals=arrivals,
                 key=key,
             )
         Monitoring(
@@ -54,5 +61,14 @@ class InferenceStack(Stack):
             jobs=jobs,
             creator=creator,
             classifier=classifier,
+            arrivals=arrivals,
         )
-        add_outputs(self, config=config, storage=storage, jobs=jobs, creator=creator, classifier=classifier)
+        add_outputs(
+            self,
+            config=config,
+            storage=storage,
+            jobs=jobs,
+            creator=creator,
+            classifier=classifier,
+            arrivals=arrivals,
+        )

@@ -51,7 +51,7 @@ class JobCreator(Construct):
         key: IKey | None,
     ) -> None:
         super().__init__(scope, construct_id)
-        environment = {
+        self.environment = {
             "BUCKET_NAME": storage.images.bucket_name,
             "KEY_PREFIX": config.prefix,
             "TABLE_NAME": storage.table.table_name,
@@ -59,7 +59,7 @@ class JobCreator(Construct):
             "IMAGES_PER_JOB": str(config.images_per_job),
             "RUN_FIELDS": run_fields(model, config),
         }
-        check_size(environment)
+        check_size(self.environment)
         role = FunctionRole(self, "Role", config=config, key=key)
         self.function = Function(
             self,
@@ -79,7 +79,7 @@ class JobCreator(Construct):
             timeout=Duration.minutes(15),  # Lambda's longest; listing millions of keys takes minutes
             memory_size=ONE_VCPU_MB,  # the CPU limits encoding, signing and sending jobs
             environment_encryption=key,
-            environment=environment,
+            environment=self.environment,
         )
         table, stream = storage.table, jobs.stream
         allow_shared(self.function, config=config, storage=storage, key=key)

@@ -12,6 +12,7 @@ from aws_cdk.aws_cloudwatch import (
     GraphWidget,
     HorizontalAnnotation,
     IMetric,
+    IWidget,
     MathExpression,
     Metric,
     TextWidget,
@@ -22,6 +23,7 @@ from aws_cdk.aws_sns import Topic
 from constructs import Construct
 from runs.metrics import NAMESPACE
 
+from stacks.arrivals import Arrivals
 from stacks.classifier import Classifier
 from stacks.config import Config
 from stacks.job_creator import JobCreator
@@ -52,6 +54,7 @@ class Monitoring(Construct):
         jobs: JobStream,
         creator: JobCreator,
         classifier: Classifier,
+        arrivals: Arrivals | None,
     ) -> None:
         super().__init__(scope, construct_id)
         self._topic = Topic.from_topic_arn(self, "Topic", config.alarm_topic) if config.alarm_topic else None
@@ -164,6 +167,8 @@ class Monitoring(Construct):
         )
         self._alarm("JobCreatorThrottles", "Lambda refused to start the job creator.", creator_throttles)
 
+        of_arrivals = self._watch_arrivals(arrivals) if arrivals else []
+
         at_once = classifier.function.metric("ConcurrentExecutions", statistic="Maximum", period=SHORT)
         durations, image_durations = (
             [
@@ -197,6 +202,7 @@ class Monitoring(Construct):
                     _graph("An image, milliseconds", *image_durations),
                     failed_jobs,
                 ],
+                *([of_arrivals] if of_arrivals else []),
                 [
                     _graph("Table, write units a second", _rate("units", "written", units=units)),
                     _graph("Table, throttled requests", write_throttles, read_throttles),
@@ -204,6 +210,40 @@ class Monitoring(Construct):
                 ],
             ],
         )
+
+    def _watch_arrivals(self, arrivals: Arrivals) -> list[IWidget]:
+        """The alarms of what arrives, and its row of the dashboard."""
+        oldest = arrivals.queue.metric_approximate_age_of_oldest_message(period=PERIOD)
+        dead = arrivals.dead_letters.metric_approximate_number_of_messages_visible(
+            statistic="Maximum", period=PERIOD
+        )
+        taken, dropped, sent = (
+            _metric(NAMESPACE, name, FunctionName=arrivals.announcer.function_name)
+            for name in ("EventsTaken", "EventsDropped", "ImagesSent")
+        )
+        missed, again = (
+            _metric(NAMESPACE, name, FunctionName=arrivals.reconciler.function_name)
+            for name in ("ArrivalsMissed", "ArrivalsSentAgain")
+        )
+        announcer_errors, reconciler_errors = (
+            function.metric_errors(period=PERIOD) for function in arrivals.functions
+        )
+        self._alarm(
+            "ArrivalsWait",
+            "An image that arrived has waited for 15 minutes to be sent to the classifier.",
+            oldest,
+            at_least=15 * 60,
+        )
+        self._alarm("ArrivalsNotTaken", "An event of S3 was not taken, so its image was not sent.", dead)
+        self._alarm(
+            "ArrivalsMissed", "The reconciliation of a day found images that no event announced.", missed
+        )
+        self._alarm("ReconcilerErrors", "The standing run of a day was not closed.", reconciler_errors)
+        return [
+            _graph("Arrivals", taken, dropped, sent, missed, again),
+            _graph("Oldest event in the queue, seconds; events not taken", oldest, dead),
+            _graph("Errors of announcer and reconciler", announcer_errors, reconciler_errors),
+        ]
 
     def _alarm(
         self,

@@ -30,6 +30,7 @@ from aws_cdk.aws_route53resolver import (
 )
 from constructs import Construct
 
+from stacks.arrivals import Arrivals
 from stacks.config import Config, ConfigError
 from stacks.function_role import log_group
 from stacks.job_stream import JobStream
@@ -84,6 +85,7 @@ class Network(Construct):
         jobs: JobStream,
         creator: Function,
         classifier: Function,
+        arrivals: Arrivals | None,
         key: IKey | None,
     ) -> None:
         super().__init__(scope, construct_id)
@@ -102,6 +104,7 @@ class Network(Construct):
         )
         self._prefix_lists = CfnMapping(self, "PrefixLists", mapping=PREFIX_LISTS)
         of_creator, of_classifier = self._group("JobCreator"), self._group("Classifier")
+        standing = [self._group("Arrivals")] if arrivals else []
 
         s3 = self._vpc.add_gateway_endpoint("S3", service=GatewayVpcEndpointAwsService.S3)
         pass_through(s3, "s3:GetObject", on=storage.images.arn_for_objects(f"{config.prefix}*"))
@@ -109,17 +112,22 @@ class Network(Construct):
         table = self._vpc.add_gateway_endpoint("DynamoDB", service=GatewayVpcEndpointAwsService.DYNAMODB)
         actions = ("BatchGetItem", "GetItem", "PutItem", "Query", "UpdateItem")
         pass_through(table, *(f"dynamodb:{action}" for action in actions), on=storage.table.table_arn)
-        stream = self._interface("Kinesis", InterfaceVpcEndpointAwsService.KINESIS_STREAMS, of_creator)
+        stream = self._interface(
+            "Kinesis", InterfaceVpcEndpointAwsService.KINESIS_STREAMS, of_creator, *standing
+        )
         pass_through(stream, "kinesis:PutRecords", on=jobs.stream.stream_arn)
         events = self._interface(
-            "EventBridge", InterfaceVpcEndpointAwsService.EVENTBRIDGE, of_creator, of_classifier
+            "EventBridge", InterfaceVpcEndpointAwsService.EVENTBRIDGE, of_creator, of_classifier, *standing
         )
         bus = Stack.of(self).format_arn(service="events", resource="event-bus", resource_name="default")
         pass_through(events, "events:PutEvents", on=bus)
 
         self._resolve_only_aws()
         self._log_what_is_refused(config, key)
-        for function, group in ((creator, of_creator), (classifier, of_classifier)):
+        connected = [(creator, of_creator), (classifier, of_classifier)]
+        if arrivals:
+            connected += [(function, standing[0]) for function in arrivals.functions]
+        for function, group in connected:
             self._connect(function, group)
 
     def _group(self, name: str) -> SecurityGroup:

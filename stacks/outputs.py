@@ -7,6 +7,7 @@ from aws_cdk import CfnOutput, Stack
 from aws_cdk.aws_dynamodb import ITable
 from aws_cdk.aws_s3 import IBucket
 
+from stacks.arrivals import Arrivals
 from stacks.classifier import Classifier
 from stacks.config import Config
 from stacks.job_creator import JobCreator
@@ -22,6 +23,7 @@ def add_outputs(
     jobs: JobStream,
     creator: JobCreator,
     classifier: Classifier,
+    arrivals: Arrivals | None,
 ) -> None:
     """Add the outputs to the stack. `cxr` reads them by their names."""
     images, table, failures = storage.images, storage.table, jobs.failures
@@ -45,6 +47,7 @@ def add_outputs(
         ("TableName", table.table_name, "DynamoDB table of runs and predictions"),
         ("FailureBucketName", failures.bucket_name, "Bucket of jobs that ran out of retries"),
         ("AccessLogsBucketName", storage.access_logs.bucket_name, "Bucket of S3's access logs"),
+        *(_arrivals(arrivals) if arrivals else ()),
         ("Settings", json.dumps(config.settings()), "Settings of the stack, by their names for -c"),
         (
             "OnDelete",
@@ -53,6 +56,13 @@ def add_outputs(
         ),
     ):
         CfnOutput(stack, name, value=value, description=description)
+
+
+def _arrivals(arrivals: Arrivals) -> Iterable[tuple[str, str, str]]:
+    yield "ReconcilerName", arrivals.reconciler.function_name, "Function that closes standing runs"
+    yield "ArrivalsMappingId", arrivals.mapping.event_source_mapping_id, "Mapping of the queue of arrivals"
+    yield "ArrivalsQueueUrl", arrivals.queue.queue_url, "Queue of images that arrived"
+    yield "ArrivalsDeadLettersUrl", arrivals.dead_letters.queue_url, "Queue of arrivals that were not taken"
 
 
 def _on_delete(config: Config, table: ITable, buckets: Iterable[IBucket]) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from aws_cdk import Acknowledgment, Stack, Validations
+from aws_cdk.aws_dynamodb import ITable
 from aws_cdk.aws_iam import PolicyStatement
 from aws_cdk.aws_kms import IKey
 from aws_cdk.aws_lambda import Function
 from aws_cdk.aws_s3 import IBucket
-from runs.completion import EVENT_SOURCE, EVENT_TYPE
+from runs.completion import EVENT_SOURCE, RUN_COMPLETE
 
 from stacks.config import Config
 from stacks.storage import Storage
@@ -63,13 +64,25 @@ def allow_shared(function: Function, *, config: Config, storage: Storage, key: I
         allow(function, "kms:Decrypt", on=config.images_kms_key, when=through_s3(images))
 
     allow(function, "dynamodb:GetItem", "dynamodb:Query", on=table.table_arn)
+    allow_events(function, RUN_COMPLETE)
+    allow_traces(function)
+    if key:
+        allow_key_of_table(function, table, key)
+        if not config.images_bucket:
+            allow(function, "kms:Decrypt", on=key.key_arn, when=through_s3(images))
 
+
+def allow_events(function: Function, *types: str) -> None:
+    """Allow to say these types of events on EventBridge."""
     # Both condition keys can have several values (EventBridge guide,
     # eb-event-bus-example-policy-cross-account-custom-bus-source).
-    completion = {"events:source": EVENT_SOURCE, "events:detail-type": EVENT_TYPE}
+    ours = {"events:source": EVENT_SOURCE, "events:detail-type": list(types) if types[1:] else types[0]}
     bus = Stack.of(function).format_arn(service="events", resource="event-bus", resource_name="default")
-    allow(function, "events:PutEvents", on=bus, when={"ForAllValues:StringEquals": completion})
+    allow(function, "events:PutEvents", on=bus, when={"ForAllValues:StringEquals": ours})
 
+
+def allow_traces(function: Function) -> None:
+    """Allow to send traces to X-Ray."""
     allow(
         function,
         "xray:PutTraceSegments",
@@ -77,13 +90,14 @@ def allow_shared(function: Function, *, config: Config, storage: Storage, key: I
         on="*",
         why_wildcard="X-Ray has no resources to allow these actions on.",
     )
-    if key:
-        of_table = through("dynamodb", "aws:dynamodb:tableName", table.table_name)
-        allow(function, *TABLE_KEY_ACTIONS, on=key.key_arn, when=of_table)
-        # KMS has an encryption context only for encrypting and decrypting.
-        allow(function, "kms:DescribeKey", on=key.key_arn, when=through("dynamodb"))
-        if not config.images_bucket:
-            allow(function, "kms:Decrypt", on=key.key_arn, when=through_s3(images))
+
+
+def allow_key_of_table(function: Function, table: ITable, key: IKey) -> None:
+    """Allow the user's key, through the table that it encrypts."""
+    of_table = through("dynamodb", "aws:dynamodb:tableName", table.table_name)
+    allow(function, *TABLE_KEY_ACTIONS, on=key.key_arn, when=of_table)
+    # KMS has an encryption context only for encrypting and decrypting.
+    allow(function, "kms:DescribeKey", on=key.key_arn, when=through("dynamodb"))
 
 
 def through(service: str, context: str | None = None, *values: str) -> Conditions:

@@ -14,7 +14,7 @@ import pytest
 from deployment import Deployment
 from moto import mock_aws
 from moto.kinesis.models import KinesisBackend
-from permissions import refused_by_default, watched
+from permissions import refused_by, watched
 from support import BUCKET, FAILURES, STREAM, TABLE, XRAYS, client
 
 from cxr.local_aws.processes import STOP_SIGNALS
@@ -141,10 +141,11 @@ def deployment() -> Iterator[Deployment]:
 
 
 @pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def aws(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     """AWS as moto plays it, with the buckets of images and of failures, a stream and a table.
 
-    Fails a test whose handlers made a call that their roles in the default stack do not allow.
+    Fails a test whose handlers made a call that their roles do not allow: those of the default stack, or of
+    the settings in the marker `roles_of`.
     """
     for name, value in {
         "AWS_ACCESS_KEY_ID": "testing",
@@ -169,5 +170,6 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         create_table(client("dynamodb"), TABLE)
         yield
     # A copy: a thread that the test did not wait for may still add to them.
-    refused = refused_by_default(tuple(calls))
+    marker = request.node.get_closest_marker("roles_of")
+    refused = refused_by(marker.args if marker else (), tuple(calls))
     assert refused == [], "the roles of the stack do not allow what the handlers asked for"

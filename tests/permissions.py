@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -13,6 +13,7 @@ from synth import synth
 
 ACCOUNT, REGION = "123456789012", "us-east-1"  # moto's
 JOB_CREATOR, CLASSIFIER = "JobCreator", "Classifier"
+ANNOUNCER, RECONCILER = "ArrivalsAnnouncer", "ArrivalsReconciler"
 
 # Names of resources, by logical id without its hash. The name of any other resource is its logical id.
 NAMES = {"StorageImages": BUCKET, "StorageTable": TABLE, "JobsStream": STREAM, "JobsFailures": "failures"}
@@ -24,6 +25,7 @@ KEYS = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/"
 ROLES = f"arn:aws:iam::{ACCOUNT}:role/"
 EC2 = f"arn:aws:ec2:{REGION}:{ACCOUNT}:"
 BUCKETS = "arn:aws:s3:::"
+QUEUES = f"arn:aws:sqs:{REGION}:{ACCOUNT}:"
 ARNS = {
     "AWS::DynamoDB::Table": TABLES,
     "AWS::IAM::Role": ROLES,
@@ -31,6 +33,7 @@ ARNS = {
     "AWS::KMS::Key": KEYS,
     "AWS::Logs::LogGroup": LOGS,
     "AWS::S3::Bucket": BUCKETS,
+    "AWS::SQS::Queue": QUEUES,
 }
 PSEUDO = {"AWS::AccountId": ACCOUNT, "AWS::Region": REGION, "AWS::Partition": "aws"}
 
@@ -42,7 +45,7 @@ class Unmapped(Exception):
 class Call(NamedTuple):
     """A request of a function to IAM."""
 
-    role: str  # JOB_CREATOR or CLASSIFIER
+    role: str  # of one of the functions
     request: Request
 
 
@@ -154,18 +157,18 @@ def refused(calls: Iterable[Call], by: Stack) -> list[Call]:
     return [call for call in calls if not by.allows(call)]
 
 
-def refused_by_default(calls: Iterable[Call]) -> list[Call]:
-    """The calls that the stack of the default settings does not allow, but for those of OTHER_BUCKETS."""
+def refused_by(settings: tuple[str, ...], calls: Iterable[Call]) -> list[Call]:
+    """The calls that the stack of these settings does not allow, but for those of OTHER_BUCKETS."""
     return [
         call
         for call in calls
-        if not OTHER_BUCKETS.match(call.request.resource) and not _allowed_by_default(call)
+        if not OTHER_BUCKETS.match(call.request.resource) and not _allowed_by(settings, call)
     ]
 
 
 @cache
-def _allowed_by_default(call: Call) -> bool:
-    return stack().allows(call)
+def _allowed_by(settings: tuple[str, ...], call: Call) -> bool:
+    return stack(*settings).allows(call)
 
 
 def role_arn(role: str) -> str:
@@ -175,6 +178,8 @@ def role_arn(role: str) -> str:
 @contextmanager
 def watched() -> Iterator[set[Call]]:
     """Record the different calls of all handlers that are made from here on."""
+    from arrivals.announcer import Announcer
+    from arrivals.reconciler import Reconciler
     from classifier.handler import Classifier
     from job_creator.handler import JobCreator
 
@@ -196,7 +201,10 @@ def watched() -> Iterator[set[Call]]:
 
         return patch.object(made, "__init__", watching)
 
-    with watch(JobCreator, JOB_CREATOR), watch(Classifier, CLASSIFIER):
+    roles = {JobCreator: JOB_CREATOR, Classifier: CLASSIFIER, Announcer: ANNOUNCER, Reconciler: RECONCILER}
+    with ExitStack() as watching:
+        for made, role in roles.items():
+            watching.enter_context(watch(made, role))
         yield calls
 
 

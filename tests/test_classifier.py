@@ -211,11 +211,11 @@ class TestPredictions:
         assert agreed()["SCORED"] == 2
 
     def test_what_obstore_does_not_read_is_read_by_boto3(self, model: Brightness) -> None:
-        def read(_bucket: str, name: str, _most: int) -> bytes | int:
+        def read(_bucket: str, name: str, _most: int) -> objects.Object | int:
             if name == key("large"):
                 return MAX_BYTES + 1
             if name == key("a"):
-                return image_bytes()
+                return objects.Object(image_bytes(), '"0"')
             raise objects.NotRead
 
         start("r")
@@ -417,7 +417,7 @@ class TestRedelivery:
         fetched: list[str] = []
         fetch = Classifier._fetch
 
-        def noted(self: Classifier, bucket: str, wanted: str, *args: Any) -> bytes:
+        def noted(self: Classifier, bucket: str, wanted: str, *args: Any) -> objects.Object:
             fetched.append(wanted)
             return fetch(self, bucket, wanted, *args)
 
@@ -435,7 +435,7 @@ class TestRedelivery:
         stored = RunTable.stored
         codes = iter(["NOT_AN_IMAGE", "IMAGE_EMPTY"])
 
-        def overtaken(self: RunTable, run_id: str, wanted: Any) -> dict[str, str]:
+        def overtaken(self: RunTable, run_id: str, wanted: Any) -> dict[str, Prediction]:
             found = stored(self, run_id, wanted)
             for code in codes:
                 other.write(run_id, uid(run_id), [Prediction(keys[0], error=code)], found, {})
@@ -480,7 +480,7 @@ class TestRetried:
         keys = put(a=image_bytes(), b=image_bytes(seed=1), c=image_bytes(seed=2))
         fetch = Classifier._fetch
 
-        def once(self: Classifier, bucket: str, wanted: str, *args: Any) -> bytes:
+        def once(self: Classifier, bucket: str, wanted: str, *args: Any) -> objects.Object:
             if wanted == key("b"):
                 raise error
             return fetch(self, bucket, wanted, *args)

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pytest
 from classifier import objects
 
-BODY = b"x" * 100
+BODY, ETAG = b"x" * 100, '"0"'
 ERRORS = {
     "NoSuchKey": 404,
     "NoSuchBucket": 404,
@@ -32,7 +32,7 @@ class S3(BaseHTTPRequestHandler):
         self.send_response(ERRORS.get(key, 200))
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Last-Modified", "Mon, 02 Jan 2023 00:00:00 GMT")
-        self.send_header("ETag", '"0"')
+        self.send_header("ETag", ETAG)
         if key != "reset":
             self.end_headers()
         self.wfile.write(b"" if key == "reset" else body[:50] if key == "short" else body)
@@ -59,7 +59,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("key", ["a/x.png", "a b+c/é.png", "a%20b", "#?&=@:$,;!*'()", 'a|b{}[]^`<>"', " a "])
 def test_an_object_is_read_by_its_key(asked: list[str], key: str) -> None:
-    assert objects.read("images", key, 100) == BODY
+    assert objects.read("images", key, 100) == objects.Object(BODY, ETAG)
     assert asked == [key]
 
 

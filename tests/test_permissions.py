@@ -40,10 +40,10 @@ from permissions import (
     Unmapped,
     asked,
     refused,
-    refused_by_default,
+    refused_by,
     watched,
 )
-from runs.completion import EVENT_SOURCE, EVENT_TYPE
+from runs.completion import EVENT_SOURCE, RUN_COMPLETE
 from runs.table import RunTable
 from support import BUCKET, STREAM, TABLE, image_bytes
 from synth import synth
@@ -325,7 +325,7 @@ def forbidden(case: Case) -> frozenset[Call]:
     ask(scorer, "kinesis:PutRecords", stream)
 
     # EventBridge itself refuses an event without source or type (PutEventsResultEntry).
-    ours = {"events:source": (EVENT_SOURCE,), "events:detail-type": (EVENT_TYPE,)}
+    ours = {"events:source": (EVENT_SOURCE,), "events:detail-type": (RUN_COMPLETE,)}
     ask(both, "events:PutEvents", f"{BUSES}default", ours | {"events:source": ("another",)})
     ask(both, "events:PutEvents", f"{BUSES}default", ours | {"events:detail-type": ("Another",)})
     ask(both, "events:PutEvents", f"{BUSES}another", ours)
@@ -524,7 +524,7 @@ class TestWrongTemplates:
         own, *_ = asked_by_handlers(CASES["default"])
         wrong = Call(CLASSIFIER, Request("s3:GetObject", f"{BUCKETS}failures/a", OURS))
         elsewhere = wrong._replace(request=Request("s3:GetObject", f"{BUCKETS}others/a", OURS))
-        assert refused_by_default([own, wrong, elsewhere]) == [wrong]
+        assert refused_by((), [own, wrong, elsewhere]) == [wrong]
 
     def test_a_wider_resource_is_noticed(self) -> None:
         def change(statement: dict[str, Any]) -> None:

@@ -1,22 +1,25 @@
-"""Completing a run, and saying so on EventBridge."""
+"""What is said on EventBridge: that a run is complete, and what came of the jobs of a standing run."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from runs.predictions import SCORED, outcomes
+from runs.predictions import SCORED, Prediction, outcomes
 
 if TYPE_CHECKING:
     from mypy_boto3_events import EventBridgeClient
 
     from runs.table import RunTable
 
-EVENT_SOURCE, EVENT_TYPE = "chest-xray-inference", "Run Complete"  # on the default event bus
+EVENT_SOURCE = "chest-xray-inference"  # on the default event bus
+RUN_COMPLETE, IMAGES_SCORED = "Run Complete", "Images Scored"
 
 
 class NotAnnounced(Exception):
@@ -49,5 +52,23 @@ def complete(table: RunTable, events: Callable[[], EventBridgeClient], run_id: s
 def announcement(run_id: str, counts: Mapping[str, int]) -> Any:
     """The entry of PutEvents that says that a run is complete."""
     scored = counts.get(SCORED, 0)
-    detail = {"RunId": run_id, "Scored": scored, "Failed": outcomes(counts) - scored}
-    return {"Source": EVENT_SOURCE, "DetailType": EVENT_TYPE, "Detail": json.dumps(detail)}
+    return _entry(RUN_COMPLETE, {"RunId": run_id, "Scored": scored, "Failed": outcomes(counts) - scored})
+
+
+def announce_scored(
+    events: Callable[[], EventBridgeClient], run_id: str, predictions: Collection[Prediction]
+) -> None:
+    """Say what came of a job of a standing run. No key is in it.
+
+    The predictions are stored by now, so an event that EventBridge does not take is not sent again. Of a job
+    that is delivered twice, the event may be sent twice.
+    """
+    positive = Counter(label for prediction in predictions for label in prediction.positive)
+    scored = sum(not prediction.error for prediction in predictions)
+    detail = {"RunId": run_id, "Scored": scored, "Failed": len(predictions) - scored, "Positive": positive}
+    with suppress(ClientError, BotoCoreError):
+        events().put_events(Entries=[_entry(IMAGES_SCORED, detail)])
+
+
+def _entry(kind: str, detail: Mapping[str, Any]) -> Any:
+    return {"Source": EVENT_SOURCE, "DetailType": kind, "Detail": json.dumps(detail)}

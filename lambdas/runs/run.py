@@ -9,11 +9,13 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
+STANDING = "Arrivals"  # the kind of source of a standing run
+
 
 class State(StrEnum):
     """Where a run is in its life."""
 
-    LISTING = "LISTING"  # the job creator lists its images and sends its jobs
+    LISTING = "LISTING"  # its images are being listed, or arrive, and its jobs are sent
     SCORING = "SCORING"  # all jobs are sent, and how many images to expect is known
     COMPLETE = "COMPLETE"  # every expected image has a prediction
     CANCELLED = "CANCELLED"  # its jobs are dropped until the same event starts it again
@@ -34,6 +36,7 @@ class Run:
     thresholds: Mapping[str, Decimal] = field(default_factory=dict)  # label -> threshold, the primary first
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the stack, when the run was made
     expected: int | None = None  # distinct images; None while the job creator is listing
+    arrived: int = 0  # distinct images of a standing run so far
     keys_sha256: str = ""  # of all keys, in order
     created_at: datetime | None = None
     listed_at: datetime | None = None
@@ -47,6 +50,16 @@ class Run:
     def at_work(self) -> bool:
         """Whether its images are being listed or scored, or wait to be."""
         return self.state in (State.LISTING, State.SCORING)
+
+    @property
+    def standing(self) -> bool:
+        """Whether it takes the images that arrive during a day."""
+        return self.source.get("kind") == STANDING
+
+    @property
+    def reconciling(self) -> bool:
+        """Whether it is a standing run whose day is over, and whose images are not final yet."""
+        return self.standing and self.state == State.SCORING and self.expected is None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Run:
@@ -66,6 +79,7 @@ class Run:
             thresholds={label["name"]: label["threshold"] for label in fields.get("labels", ())},
             settings=fields.get("settings", {}),
             expected=int(fields["expected"]) if "expected" in fields else None,
+            arrived=int(fields.get("arrived", 0)),
             keys_sha256=fields.get("keys_sha256", ""),
             created_at=moment("created_at"),
             listed_at=moment("listed_at"),

@@ -13,9 +13,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from runs import layout
+from runs.arrivals import Arrival
 from runs.attributes import Item, pack, unpack
 from runs.backoff import CONFLICT, OVERLOAD, Patience, full_jitter
-from runs.predictions import RETRYING, SCORED, Counts, Prediction, counts_of, outcomes, total
+from runs.predictions import SCORED, WAITING, Counts, Prediction, counts_of, outcomes, total
 from runs.run import Run, State
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 DELETERS = 8  # partitions whose items are deleted at once
 DELETE_BATCH = 25  # keys that BatchWriteItem takes
+# What decides how a prediction may be replaced, and moves which counts.
+_STORED = ("sk", "status", "error", "retrying", "warnings", "arrivals", "arrived_at", "etag")
 # Reasons of a cancelled transaction that may be gone in the next attempt (DynamoDB API, TransactWriteItems).
 _THROTTLED = {"ThrottlingError", "ProvisionedThroughputExceeded"}
 _TRANSIENT = {"None", "ConditionalCheckFailed", "TransactionConflict", *_THROTTLED}
@@ -30,6 +33,10 @@ _TRANSIENT = {"None", "ConditionalCheckFailed", "TransactionConflict", *_THROTTL
 
 class RunGone(Exception):
     """The run was deleted meanwhile, and takes no prediction any more."""
+
+
+class RunClosed(Exception):
+    """The standing run takes no more arrivals."""
 
 
 class RunTable:
@@ -190,22 +197,22 @@ class RunTable:
         """The counts of the run, in one request."""
         return total(map(unpack, self._query(layout.counters_partition(run_id))))
 
-    def stored(self, run_id: str, images: Iterable[str]) -> dict[str, str]:
-        """S3 key -> name of its count, for those of at most 100 keys that have a prediction."""
+    def stored(self, run_id: str, images: Iterable[str]) -> dict[str, Prediction]:
+        """S3 key -> its prediction without the scores, for those of at most 100 keys that have one."""
         wanted: Any = [pack(layout.prediction_key(run_id, key)) for key in images]
-        found: dict[str, str] = {}
+        found: dict[str, Prediction] = {}
         failures = 0
         while wanted:
             request: Any = {
                 "Keys": wanted,
                 "ConsistentRead": True,
-                "ProjectionExpression": "sk, #error, retrying",
-                "ExpressionAttributeNames": {"#error": "error"},
+                "ProjectionExpression": ", ".join(f"#{name}" for name in _STORED),
+                "ExpressionAttributeNames": {f"#{name}": name for name in _STORED},
             }
             answer: Any = self._dynamodb.batch_get_item(RequestItems={self._name: request})
             for item in answer["Responses"][self._name]:
                 prediction = Prediction.from_fields(unpack(item))
-                found[prediction.key] = prediction.count
+                found[prediction.key] = prediction
             wanted = answer["UnprocessedKeys"].get(self._name, {}).get("Keys")
             if wanted:  # DynamoDB was throttled, and its guide asks to wait (BatchGetItem)
                 failures += 1
@@ -217,22 +224,22 @@ class RunTable:
         run_id: str,
         uid: str,
         done: Collection[Prediction],
-        stored: Mapping[str, str],
+        stored: Mapping[str, Prediction],
         stamp: Mapping[str, str],
         seconds_left: Callable[[], float] | None = None,
     ) -> None:
         """Write at most 99 predictions and move the run's counts with them, all or nothing.
 
-        `stored` is what is known to be in the table: S3 key -> name of its count. Where it is out of date, it
-        is read, and the rest written. `stamp` (model, model_sha256) goes into every prediction. A transaction
-        that is cancelled by throttling or a conflict is tried again while there are `seconds_left`, without
-        them a few times. Raises RunGone if there is no run of this uid any more.
+        `stored` is what is known to be in the table, by S3 key. Where it is out of date, it is read, and the
+        rest written. `stamp` (model, model_sha256) goes into every prediction. A transaction that is
+        cancelled by throttling or a conflict is tried again while there are `seconds_left`, without them a
+        few times. Raises RunGone if there is no run of this uid any more.
         """
         stamp = {**stamp, "scored_at": now()}
         self._write(
             run_id,
             lambda known: write_actions(self._name, run_id, uid, done, known, stamp),
-            done,
+            [prediction.key for prediction in done],
             stored,
             Patience(seconds_left),
         )
@@ -244,14 +251,64 @@ class RunTable:
         RunGone.
         """
         waiting = [replace(prediction, retrying=True) for prediction in failed]
-        stored = {prediction.key: prediction.count for prediction in failed}
+        stored = {prediction.key: prediction for prediction in failed}
         stamp = {"model": run.model, "model_sha256": run.model_sha256, "scored_at": now()}
 
-        def actions(known: Mapping[str, str]) -> list[dict[str, Any]]:
+        def actions(known: Mapping[str, Prediction]) -> list[dict[str, Any]]:
             writes = write_actions(self._name, run.run_id, run.uid, waiting, known, stamp)
             return writes and [self._reopen(run, len(writes) - 1), *writes]
 
-        self._write(run.run_id, actions, waiting, stored, Patience())
+        self._write(run.run_id, actions, list(stored), stored, Patience())
+
+    def announce(
+        self, run: Run, arrivals: Collection[Arrival], *, reconciling: bool = False
+    ) -> list[Prediction]:
+        """Let at most 98 images of a standing run wait for an outcome, and count them.
+
+        Returns those of them that wait now, also the ones that did before: their jobs may be lost. An image
+        that has an outcome of the same content waits for none. Raises RunClosed and RunGone.
+        """
+        waiting: list[Prediction] = []
+
+        def actions(known: Mapping[str, Prediction]) -> list[dict[str, Any]]:
+            found = (arrival.waiting_after(known.get(arrival.key)) for arrival in arrivals)
+            waiting[:] = [prediction for prediction in found if prediction]
+            writes = write_actions(self._name, run.run_id, run.uid, waiting, known, {})
+            new = sum(each.key not in known for each in waiting)
+            return writes and [self._admit(run, new, reconciling=reconciling), *writes]
+
+        keys = [arrival.key for arrival in arrivals]
+        self._write(run.run_id, actions, keys, self.stored(run.run_id, keys), Patience())
+        return waiting
+
+    def _admit(self, run: Run, images: int, *, reconciling: bool) -> dict[str, Any]:
+        """The update that adds so many images to a standing run. Raises RunClosed and RunGone."""
+        found = self.run(run.run_id)
+        if found is None or found.uid != run.uid:
+            raise RunGone(f"run {run.run_id} was deleted")
+        if not (found.state == State.LISTING or (reconciling and found.reconciling)):
+            raise RunClosed(f"run {run.run_id} is {found.state}")
+        condition = "uid = :uid AND #state = :found AND attribute_not_exists(expected)"
+        values = {":uid": run.uid, ":found": found.state, ":images": images}
+        return {"Update": self._run_update(run.run_id, "ADD arrived :images", condition, values)}
+
+    def close(self, run: Run) -> None:
+        """Let a standing run take no more arrivals but those of its reconciliation."""
+        self._update_run(
+            run.run_id,
+            "SET #state = :scoring",
+            "uid = :uid AND #state = :listing",
+            {":uid": run.uid, ":listing": State.LISTING, ":scoring": State.SCORING},
+        )
+
+    def expect_arrived(self, run: Run) -> None:
+        """Let a standing run that is reconciled expect the images that it has."""
+        self._update_run(
+            run.run_id,
+            "SET expected = arrived, listed_at = :now",
+            "uid = :uid AND #state = :scoring AND attribute_not_exists(expected)",
+            {":uid": run.uid, ":scoring": State.SCORING, ":now": now()},
+        )
 
     def _reopen(self, run: Run, images: int) -> dict[str, Any]:
         """The update that counts a retry of so many images, and takes the run from COMPLETE to SCORING."""
@@ -275,9 +332,9 @@ class RunTable:
     def _write(
         self,
         run_id: str,
-        actions_for: Callable[[Mapping[str, str]], list[dict[str, Any]]],
-        predictions: Collection[Prediction],
-        stored: Mapping[str, str],
+        actions_for: Callable[[Mapping[str, Prediction]], list[dict[str, Any]]],
+        images: Collection[str],
+        stored: Mapping[str, Prediction],
         patience: Patience,
     ) -> None:
         """Write the transaction for what the table holds: `stored`, and if that is out of date what is read.
@@ -299,11 +356,11 @@ class RunTable:
                 if not _TRANSIENT.issuperset(reasons) or not patience.wait(backoff):
                     raise
             if "ConditionalCheckFailed" in reasons:
-                stored = self.stored(run_id, [prediction.key for prediction in predictions])
+                stored = self.stored(run_id, images)
 
     def predictions(self, run_id: str) -> Iterator[Prediction]:
         """Every prediction of the run, partition by partition, in each in the order of the keys."""
-        names = ("sk", "scores", "positive", "error", "warnings")
+        names = ("scores", "positive", "scored_at", *_STORED)
         for partition in layout.partitions(run_id):
             for item in self._query(partition, names):
                 yield Prediction.from_fields(unpack(item))
@@ -313,12 +370,21 @@ class RunTable:
         for partition in layout.partitions(run_id):
             yield from (item["sk"]["S"] for item in self._query(partition, ("sk",)))
 
+    def waiting(self, run_id: str) -> Iterator[Prediction]:
+        """The images of a standing run that wait for an outcome."""
+        for partition in layout.partitions(run_id):
+            found = self._query(
+                partition,
+                _STORED,
+                FilterExpression="#status = :waiting",
+                ExpressionAttributeValues={":waiting": {"S": WAITING}},
+            )
+            yield from (Prediction.from_fields(unpack(item)) for item in found)
+
     def failed(self, run_id: str) -> Iterator[Prediction]:
         """The FAILED predictions, also those that are retried."""
         for partition in layout.partitions(run_id):
-            found = self._query(
-                partition, ("sk", "error", "retrying"), FilterExpression="attribute_exists(#error)"
-            )
+            found = self._query(partition, _STORED, FilterExpression="attribute_exists(#error)")
             yield from (Prediction.from_fields(unpack(item)) for item in found)
 
     # Requests
@@ -392,17 +458,15 @@ def write_actions(
     run_id: str,
     uid: str,
     predictions: Iterable[Prediction],
-    stored: Mapping[str, str],
+    stored: Mapping[str, Prediction],
     stamp: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """One TransactWriteItems that puts predictions and moves the run's counts with them.
 
-    Each put has the condition that the table still holds what `stored` says. A SCORED prediction is never
-    overwritten, a FAILED one only by another outcome or a retry, and one that is retried by every outcome.
-    The last action is the counter's; its condition fails if the run of this uid is gone. Empty if there is
-    nothing to change.
+    Each put has the condition that the table still holds what `stored` says. The last action is the
+    counter's; its condition fails if the run of this uid is gone. Empty if there is nothing to change.
     """
-    changed = [each for each in predictions if stored.get(each.key) not in (SCORED, each.count)]
+    changed = [each for each in predictions if _replaces(each, stored.get(each.key))]
     if not changed:
         return []
     puts = [
@@ -416,21 +480,47 @@ def write_actions(
         for each in changed
     ]
     moved = counts_of(changed)
-    moved.subtract(stored[each.key] for each in changed if each.key in stored)
+    moved.subtract(counts_of(stored[each.key] for each in changed if each.key in stored))
     counter = int(hashlib.sha256(changed[0].key.encode()).hexdigest(), 16) % layout.COUNTERS
     return [*puts, {"Update": {"TableName": table, **_add(run_id, counter, uid, moved)}}]
 
 
-def _unchanged(before: str | None) -> dict[str, Any]:
+def _replaces(new: Prediction, before: Prediction | None) -> bool:
+    """Whether a prediction takes the place of the one that the table holds.
+
+    An arrival replaces everything that is of another content. A SCORED prediction is otherwise never
+    overwritten, a FAILED one only by another outcome or a retry, and one that waits by every outcome. But an
+    outcome must not end the wait for a content that was announced after its image was fetched.
+    """
+    if before is None:
+        return True
+    if new.waiting:
+        return new.etag != before.etag
+    return new.arrivals == before.arrivals and before.count not in (SCORED, new.count)
+
+
+def _unchanged(before: Prediction | None) -> dict[str, Any]:
     """The condition that the prediction is as it was read (None: there was none)."""
     if before is None:
         return {"ConditionExpression": "attribute_not_exists(pk)"}
-    kind, _, error = before.partition("#")
-    retrying = "attribute_exists(retrying)" if kind == RETRYING else "attribute_not_exists(retrying)"
+    conditions: list[str] = []
+    names: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    if before.arrivals:
+        conditions += ["arrivals = :arrivals", "#status = :status"]
+        names["#status"] = "status"
+        values |= {":arrivals": before.arrivals, ":status": before.status}
+    if before.error:
+        conditions += [
+            "#error = :error",
+            "attribute_exists(retrying)" if before.retrying else "attribute_not_exists(retrying)",
+        ]
+        names["#error"] = "error"
+        values[":error"] = before.error
     return {
-        "ConditionExpression": f"#error = :error AND {retrying}",  # only a FAILED prediction has an error
-        "ExpressionAttributeNames": {"#error": "error"},
-        "ExpressionAttributeValues": pack({":error": error}),
+        "ConditionExpression": " AND ".join(conditions),
+        "ExpressionAttributeNames": names,
+        "ExpressionAttributeValues": pack(values),
     }
 
 

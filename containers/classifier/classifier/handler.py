@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from runs import jobs, metrics
 from runs.backoff import Patience, keep_trying
 from runs.codes import REFUSED_BY_S3, ErrorCode
-from runs.completion import NotAnnounced, complete
+from runs.completion import NotAnnounced, announce_scored, complete
 from runs.errors import reason
 from runs.jobs import Job, JobError
 from runs.predictions import SCORED, Prediction
@@ -31,6 +31,7 @@ from urllib3.exceptions import HTTPError
 from classifier import objects
 from classifier.bounds import MAX_BYTES, ImageError
 from classifier.model import Model
+from classifier.objects import Object
 
 if TYPE_CHECKING:
     from mypy_boto3_events import EventBridgeClient
@@ -44,7 +45,7 @@ WRITE_MARGIN_MS = 7_000  # no write begins later: it and the answer to Lambda ne
 VCPU_MB = 1769  # megabytes of memory that come with one vCPU (Lambda guide, configuration-memory)
 
 Result = TypeVar("Result")
-Read = Callable[[str, str, int], bytes | int]  # objects.read: a bucket, a key, and the most bytes
+Read = Callable[[str, str, int], Object | int]  # objects.read: a bucket, a key, and the most bytes
 
 
 class NotDone(Exception):
@@ -60,8 +61,9 @@ class Task:
     """A job with what is left of it."""
 
     job: Job
+    run: Run | None  # None if it is gone
     keys: tuple[str, ...]  # those that are not SCORED, as far as the table was read
-    stored: Mapping[str, str]  # S3 key -> name of its count, as far as the table was read
+    stored: Mapping[str, Prediction]  # by S3 key, as far as the table was read
 
 
 def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:
@@ -206,18 +208,24 @@ class Classifier:
         if isinstance(run, NotDone):
             return run
         if run is None or run.uid != job.run_uid or run.state in (State.DELETING, State.CANCELLED):
-            return Task(job, (), {})
-        if run.model_sha256 != self._model.sha256:
+            return Task(job, run, (), {})
+        # The X-rays of a day may be scored by two models: a deployment must not stop what arrives.
+        if run.model_sha256 != self._model.sha256 and not run.standing:
             return NotDone(
                 f"run {job.run_id} is pinned to {run.model}, this function holds {self._model.name}"
             )
         if not job.continued:
-            return Task(job, job.keys, {})
+            return Task(job, run, job.keys, {})
         try:
             stored = keep_trying(_patience(remaining_ms), self._table.stored, job.run_id, job.keys)
         except (ClientError, BotoCoreError) as error:
             return NotDone(_reason(error))
-        return Task(job, tuple(key for key in job.keys if stored.get(key) != SCORED), stored)
+        return Task(
+            job,
+            run,
+            tuple(key for key in job.keys if key not in stored or stored[key].status != SCORED),
+            stored,
+        )
 
     def _scores(
         self, images: list[tuple[str, str]], remaining_ms: Callable[[], int]
@@ -236,21 +244,21 @@ class Classifier:
             ((*image, fetching, remaining_ms) for image, fetching in zip(images, fetched, strict=True)),
         )
 
-    def _fetch(self, bucket: str, key: str, remaining_ms: Callable[[], int], most: int) -> bytes:
-        """The bytes of an object. Raises ImageError, NotDone, and what boto3 raises."""
+    def _fetch(self, bucket: str, key: str, remaining_ms: Callable[[], int], most: int) -> Object:
+        """An object. Raises ImageError, NotDone, and what boto3 raises."""
         _check_time(remaining_ms)
         with suppress(objects.NotRead):
             if self._read:
-                data = self._read(bucket, key, min(most, MAX_BYTES))
-                if isinstance(data, int):
-                    raise _too_large(data)
-                return data
+                read = self._read(bucket, key, min(most, MAX_BYTES))
+                if isinstance(read, int):
+                    raise _too_large(read)
+                return read
         try:
             found = keep_trying(_patience(remaining_ms), self._s3.get_object, Bucket=bucket, Key=key)
             if found["ContentLength"] > min(most, MAX_BYTES):
                 found["Body"].close()
                 raise _too_large(found["ContentLength"])
-            return _body(found)
+            return Object(_body(found), found["ETag"])
         except ClientError as error:
             code = error.response["Error"]["Code"]
             if code in REFUSED_BY_S3:
@@ -265,19 +273,21 @@ class Classifier:
         return any(entry["Key"] == key for entry in listed.get("Contents", []))
 
     def _predict(
-        self, bucket: str, key: str, fetching: Future[bytes], remaining_ms: Callable[[], int]
+        self, bucket: str, key: str, fetching: Future[Object], remaining_ms: Callable[[], int]
     ) -> Prediction:
+        etag = ""
         try:
             try:
-                data = fetching.result()
+                found = fetching.result()
             except _TooLargeAhead:
-                data = self._fetch(bucket, key, remaining_ms, MAX_BYTES)
+                found = self._fetch(bucket, key, remaining_ms, MAX_BYTES)
+            etag = found.etag.strip('"')
             _check_time(remaining_ms)
-            pixels, warnings = self._model.prepare(data)
+            pixels, warnings = self._model.prepare(found.data)
         except ImageError as error:
-            return Prediction(key, error=error.code)
+            return Prediction(key, error=error.code, etag=etag)
         (scores,) = self._model.score([pixels])
-        return Prediction(key, scores, self._model.positive(scores), warnings)
+        return Prediction(key, scores, self._model.positive(scores), warnings, etag=etag)
 
     def _write(
         self, task: Task, scores: Iterator[Future[Prediction]], remaining_ms: Callable[[], int]
@@ -287,7 +297,7 @@ class Classifier:
         problem = None
         for score in islice(scores, len(task.keys)):
             try:
-                done.append(score.result())
+                done.append(_of_arrival(score.result(), task.stored))
             except (ClientError, BotoCoreError, NotDone) as error:
                 problem = _reason(error)
         stamp = {"model": self._model.name, "model_sha256": self._model.sha256}
@@ -302,6 +312,9 @@ class Classifier:
             )
         except (ClientError, BotoCoreError, RunGone) as error:
             problem = _reason(error)
+        else:
+            if done and task.run and task.run.standing:
+                announce_scored(self._events, task.job.run_id, done)
         return NotDone(problem) if problem else done
 
 
@@ -320,6 +333,17 @@ def _ahead(
 def _too_large(size: int) -> ImageError | _TooLargeAhead:
     """Why an object of so many bytes is not read now."""
     return ImageError(ErrorCode.IMAGE_TOO_LARGE) if size > MAX_BYTES else _TooLargeAhead()
+
+
+def _of_arrival(prediction: Prediction, stored: Mapping[str, Prediction]) -> Prediction:
+    """The outcome of an image that waited in a standing run, as of the arrival that it waited for.
+
+    The table was read before the image was fetched, so what was fetched is no older than that arrival.
+    """
+    before = stored.get(prediction.key)
+    if not before or not before.arrivals:
+        return prediction
+    return replace(prediction, arrivals=before.arrivals, arrived_at=before.arrived_at)
 
 
 def _body(answer: Mapping[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -13,18 +14,26 @@ CONNECT = timedelta(seconds=3)
 ANSWER = timedelta(seconds=20)  # the whole object
 
 
+@dataclass(frozen=True)
+class Object:
+    """An object as S3 gave it out."""
+
+    data: bytes
+    etag: str  # in quotes, as S3 writes it
+
+
 class NotRead(Exception):
     """The object was not read: boto3 tries again, and says why if it fails too."""
 
 
-def read(bucket: str, key: str, most: int) -> bytes | int:
-    """The bytes of an object, or its size if that is over `most`. Raises NotRead."""
+def read(bucket: str, key: str, most: int) -> Object | int:
+    """An object, or its size if that is over `most`. Raises NotRead."""
     try:
         found = obstore.get(_store(bucket), key)
         if found.meta["path"] != key:  # without a slash at an end, it is another object
             raise NotRead
         size = found.meta["size"]
-        return size if size > most else bytes(found.bytes())
+        return size if size > most else Object(bytes(found.bytes()), found.meta["e_tag"] or "")
     except (BaseError, OSError, ValueError):  # a ValueError for keys that obstore cannot ask for: a//b
         raise NotRead from None
 
