@@ -229,10 +229,70 @@ def _retry_without_reopening() -> Iterator[None]:
     from runs.table import RunTable
 
     def broken(self: Any, run: Any, failed: Collection[Any]) -> None:
-        stored = {prediction.key: prediction.count for prediction in failed}
+        stored = {prediction.key: prediction for prediction in failed}
         self.write(run.run_id, run.uid, [replace(each, retrying=True) for each in failed], stored, {})
 
     with patch.object(RunTable, "mark_retrying", broken):
+        yield
+
+
+@contextmanager
+def _count_every_event() -> Iterator[None]:
+    """An image that is announced twice is counted twice in its standing run."""
+    from runs.table import RunTable
+
+    admit = RunTable._admit
+
+    def broken(self: Any, run: Any, images: int, **options: Any) -> Any:
+        return admit(self, run, max(images, 1), **options)
+
+    with patch.object(RunTable, "_admit", broken):
+        yield
+
+
+@contextmanager
+def _forget_overwrites() -> Iterator[None]:
+    """An image that has a score in its standing run is not scored again when another content arrives."""
+    from runs.arrivals import Arrival
+
+    waiting_after = Arrival.waiting_after
+
+    def broken(self: Any, before: Any) -> Any:
+        return None if before and before.count == "SCORED" else waiting_after(self, before)
+
+    with patch.object(Arrival, "waiting_after", broken):
+        yield
+
+
+@contextmanager
+def _close_early() -> Iterator[None]:
+    """A standing run expects the images that it has before S3 was listed."""
+    from arrivals.reconciler import Reconciler
+    from runs.table import RunTable
+
+    close = RunTable.close
+
+    def broken(self: Any, run: Any) -> None:
+        close(self, run)
+        self.expect_arrived(run)
+
+    with patch.object(RunTable, "close", broken), patch.object(Reconciler, "_take", lambda *_, **__: 0):
+        yield
+
+
+@contextmanager
+def _write_old_contents() -> Iterator[None]:
+    """A score of an old content ends the wait for the one that arrived while the old one was scored."""
+    from dataclasses import replace
+
+    from runs import table
+
+    replaces = table._replaces
+
+    def broken(new: Any, before: Any) -> bool:
+        return replaces(replace(new, arrivals=before.arrivals) if before else new, before)
+
+    with patch.object(table, "_replaces", broken):
         yield
 
 
@@ -277,4 +337,8 @@ BROKEN: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "ignores records that Kinesis refuses": _ignore_refused_records,
     "deletes failure objects too early": _delete_failure_objects_early,
     "retries without reopening the run": _retry_without_reopening,
+    "counts an event twice": _count_every_event,
+    "forgets that an image was overwritten": _forget_overwrites,
+    "closes a day before S3 is listed": _close_early,
+    "writes the score of an old content": _write_old_contents,
 }

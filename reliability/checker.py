@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from botocore.awsrequest import AWSResponse
 from runs import layout
+from runs.arrivals import day_of
+from runs.completion import RUN_COMPLETE
 from runs.jobs import Job, decode
-from runs.predictions import SCORED
+from runs.predictions import SCORED, WAITING
 
 from reliability import fake_aws
 from reliability.faults import Killed, Request
@@ -61,6 +64,7 @@ class Checker:
         self._uninterrupted: dict[int, int] = {}  # run -> its interruptions when it was last started whole
         self._invocations: list[Invocation] = []  # running, each nested in the one before
         self._scored: set[tuple[str, str]] = set()  # (pk, sk) of every SCORED prediction ever written
+        self._arrivals: Counter[tuple[str, str]] = Counter()  # (pk, sk) -> contents announced so far
         self._completions: set[str] = set()  # the `completed_by` of each completion
 
     def check(self) -> None:
@@ -101,7 +105,7 @@ class Checker:
     def invocation(self) -> Iterator[Invocation]:
         """Watch one invocation of a function, in a `with` block."""
         working = ("LISTING", "SCORING", "COMPLETE")
-        runs = map(run_id, range(len(self._schedule.sources)))
+        runs = map(run_id, range(len(self._schedule.sources)))  # no step cancels a standing run
         invocation = Invocation({run for run in runs if fake_aws.run_item(run).get("state") not in working})
         self._invocations.append(invocation)
         try:
@@ -149,10 +153,10 @@ class Checker:
         if operation == "TransactWriteItems":
             for action in body["TransactItems"]:
                 self._observe_put(action.get("Put", {}).get("Item", {}))
-        elif operation == "PutEvents":
+        elif operation == "PutEvents" and body["Entries"][0]["DetailType"] == RUN_COMPLETE:
             self._invocations[-1].unannounced -= 1
             detail = json.loads(body["Entries"][0]["Detail"])
-            images = len(self._schedule.expected(run_number(detail["RunId"])))
+            images = len(self._expected(detail["RunId"]))
             if detail["Scored"] + detail["Failed"] != images:
                 self._violations.append(f"a run of {images} images was announced as {detail}")
         elif operation == "UpdateItem" and body["Key"]["pk"]["S"] == layout.RUNS:
@@ -161,7 +165,7 @@ class Checker:
                 by = body["ExpressionAttributeValues"][":by"]["S"]
                 self._invocations[-1].unannounced += by not in self._completions  # the SDK may send it twice
                 self._completions.add(by)
-                if fake_aws.missing_keys(run, self._schedule.expected(run_number(run))):
+                if fake_aws.missing_keys(run, self._expected(run)) or fake_aws.waiting_keys(run):
                     self._violations.append(f"{run} was completed with images that have no prediction")
                 if fake_aws.retrying_keys(run):
                     self._violations.append(f"{run} was completed with images that are retried")
@@ -179,13 +183,20 @@ class Checker:
         if "status" not in item:
             return
         key = (item["pk"]["S"], item["sk"]["S"])
-        if key in self._scored:
+        arrivals = int(item.get("arrivals", {"N": "0"})["N"])
+        if arrivals < self._arrivals[key]:
+            self._violations.append("an image has the outcome of an older content than the one it waited for")
+        self._arrivals[key] = arrivals
+        if item["status"]["S"] == WAITING:
+            self._scored.discard(key)  # another content arrived
+        elif key in self._scored:
             self._totals.doubled += 1
             self._violations.append("a SCORED prediction was written again")
         if item["status"]["S"] == SCORED:
             self._scored.add(key)
         if "retrying" in item:
-            name = next(run for run in map(run_id, self.started) if key[0] in layout.partitions(run))
+            names = [*map(run_id, self.started), *fake_aws.standing_runs()]
+            name = next(run for run in names if key[0] in layout.partitions(run))
             if fake_aws.run_item(name).get("state") == "COMPLETE":
                 self._violations.append(f"{name} is COMPLETE with images that are retried")
 
@@ -195,7 +206,42 @@ class Checker:
         for invocation in self._invocations:
             invocation.stopped_runs.add(run)
 
+    def _expected(self, run: str) -> list[str]:
+        """The images that a run must have when it is completed: of a standing run, those that it has."""
+        if day_of(run):
+            return [item["sk"] for item in fake_aws.prediction_items(run)]
+        return self._schedule.expected(run_number(run))
+
     # The end
+
+    def check_arrived(
+        self, images: Mapping[str, tuple[str, date]], contents: Mapping[str, str | None]
+    ) -> None:
+        """Check the standing runs after their reconciliation. Raises Violation.
+
+        `images` has the ETag and the day of each image that is in S3, `contents` the error code of each ETag.
+        """
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name in fake_aws.standing_runs():
+            run, predictions = fake_aws.run_item(name), fake_aws.prediction_items(name)
+            if run["state"] != "COMPLETE":
+                self._violations.append(f"{name} is {run['state']}")
+            if not run.get("expected") == run["arrived"] == len(predictions):
+                self._violations.append(f"{name} expects other images than it has")
+            stored, recounted = fake_aws.stored_counts(name), fake_aws.recount(name)
+            if stored != recounted:
+                self._violations.append(f"{name} counts {stored}, and its predictions are {recounted}")
+            for item in predictions:
+                found.setdefault(item["sk"], []).append(item | {"day": day_of(name)})
+            self._totals.images += len(predictions)
+        for key, (etag, day) in images.items():
+            of_day = [item for item in found.get(key, []) if item["day"] == day]
+            if len(of_day) != 1:
+                self._totals.lost += 1
+                self._violations.append("an image that arrived has no prediction in the run of its day")
+            elif (of_day[0].get("etag"), of_day[0].get("error")) != (etag, contents[etag]):
+                self._violations.append("an image that arrived has the outcome of another content")
+        self.check()
 
     def check_delivered(self) -> None:
         """Check that each image has a prediction or is in a failure object. Raises Violation.

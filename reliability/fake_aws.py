@@ -4,6 +4,7 @@ A read here is no AWS request, so it meets no fault.
 """
 
 from collections.abc import Collection, Iterable
+from datetime import date, datetime
 from typing import Any
 
 import boto3
@@ -11,8 +12,9 @@ from moto.dynamodb.models import dynamodb_backends
 from moto.kinesis.models import kinesis_backends
 from moto.s3.models import s3_backends
 from runs import layout
+from runs.arrivals import day_of
 from runs.attributes import unpack
-from runs.predictions import Counts, Prediction, counts_of, total
+from runs.predictions import WAITING, Counts, Prediction, counts_of, total
 
 from reliability.table import create_table
 
@@ -42,6 +44,33 @@ def shards() -> Collection[Any]:
     return found
 
 
+def remove_images(prefix: str) -> None:
+    """Remove the images under a prefix."""
+    keys = s3_backends[ACCOUNT]["aws"].buckets[BUCKET].keys
+    for name in [name for name in keys if name.startswith(prefix)]:
+        del keys[name]
+
+
+def set_last_modified(key: str, time: datetime) -> None:
+    """Let an image have been written at this time."""
+    s3_backends[ACCOUNT]["aws"].buckets[BUCKET].keys[key].last_modified = time.replace(tzinfo=None)
+
+
+def images_of(prefix: str) -> dict[str, tuple[str, date]]:
+    """The images under a prefix: key -> its ETag, and the day on which it was written."""
+    keys = s3_backends[ACCOUNT]["aws"].buckets[BUCKET].keys
+    return {
+        name: (found.etag.strip('"'), found.last_modified.date())
+        for name, found in keys.items()
+        if name.startswith(prefix)
+    }
+
+
+def standing_runs() -> list[str]:
+    """The names of all standing runs."""
+    return [item["sk"] for item in _items(layout.RUNS) if day_of(item["sk"])]
+
+
 def failure_objects() -> dict[str, bytes]:
     """The objects in the failure bucket: key -> body."""
     return {name: entry.value for name, entry in s3_backends[ACCOUNT]["aws"].buckets[FAILURES].keys.items()}
@@ -66,6 +95,11 @@ def missing_keys(run_id: str, keys: Iterable[str]) -> list[str]:
 def retrying_keys(run_id: str) -> list[str]:
     """The S3 keys of the images that were sent again and have no new outcome yet."""
     return [item["sk"] for item in prediction_items(run_id) if item.get("retrying")]
+
+
+def waiting_keys(run_id: str) -> list[str]:
+    """The S3 keys of the images that arrived and have no outcome yet."""
+    return [item["sk"] for item in prediction_items(run_id) if item["status"] == WAITING]
 
 
 def stored_counts(run_id: str) -> Counts:

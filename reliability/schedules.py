@@ -40,6 +40,14 @@ IMAGES: tuple[bytes | None, ...] = (
     _png(6),
     b"This is no image.",
 )
+# The contents that arrive, one after the other, under few keys: (body, error code).
+ARRIVING_CONTENTS: tuple[tuple[bytes, str | None], ...] = (
+    (IMAGES[0] or b"", None),
+    (_png(2)[:-60], "IMAGE_CORRUPT"),
+    (_png(6), None),
+)
+ARRIVING_KEYS = 3
+ARRIVING = f"{PREFIX}arriving/"
 LATE_IMAGE = _png(9)  # what the step "swap image" puts in the place of a missing image
 # The error code of each image, if no step swaps it. None: it is SCORED.
 ERRORS = (None, None, "IMAGE_CORRUPT", "IMAGE_MISSING", None, "IMAGE_EMPTY", None, "NOT_AN_IMAGE")
@@ -48,6 +56,11 @@ ERRORS = (None, None, "IMAGE_CORRUPT", "IMAGE_MISSING", None, "IMAGE_EMPTY", Non
 def image_key(number: int, *, listed: bool = False) -> str:
     """The key of an image. Each image has a second key under the prefix that runs list."""
     return f"{PREFIX}{'listed/' if listed else ''}{number}.png"
+
+
+def arriving_key(number: int) -> str:
+    """The key of an image that arrives in a standing run."""
+    return f"{ARRIVING}{number} +%20ä.png"
 
 
 def image_number(key: str) -> int:
@@ -77,10 +90,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Step:
-    """One action of the operator, of Lambda or of the job creator."""
+    """One action of the operator, of S3, of Lambda or of the job creator."""
 
     action: str  # one of ACTIONS
-    target: int = 0  # the run, image, lane or event that it acts on; taken modulo how many there are
+    target: int = 0  # the run, image, lane, event or day that it acts on; taken modulo how many there are
     faults: tuple[Fault, ...] = ()
     time_checks: int | None = None  # checks of the remaining time that find enough; None: all of them
     nested: tuple[tuple[str, int, Step], ...] = ()  # (operation, number of its request, step before it)
@@ -119,7 +132,18 @@ READS = ("GetItem", "Query", "GetObject", "ListObjectsV2", "UpdateItem")
 CREATOR = (*READS, "TransactWriteItems", *["PutRecords"] * 4, "PutEvents")
 CLASSIFIER = (*READS, "BatchGetItem", *["TransactWriteItems"] * 4, "PutEvents")
 OPERATOR = (*READS, "BatchGetItem", "PutRecords", "DeleteObject")
+ANNOUNCER = ("GetItem", "BatchGetItem", *["TransactWriteItems"] * 3, *["PutRecords"] * 2)
+RECONCILER = (*ANNOUNCER, "ListObjectsV2", "Query", *["UpdateItem"] * 2, "PutEvents")
 OPERATIONS = {
+    "arrive": (),
+    "announce": ANNOUNCER,
+    "announce and keep": ANNOUNCER,
+    "lose event": (),
+    "remove arrival": (),
+    "next day": (),
+    "reconcile": RECONCILER,
+    "retry arrivals": OPERATOR,
+    "retry failed arrivals": OPERATOR,
     "start": CREATOR,
     "deliver": CLASSIFIER,
     "deliver all": CLASSIFIER,
@@ -132,7 +156,21 @@ OPERATIONS = {
     "swap image": (),
     "wait": (),
 }
+ARRIVAL_ACTIONS = (
+    *["arrive"] * 3,
+    *["announce"] * 3,
+    "announce and keep",
+    "lose event",
+    "remove arrival",
+    "next day",
+    "reconcile",
+    "retry arrivals",
+    "retry failed arrivals",
+)
 NESTED_ACTIONS = (
+    "arrive",
+    "announce",
+    "reconcile",
     "start",
     "deliver",
     "deliver",
@@ -144,7 +182,7 @@ NESTED_ACTIONS = (
     "wait",
     "delete",
 )
-ACTIONS = (*NESTED_ACTIONS, "start", "deliver", "deliver all", "deliver all", "direct")
+ACTIONS = (*NESTED_ACTIONS, *ARRIVAL_ACTIONS, "start", "deliver", "deliver all", "deliver all", "direct")
 
 
 def run_random_schedules(

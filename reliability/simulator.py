@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time, timedelta
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import boto3
+from arrivals import announcer, reconciler
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import BotoCoreError, ClientError
 from classifier import handler as classifier_handler
@@ -27,9 +29,12 @@ from classifier.handler import NotDone
 from classifier.model import Model
 from job_creator import handler as creator_handler
 from job_creator.events import EventError
+from job_creator.handler import RunStopped
 from moto import mock_aws
 from runs import backoff, jobs, layout, table
-from runs.jobs import decode
+from runs.arrivals import run_id as run_id_of_day
+from runs.jobs import StreamRefused, decode
+from runs.table import RunClosed, RunGone
 
 from cxr import operations, retry, runs, stack
 from cxr.errors import Failed, InputError
@@ -38,7 +43,19 @@ from reliability import fake_aws
 from reliability.checker import Checker, Totals, run_exists
 from reliability.fake_aws import BUCKET, FAILURES, REGION, STREAM, TABLE
 from reliability.faults import FAULT_KINDS, Killed, Request, intercept_aws
-from reliability.schedules import IMAGES, LATE_IMAGE, PREFIX, Schedule, Step, image_key, run_id
+from reliability.schedules import (
+    ARRIVING,
+    ARRIVING_CONTENTS,
+    ARRIVING_KEYS,
+    IMAGES,
+    LATE_IMAGE,
+    PREFIX,
+    Schedule,
+    Step,
+    arriving_key,
+    image_key,
+    run_id,
+)
 
 STACK = stack.Stack("ChestXray", BUCKET, PREFIX, "creator", STREAM, "classifier", "mapping", TABLE, FAILURES)
 ENVIRONMENT = {
@@ -52,6 +69,7 @@ ENVIRONMENT = {
     "IMAGES_PER_JOB": "1",
 }
 UNSET = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_PROFILE", "MODEL_DIR")
+FIRST_DAY, TIME_OF_DAY = date(2027, 1, 15), time(12)  # of what arrives
 START = 1_800_000_000.0  # what the clock shows at first, seconds since 1970
 ENOUGH_MS, TOO_LITTLE_MS = 100_000, 9_000
 # Rounds of `cxr retry` that must be enough: one sends, one deletes the objects, and each may fail once.
@@ -131,6 +149,11 @@ class Simulator:
         self._classifier._events = lambda: events
         self._creator = creator_handler.setup.__wrapped__()
         self._creator._events = lambda: events
+        self._announcer = announcer.setup.__wrapped__()
+        self._reconciler = reconciler.setup.__wrapped__()
+        self._reconciler._events = lambda: events
+        enter(patch.object(reconciler, "_today", lambda: self._day))
+        self._contents: dict[str, str | None] = {}  # ETag of what arrives -> its error code
         self._s3 = boto3.client("s3")
         for number, body in enumerate(IMAGES):
             self._put(BUCKET, image_key(number), body)
@@ -162,6 +185,7 @@ class Simulator:
 
     def _reset(self, schedule: Schedule) -> None:
         fake_aws.empty()
+        fake_aws.remove_images(ARRIVING)
         self._schedule = schedule
         self._checker = Checker(schedule, self.totals)
         self._creator._images_per_job = schedule.images_per_job
@@ -185,6 +209,9 @@ class Simulator:
             now=lambda: self._clock,
             sleep=self._sleep,
         )
+        self._day = FIRST_DAY
+        self._announced: list[dict[str, Any]] = []  # messages of the queue of arrivals
+        self._arrivals = 0  # so far
         self._taken: Counter[str] = Counter()  # shard -> how many of its records the mapping has
         self._busy: set[Any] = set()  # lanes
         self._events: list[dict[str, Any]] = []  # that the mapping has invoked the classifier with
@@ -195,6 +222,13 @@ class Simulator:
         checker = self._checker
         self._perform(Step("deliver all"))
         checker.check_delivered()
+        late = self._take_messages(0, len(self._announced) // 2)
+        self._announce_all()
+        self._perform(Step("next day"))
+        self._perform(Step("reconcile"))
+        self._announced += late
+        self._announce_all()
+        self._perform(Step("deliver all"))
         for run in checker.started:
             if fake_aws.run_item(run_id(run)).get("state") == "DELETING":
                 self._perform(Step("delete", run))
@@ -208,13 +242,26 @@ class Simulator:
             for run in checker.started:
                 self._perform(Step("retry", run))
                 self._perform(Step("deliver all"))
+            for number in range(len(fake_aws.standing_runs())):
+                self._perform(Step("retry arrivals", number))
+                self._perform(Step("deliver all"))
         checker.check()
+        checker.check_arrived(fake_aws.images_of(ARRIVING), self._contents)
         checker.check_finished()
 
     # Steps
 
     def _perform(self, step: Step) -> None:
         actions: dict[str, Callable[[Step], None]] = {
+            "arrive": self._arrive,
+            "announce": self._announce,
+            "announce and keep": lambda step: self._announce(step, keep=True),
+            "lose event": self._lose_event,
+            "remove arrival": lambda step: self._put(BUCKET, arriving_key(step.target % ARRIVING_KEYS), None),
+            "next day": lambda step: self._next_day(),
+            "reconcile": self._reconcile,
+            "retry arrivals": self._retry_arrivals,
+            "retry failed arrivals": lambda step: self._retry_arrivals(step, ERROR_CODES),
             "start": self._start,
             "deliver": self._deliver,
             "deliver all": self._deliver_all,
@@ -270,6 +317,59 @@ class Simulator:
     def _retry(self, step: Step, codes: tuple[str, ...] = ()) -> None:
         with suppress(InputError, Failed, ClientError, BotoCoreError, Killed):
             retry.retry_run(STACK, run_id(self._run(step)), codes=codes)
+
+    def _arrive(self, step: Step) -> None:
+        """Write an image of today to S3, which announces it. It may replace the one that is there."""
+        key = arriving_key(step.target % ARRIVING_KEYS)
+        body, error = ARRIVING_CONTENTS[self._arrivals % len(ARRIVING_CONTENTS)]
+        time = datetime.combine(self._day, TIME_OF_DAY, UTC)
+        self._put(BUCKET, key, body)
+        fake_aws.set_last_modified(key, time)
+        etag = fake_aws.images_of(ARRIVING)[key][0]
+        self._contents[etag] = error
+        event = {
+            "time": time.isoformat(),
+            "detail": {"bucket": {"name": BUCKET}, "object": {"key": key, "etag": etag}},
+        }
+        self._announced.append({"messageId": str(self._arrivals), "body": json.dumps(event)})
+        self._arrivals += 1
+
+    def _announce(self, step: Step, *, keep: bool = False) -> None:
+        """Give some messages of the queue to the announcer. What it does not take comes again; or all do."""
+        messages = self._take_messages(step.target, 1 + step.target % 3)
+        failed = {message["messageId"] for message in messages}
+        with suppress(Killed), self._checker.invocation():
+            answer = self._announcer(messages)
+            if not keep:
+                failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
+        self._announced += [message for message in messages if message["messageId"] in failed]
+
+    def _announce_all(self) -> None:
+        while self._announced:
+            self._perform(Step("announce"))
+
+    def _take_messages(self, first: int, number: int) -> list[dict[str, Any]]:
+        """Take messages out of the queue, which has no order."""
+        return [self._announced.pop(first % len(self._announced)) for _ in range(number) if self._announced]
+
+    def _lose_event(self, step: Step) -> None:
+        self._take_messages(step.target, 1)
+
+    def _next_day(self) -> None:
+        self._day += timedelta(days=1)
+
+    def _reconcile(self, step: Step) -> None:
+        """Close all days that are over, or reconcile today."""
+        event = {"RunId": run_id_of_day(self._day)} if step.target % 3 == 2 else {}
+        stopped = (ClientError, BotoCoreError, RunClosed, RunGone, StreamRefused, RunStopped)
+        with suppress(Killed, *stopped), self._checker.invocation():
+            self._reconciler(event, self._active[-1].remaining_ms)
+
+    def _retry_arrivals(self, step: Step, codes: tuple[str, ...] = ()) -> None:
+        names = fake_aws.standing_runs()
+        if names:
+            with suppress(InputError, Failed, ClientError, BotoCoreError, Killed):
+                retry.retry_run(STACK, names[step.target % len(names)], codes=codes)
 
     def _invoke_directly(self, step: Step) -> None:
         """Invoke the classifier with direct jobs: it answers them and stores nothing."""

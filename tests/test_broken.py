@@ -55,6 +55,22 @@ SHORTEST = {
         retries=0,
     ),
     "retries without reopening the run": schedule(start, deliver_all, Step("retry failed")),
+    "counts an event twice": schedule(Step("arrive"), Step("announce"), Step("arrive"), Step("announce")),
+    "forgets that an image was overwritten": schedule(
+        Step("arrive"), Step("announce"), deliver_all, Step("arrive"), Step("arrive"), Step("announce", 1)
+    ),
+    "closes a day before S3 is listed": schedule(Step("arrive"), Step("lose event")),
+    "writes the score of an old content": schedule(
+        Step("arrive"),
+        Step("announce"),
+        Step(
+            "deliver all",
+            nested=(
+                ("TransactWriteItems", 0, Step("arrive")),
+                ("TransactWriteItems", 0, Step("announce")),
+            ),
+        ),
+    ),
 }
 
 
