@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -94,6 +96,8 @@ def examine(name: str) -> Iterator[Finding]:
         yield from _checked("base image", lambda: _base_image(stack))
     yield from _checked("mapping", lambda: _mapping(stack))
     yield from _checked("failures", lambda: _failures(stack))
+    if stack.reconciler:
+        yield from _checked("arrivals", lambda: _arrivals(stack))
     if local:
         yield Finding("concurrency", "ok", "local AWS has no quota: it runs one classifier a processor core")
         yield Finding("permissions", "ok", "local AWS allows everything")
@@ -104,7 +108,7 @@ def examine(name: str) -> Iterator[Finding]:
 
 def stall_causes(stack: Stack, run: RunStatus) -> list[Finding]:
     """Why nothing moves in a run at work, as far as that can be seen: what doctor finds wrong on its way."""
-    if run.expected is None:
+    if run.images is None:
         checks = [_checked("job creator", lambda: _listing(stack, run))]
     else:
         checks = [
@@ -289,6 +293,39 @@ def _mapping(stack: Stack) -> tuple[str, ...]:
     if last.startswith("PROBLEM"):
         return "warn", f"{state}; its last result: {last}", "see what failures says, and the classifier's log"
     return "ok", f"{state}, up to {found['ParallelizationFactor']} classifiers a shard"
+
+
+def _arrivals(stack: Stack) -> tuple[str, ...]:
+    """Whether S3 announces what arrives, and the announcer takes it."""
+    bucket = client("s3").get_bucket_notification_configuration(Bucket=stack.images_bucket)
+    if "EventBridgeConfiguration" not in bucket:
+        # The command replaces the bucket's notifications, so it repeats those that are there.
+        kept = {name: value for name, value in bucket.items() if name.endswith("Configurations")}
+        wanted = json.dumps({**kept, "EventBridgeConfiguration": {}})
+        return (
+            "fail",
+            f"the bucket {stack.images_bucket} does not announce what arrives to EventBridge",
+            f"its owner runs: aws s3api put-bucket-notification-configuration --bucket {stack.images_bucket} "
+            f"--notification-configuration {shlex.quote(wanted)}",
+        )
+    state = client("lambda").get_event_source_mapping(UUID=stack.arrivals_mapping)["State"]
+    if state in ("Disabled", "Disabling"):
+        return (
+            "warn",
+            f"{state}: arrivals wait in their queue, for 14 days",
+            "`cxr resume RUN` continues the standing run that was cancelled, or: aws lambda "
+            f"update-event-source-mapping --uuid {stack.arrivals_mapping} --enabled",
+        )
+    dead = client("sqs").get_queue_attributes(
+        QueueUrl=stack.arrivals_dead_letters, AttributeNames=["ApproximateNumberOfMessages"]
+    )["Attributes"]["ApproximateNumberOfMessages"]
+    if dead != "0":
+        return (
+            "warn",
+            f"{state}; {counted(int(dead), 'event')} could not be taken",
+            "`cxr reconcile RUN` finds their images; see docs/runbook.md, ArrivalsNotTaken",
+        )
+    return "ok", f"{state}, all events were taken"
 
 
 def _failures(stack: Stack, run: str = "RUN") -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Any, Literal, TextIO
 
 from runs.predictions import Prediction
@@ -29,12 +30,14 @@ def results(
     positive: bool | None = None,
     min_score: float | None = None,
     max_score: float | None = None,
+    since: datetime | None = None,
 ) -> Iterator[Row]:
     """The run's images as rows, read as they are asked for; in no order that means anything.
 
     Of a run that is not COMPLETE it gives the rows that are there.
 
-    `score`, `label` and all filters but `status` are about `label`, by default the primary one. Raises
+    With `since`, those that have their outcome since then. `score`, `label` and the filters on scores are
+    about `label`, by default the primary one. Raises
     InputError at once if there is no such run or label.
     """
     if status not in (None, "SCORED", "FAILED"):
@@ -51,10 +54,13 @@ def results(
             and (positive is None or (score is not None and (about in prediction.positive) == positive))
             and (min_score is None or (score is not None and float(score) >= min_score))
             and (max_score is None or (score is not None and float(score) <= max_score))
+            and (since is None or datetime.fromisoformat(prediction.scored_at) >= since)
         )
 
     return (
-        row(prediction, labels, run.model) for prediction in table.predictions(run_id) if wanted(prediction)
+        row(prediction, labels, prediction.model or run.model)
+        for prediction in table.predictions(run_id)
+        if wanted(prediction)
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from runs.predictions import FAILED, RETRYING, SCORED, WARNING, Counts, by_code, outcomes
+from runs.predictions import FAILED, RETRYING, SCORED, WAITING, WARNING, Counts, by_code, outcomes
 from runs.run import Run, State
 from runs.table import RunTable
 
@@ -66,9 +66,19 @@ class RunStatus(Run):
         return by_code(self.counts, WARNING)
 
     @property
+    def waiting(self) -> int:
+        """Images of a standing run that have arrived and have no outcome yet."""
+        return self.counts[WAITING]
+
+    @property
+    def images(self) -> int | None:
+        """Images that it must have an outcome for, as far as is known; None while they are listed."""
+        return self.arrived if self.standing else self.expected
+
+    @property
     def remaining(self) -> int | None:
         """Images without an outcome, those that are retried among them; None while the images are listed."""
-        return None if self.expected is None else max(0, self.expected - self.done)
+        return None if self.images is None else max(0, self.images - self.done)
 
     def seconds_at_work(self, now: datetime) -> float | None:
         """Since work on it began, or went on after a pause, until it was complete, or until `now`.
@@ -233,7 +243,7 @@ def recent_metric(cloudwatch: CloudWatchClient, function: str, name: str, statis
 
 def how_far(run: RunStatus) -> str:
     """The state of the run and how many of its images are done, in words."""
-    of = "" if run.expected is None else f" of {run.expected:,}"
+    of = "" if run.images is None else f" of {run.images:,}"
     return f"run {run.run_id} is {run.state}: {run.done:,}{of} images have a prediction"
 
 

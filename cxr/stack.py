@@ -32,6 +32,9 @@ class Stack:
     table: str
     failure_bucket: str
     settings: Mapping[str, Any] = field(default_factory=dict)  # by their names for -c; {} of older stacks
+    reconciler: str = ""  # the function; "" where arrivals are off, as the two below
+    arrivals_mapping: str = ""  # UUID of the mapping from the queue of arrivals
+    arrivals_dead_letters: str = ""  # URL of the queue of events that were not taken
     on_delete: str = ""  # what happens to the data when the stack is deleted
 
     @classmethod
@@ -75,6 +78,9 @@ class Stack:
                 table=outputs["TableName"],
                 failure_bucket=outputs["FailureBucketName"],
                 settings=json.loads(outputs.get("Settings", "{}")),
+                reconciler=outputs.get("ReconcilerName", ""),
+                arrivals_mapping=outputs.get("ArrivalsMappingId", ""),
+                arrivals_dead_letters=outputs.get("ArrivalsDeadLettersUrl", ""),
                 on_delete=outputs.get("OnDelete", ""),
             )
         except KeyError as error:

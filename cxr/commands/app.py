@@ -11,6 +11,7 @@ import typer
 
 from cxr import RESEARCH_ONLY
 from cxr.commands import runs as run_commands
+from cxr.commands.arrivals import reconcile, resume, watch
 from cxr.commands.compare import compare
 from cxr.commands.doctor import doctor
 from cxr.commands.evaluate import evaluate
@@ -25,6 +26,7 @@ from cxr.commands.usage import Group
 from cxr.local_aws.processes import STOP_SIGNALS
 
 BEFORE, RUNS, RESULTS, HERE = "Before a run", "Runs", "Results", "Here, without AWS"
+ARRIVALS = "What arrives all day"
 
 app = typer.Typer(
     cls=Group,
@@ -47,6 +49,7 @@ for panel, commands in {
         run_commands.cancel,
         run_commands.delete,
     ),
+    ARRIVALS: (watch, reconcile, resume),
     RESULTS: (results, evaluate, compare, report),
     HERE: (score, explain),
 }.items():

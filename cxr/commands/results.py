@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,8 @@ from cxr.result_rows import results as read_results
 from cxr.runs import how_far, run_status, run_table
 from cxr.stack import Stack
 from stacks.config import DEFAULT_NAME
+
+SINCE = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
 
 
 class Status(StrEnum):
@@ -52,6 +55,14 @@ def results(
     ] = None,
     min_score: Annotated[float | None, typer.Option(metavar="X", help="Only scores of at least X.")] = None,
     max_score: Annotated[float | None, typer.Option(metavar="X", help="Only scores of at most X.")] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=SINCE,
+            metavar="TIME",
+            help="Only images that have their outcome since then, in UTC: 2026-11-28, 2026-11-28T09:30.",
+        ),
+    ] = None,
     stack: StackName = DEFAULT_NAME,
     as_json: Json = False,
 ) -> None:
@@ -88,6 +99,7 @@ def results(
             positive=positive,
             min_score=min_score,
             max_score=max_score,
+            since=since and since.replace(tzinfo=UTC),
         )
         if before.state != "COMPLETE":
             notes.print(f"Not all results: {how_far(before)}", markup=False, soft_wrap=True)

@@ -25,6 +25,7 @@ from cxr.upload import upload
 from cxr.words import counted, duration
 
 if TYPE_CHECKING:
+    from cxr.arrivals import Delay
     from cxr.doctor import Finding
 
 LOOK_SECONDS = 0.5  # between two looks at a run that is watched, of two small requests each
@@ -113,10 +114,10 @@ def follow(
             looks.append((now, status.done))
             while now - looks[0][0] > SPEED_SECONDS:
                 looks.popleft()
-            bar.update(task, total=status.expected, completed=status.done, note=_pace(looks, status))
+            bar.update(task, total=status.images, completed=status.done, note=_pace(looks, status))
             if status.done != done:
                 done, since, asked, looked = status.done, now, now, now
-            if now - looked > CAUSE_SECONDS:
+            if now - looked > CAUSE_SECONDS and status.remaining != 0:
                 found: list[Finding | None] = [*causes_of(status)]
                 if not found and now - since > LONG_SECONDS:
                     found = [None]
@@ -128,7 +129,7 @@ def follow(
                     break
                 asked = now
             time.sleep(LOOK_SECONDS)
-        bar.update(task, total=status.expected, completed=status.done)
+        bar.update(task, total=status.images, completed=status.done)
     return status
 
 
@@ -172,8 +173,10 @@ def interrupt_message(run: str, what: str = "continues", ways: tuple[str, ...] =
         raise
 
 
-def print_status(status: Status, as_json: bool, problems: Sequence[Finding] = ()) -> None:
-    """Print the status and the problems of a run at work, or both as JSON."""
+def print_status(
+    status: Status, as_json: bool, problems: Sequence[Finding] = (), delay: Delay | None = None
+) -> None:
+    """Print the status and the problems of a run at work, and the delay of a standing run, or all as JSON."""
     waiting = status.failed_jobs
     if as_json:
         document: dict[str, Any] = {
@@ -190,6 +193,7 @@ def print_status(status: Status, as_json: bool, problems: Sequence[Finding] = ()
                 "more": waiting.more,
                 "until": _iso(waiting.until),
             },
+            "seconds_to_outcome": asdict(delay) if delay else None,
             "problems": [finding_document(problem) for problem in problems],
         }
         typer.echo(json.dumps(document, indent=2))
@@ -199,17 +203,27 @@ def print_status(status: Status, as_json: bool, problems: Sequence[Finding] = ()
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     unknown = "?" if status.at_work else "-"
-    speed = "" if status.speed is None else f"{status.speed:,.1f} images/s"
-    if status.at_work and status.seconds_left is not None:
+    speed = "" if status.speed is None or status.standing else f"{status.speed:,.1f} images/s"
+    if speed and status.at_work and status.seconds_left is not None:
         speed += f", {duration(status.seconds_left)} left at that"
     elif status.state == "COMPLETE" and status.seconds and speed:
         # Of a run that went on, both are about the time since then.
         speed += f", in {duration(status.seconds)}" + (" since it went on" if status.resumed_at else "")
-    table.add_row("expected", unknown if status.expected is None else f"{status.expected:,}", "")
+    if status.standing:
+        soon = (
+            f"median {duration(delay.median)}, worst {duration(delay.worst)} to the outcome" if delay else ""
+        )
+        table.add_row("arrived", f"{status.arrived:,}", f"[dim]{soon}[/]")
+    else:
+        table.add_row("expected", unknown if status.expected is None else f"{status.expected:,}", "")
     table.add_row("scored", f"{status.scored:,}", f"[dim]{speed}[/]")
     table.add_row("failed", f"{status.failures.total():,}", _codes(status.failures, "red"))
     again = f"[dim]{status.retrying.total():,} sent again after they failed[/]" if status.retrying else ""
-    table.add_row("remaining", unknown if status.remaining is None else f"{status.remaining:,}", again)
+    table.add_row(
+        "waiting" if status.standing else "remaining",
+        unknown if status.remaining is None else f"{status.remaining:,}",
+        again,
+    )
     if status.warnings:
         table.add_row("warnings", f"{status.warnings.total():,}", _codes(status.warnings, "yellow"))
     if status.stream_lag is not None:
@@ -250,7 +264,7 @@ def run_document(run: RunStatus) -> dict[str, Any]:
         "run": run.run_id,
         "state": run.state,
         "model": run.model,
-        "expected": run.expected,
+        "expected": run.images,
         "scored": run.scored,
         "failed": run.failures.total(),
         "created_at": _iso(run.created_at),

@@ -13,8 +13,10 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from runs.arrivals import day_of
 from runs.codes import ErrorCode
 
+from cxr.arrivals import delay, pause
 from cxr.commands.options import Json, RunName, StackName
 from cxr.commands.run_display import (
     COLOURS,
@@ -67,6 +69,8 @@ def upload(
         uploaded = upload_files(found, folder, files, prefix, tell=not as_json)
         if as_json:
             typer.echo(json.dumps({"uploaded": uploaded, "unchanged": len(files) - uploaded}))
+        elif found.reconciler:
+            console.print("Arrivals are on: these images need no run. `cxr watch` follows them")
 
 
 def run(
@@ -100,6 +104,12 @@ def run(
             help="Give the stream N shards, follow the run to its end, and set it back.",
         ),
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="Where arrivals are on: score images once more that were scored as they arrived."
+        ),
+    ] = False,
     no_wait: Annotated[
         bool,
         typer.Option(
@@ -123,6 +133,9 @@ def run(
     The JSON is one object: run, images, jobs; with --watch or --shards that of
     `cxr status`.
 
+    Where arrivals are on, a new run needs --again: its images were scored as they
+    arrived, but for those that were there before.
+
     Ends with 0, also if all images were scored before; with 1 if the job creator
     did not send all jobs, or with --watch if the run did not complete; with 2
     for wrong input, for example a name that another run has.
@@ -135,6 +148,8 @@ def run(
         watch = watch or shards is not None
         listed = read_keys(keys) if keys else None
         found = Stack.find(stack)
+        if not again:
+            check_not_arriving(found, run)
         with scaled(found, shards) if shards is not None else nullcontext():
             with (
                 interrupt_message(run, "may have been started; if so, it continues"),
@@ -182,7 +197,7 @@ def runs(stack: StackName = DEFAULT_NAME, as_json: Json = False) -> None:
                 table.add_row(
                     shown(each.run_id),
                     f"[{COLOURS[each.state]}]{each.state}[/]",
-                    unknown if each.expected is None else f"{each.expected:,}",
+                    unknown if each.images is None else f"{each.images:,}",
                     f"{each.scored:,}",
                     f"[red]{failed:,}[/]" if failed else "0",
                     moment_text(each.created_at),
@@ -224,7 +239,8 @@ def status(
                 watch_run(found, run, as_json)
         else:
             now = read_status(found, run)
-            print_status(now, as_json, causes(found, now) if now.at_work else [])
+            soon = delay(run_table(found).predictions(run)) if now.standing else None
+            print_status(now, as_json, causes(found, now) if now.at_work else [], soon)
 
 
 def retry(
@@ -313,7 +329,7 @@ def cancel(run: RunName, stack: StackName = DEFAULT_NAME, as_json: Json = False)
     """
     with errors_reported():
         found = Stack.find(stack)
-        cancelled = cancel_run(found, run)
+        cancelled = pause(found, run) if day_of(run) else cancel_run(found, run)
         if as_json:
             typer.echo(json.dumps(run_document(cancelled)))
             return
@@ -322,7 +338,8 @@ def cancel(run: RunName, stack: StackName = DEFAULT_NAME, as_json: Json = False)
         console.print(
             f"[green]✓[/] {shown(run)} is cancelled: {cancelled.scored:,} scored, {failed:,} failed{left}"
         )
-        console.print(f"To continue: {shown(start_line(found, cancelled))}", soft_wrap=True)
+        again = f"cxr resume {run}" if cancelled.standing else start_line(found, cancelled)
+        console.print(f"To continue: {shown(again)}", soft_wrap=True)
 
 
 def delete(
@@ -361,6 +378,15 @@ def delete(
             typer.echo(json.dumps({"run": run, "predictions": deleted}))
         else:
             console.print(f"[green]✓[/] {shown(run)} is deleted, with {counted(deleted, 'prediction')}")
+
+
+def check_not_arriving(stack: Stack, run: str) -> None:
+    """Raise InputError for a new run of images that are scored as they arrive."""
+    if stack.reconciler and not run_table(stack).run(run):
+        raise InputError(
+            "arrivals are on: images are scored as they arrive, and a run would score them once more; for "
+            "images that were there before, give --again"
+        )
 
 
 def read_keys(path: Path) -> list[str]:

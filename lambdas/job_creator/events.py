@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runs.arrivals import day_of
 from runs.jobs import RUN_ID
 
 SOURCES = ("Prefix", "IndexKey", "Keys")
@@ -43,6 +44,8 @@ class Request:
         run_id = event.get("RunId")
         if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
             raise EventError(f"RunId: expected a string matching {RUN_ID.pattern}")
+        if day_of(run_id):
+            raise EventError("RunId: is the name of the standing run of a day; expected another")
         job_count = event.get("JobCount")
         if "JobCount" in event and (type(job_count) is not int or not 1 <= job_count <= MAX_COUNT):
             raise EventError(f"JobCount: expected a whole number from 1 to {MAX_COUNT:,}")

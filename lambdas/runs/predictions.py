@@ -30,6 +30,8 @@ class Prediction:
     waiting: bool = False
     arrivals: int = 0  # how many contents of the image were announced; 0 outside standing runs
     arrived_at: str = ""  # when the last of them was written to S3, in ISO 8601
+    scored_at: str = ""  # in ISO 8601
+    model: str = ""  # name:version
     etag: str = ""  # of the content that was announced last, then of the one that the outcome is of
 
     @property
@@ -84,6 +86,8 @@ class Prediction:
             arrivals=int(fields.get("arrivals", 0)),
             arrived_at=fields.get("arrived_at", ""),
             etag=fields.get("etag", ""),
+            scored_at=fields.get("scored_at", ""),
+            model=fields.get("model", ""),
         )
 
 

@@ -359,11 +359,13 @@ class RunTable:
                 stored = self.stored(run_id, images)
 
     def predictions(self, run_id: str) -> Iterator[Prediction]:
-        """Every prediction of the run, partition by partition, in each in the order of the keys."""
-        names = ("scores", "positive", "scored_at", *_STORED)
+        """Every outcome of the run, partition by partition, in each in the order of the keys."""
+        names = ("scores", "positive", "scored_at", "model", *_STORED)
         for partition in layout.partitions(run_id):
             for item in self._query(partition, names):
-                yield Prediction.from_fields(unpack(item))
+                prediction = Prediction.from_fields(unpack(item))
+                if not prediction.waiting:
+                    yield prediction
 
     def predicted_keys(self, run_id: str) -> Iterator[str]:
         """The keys of all images that have a prediction."""

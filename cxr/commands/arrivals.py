@@ -1,0 +1,112 @@
+"""`cxr watch`, `reconcile` and `resume`: standing runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+
+import typer
+
+from cxr.arrivals import Reconciled, check_on, today
+from cxr.arrivals import reconcile as reconcile_run
+from cxr.arrivals import resume as resume_run
+from cxr.commands.options import Json, RunName, StackName
+from cxr.commands.run_display import run_document
+from cxr.commands.terminal import console, errors_reported, notes, progress, shown
+from cxr.runs import RunStatus, run_status, run_table
+from cxr.stack import Stack
+from cxr.words import counted
+from stacks.config import DEFAULT_NAME
+
+LOOK_SECONDS = 2  # between two looks at the run of today, of two small requests each
+
+
+def watch(
+    stack: StackName = DEFAULT_NAME,
+    as_json: Json = False,
+) -> None:
+    """Follow what arrives today, until Ctrl-C.
+
+    Shows how many images of today (UTC) have arrived, were scored, failed, and
+    wait. Where there is no terminal, it prints a line for each change.
+
+    The JSON is a line for each change: the object of `cxr runs`, and waiting.
+
+    Ends with 130 after Ctrl-C, and with 2 if arrivals are off.
+    """
+    with errors_reported():
+        found = Stack.find(stack)
+        check_on(found)
+        table, last = run_table(found), ""
+        with progress("Arrivals") as bar:
+            task = bar.add_task("", total=None, note="none today so far")
+            while True:
+                if table.run(today()):
+                    run = run_status(table, today())
+                    line = _line(run)
+                    bar.update(task, total=run.arrived, completed=run.done, note=line)
+                    if line != last and as_json:
+                        typer.echo(json.dumps({**run_document(run), "waiting": run.waiting}))
+                    elif line != last and not console.is_terminal:
+                        console.print(f"{run.run_id}: {line}", markup=False)
+                    last = line
+                time.sleep(LOOK_SECONDS)
+
+
+def reconcile(run: RunName, stack: StackName = DEFAULT_NAME, as_json: Json = False) -> None:
+    """Compare the standing run of a day with what S3 holds of that day.
+
+    Images that no event announced are sent, and so are those that have no
+    outcome yet. If the day is over (UTC), no other image joins the run, and it
+    completes when all its images have an outcome. The stack does this by itself
+    some hours after each day.
+
+    The JSON is one object: run, missed, sent_again.
+
+    Ends with 0; with 1 if the reconciler failed; with 2 for wrong input, for
+    example a day that is to come.
+    """
+    with errors_reported():
+        found = Stack.find(stack)
+        with notes.status("Listing the bucket"):
+            reconciled = reconcile_run(found, run)
+        _print_reconciled(found, reconciled, as_json)
+
+
+def resume(run: RunName, stack: StackName = DEFAULT_NAME, as_json: Json = False) -> None:
+    """Continue the standing run of a day that was cancelled.
+
+    What arrived meanwhile waited in a queue, for at most 14 days.
+
+    The JSON is that of `cxr reconcile`.
+
+    Ends with 0; with 1 if the reconciler failed; with 2 for wrong input, for
+    example a run that is not cancelled.
+    """
+    with errors_reported():
+        found = Stack.find(stack)
+        with notes.status("Listing the bucket"):
+            reconciled = resume_run(found, run)
+        _print_reconciled(found, reconciled, as_json)
+
+
+def _line(run: RunStatus) -> str:
+    """What has come of the images of today."""
+    return (
+        f"{run.arrived:,} arrived, {run.scored:,} scored, {run.failures.total():,} failed, "
+        f"{run.waiting:,} waiting"
+    )
+
+
+def _print_reconciled(stack: Stack, found: Reconciled, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    missed = counted(found.missed, "image")
+    console.print(
+        f"[green]✓[/] {shown(found.run)} has all that S3 holds of its day: {missed} that no event had "
+        f"announced, {found.sent_again:,} sent again",
+        soft_wrap=True,
+    )
+    console.print(f"Follow the run by `cxr status {found.run} --watch`", markup=False, soft_wrap=True)
