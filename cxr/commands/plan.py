@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +17,8 @@ from cxr.scaling import steps
 from cxr.words import counted, duration, money
 
 if TYPE_CHECKING:
-    from cxr.planning.capacity import Plan
+    from cxr.planning import capacity
+    from cxr.planning.capacity import Line, Plan
     from stacks.config import Config
 
 MAX_IMAGES = 10**9  # as many as the job creator takes
@@ -24,7 +26,11 @@ MAX_KEY_BYTES = 1024  # S3 user guide, object-keys
 
 
 def plan(
-    images: Annotated[int, typer.Option(metavar="N", help="How many images.")],
+    images: Annotated[int | None, typer.Option(metavar="N", help="How many images the run has.")] = None,
+    arrivals_per_day: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Instead of a run: a month in which N images arrive each day."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,6 +79,10 @@ def plan(
     faster: settings, seconds, dollars, idle_month, bottleneck, table: the text
     for settings.toml), service_times and prices (where they are from).
 
+    With --arrivals-per-day it shows a month instead, of a stack with arrivals=on,
+    and the JSON is one object: arrivals_per_day, settings, dollars (month,
+    idle_month, idle_month_without_arrivals, lines).
+
     Ends with 0, also when it warns, and with 2 if what was given cannot be
     used.
     """
@@ -89,8 +99,11 @@ def plan(
             raise InputError(f"--images-per-second {images_per_second:g}: expected 0.001 to 1,000,000")
         if table_writes is None:
             table_writes = config.warm_throughput or capacity.NEW_TABLE_WRITES
+        if (images is None) == (arrivals_per_day is None):
+            raise InputError("expected --images, or --arrivals-per-day")
+        number = images or arrivals_per_day or 0
         for option, value, most in (
-            ("--images", images, MAX_IMAGES),
+            ("--images" if arrivals_per_day is None else "--arrivals-per-day", number, MAX_IMAGES),
             ("--concurrency", concurrency, MAX_IMAGES),
             ("--table-writes", table_writes, MAX_IMAGES),
             ("--key-bytes", key_bytes, MAX_KEY_BYTES),
@@ -98,7 +111,7 @@ def plan(
             if not 1 <= value <= most:
                 raise InputError(f"{option} {value}: expected a whole number from 1 to {most:,}")
         workload = capacity.Workload(
-            images=images,
+            images=number,
             images_per_second=images_per_second or rates[model],
             cold_start_seconds=measured["cold_start_seconds"],
             keys_per_second=measured["keys_per_second"]["index" if index else "listing"],
@@ -107,6 +120,9 @@ def plan(
             concurrency=concurrency,
             table_writes=table_writes,
         )
+        if arrivals_per_day:
+            month_of_arrivals(workload, replace(config, arrivals="on"), priced["prices"], as_json)
+            return
         with console.status("Planning"):
             present = capacity.plan(workload, config, priced["prices"])
             better = capacity.suggest(present, priced["prices"])
@@ -128,6 +144,43 @@ def plan(
         )
         if config.architecture == "arm64":
             console.print("[yellow]The price is that of arm64, but its speed was not measured.[/]")
+
+
+def month_of_arrivals(
+    workload: capacity.Workload, config: Config, prices: dict[str, Any], as_json: bool
+) -> None:
+    """Print what a month costs in which so many images arrive each day."""
+    from cxr.planning import arrivals, capacity
+
+    a_day = workload.images
+    # The images of a year: the reconciliation lists them all.
+    lines = tuple(arrivals.month(workload, config, a_day, 365 * a_day, prices))
+    idle = capacity.plan(workload, config, prices).idle_dollars
+    off = capacity.plan(workload, replace(config, arrivals="off"), prices).idle_dollars
+    dollars = sum(line.dollars for line in lines)
+    if as_json:
+        document = {
+            "arrivals_per_day": a_day,
+            "settings": config.non_default(),
+            "dollars": {
+                "month": dollars + idle,
+                "idle_month": idle,
+                "idle_month_without_arrivals": off,
+                "lines": [{**asdict(line), "dollars": line.dollars} for line in lines],
+            },
+        }
+        typer.echo(json.dumps(document))
+        return
+    console.print(
+        f"[bold]{counted(a_day, 'image')} a day for {money(dollars + idle)} a month[/]: {money(dollars)} for "
+        f"the images, {money(idle)} while nothing arrives"
+    )
+    console.print(_bill(lines))
+    console.print(
+        f"Without arrivals, the idle stack costs {money(off)} a month. This is an upper bound: the images "
+        "come one by one, all day and night. The bucket keeps those of a year.",
+        soft_wrap=True,
+    )
 
 
 def planned_settings(given: list[str]) -> tuple[str, Config]:
@@ -220,7 +273,7 @@ def print_plan(present: Plan, better: dict[str, Plan], stack: str) -> None:
         f"{counted(present.workers, 'classifier')} at once, "
         f"{present.images_per_second_per_worker:,.3g} images a second each"
     )
-    console.print(_bill(present))
+    console.print(_bill(present.lines))
     console.print(f"While nothing runs, the stack costs {money(present.idle_dollars)} a month.")
     console.print(_by_shards(capacity.by_shards(present)))
     console.print("[dim]`cxr run NAME --shards N` has them for that run only.[/]")
@@ -269,16 +322,16 @@ def _by_shards(plans: list[Plan]) -> Table:
     return table
 
 
-def _bill(present: Plan) -> Table:
+def _bill(lines: Sequence[Line]) -> Table:
     table = Table("", "quantity", "", "dollars", box=None, pad_edge=False, header_style="bold", title=" ")
     for column in (table.columns[1], table.columns[3]):
         column.justify = "right"
-    for line in present.lines:
+    for line in lines:
         table.add_row(
             line.item,
             f"{line.quantity:,.0f}" if line.quantity >= 10 else f"{line.quantity:.3g}",
             line.unit if line.unit == "GB" or line.quantity == 1 else f"{line.unit}s",
             f"{line.dollars:,.4f}",
         )
-    table.add_row("[bold]total[/]", "", "", f"[bold]{present.dollars:,.4f}[/]")
+    table.add_row("[bold]total[/]", "", "", f"[bold]{sum(line.dollars for line in lines):,.4f}[/]")
     return table

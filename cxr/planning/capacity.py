@@ -46,6 +46,9 @@ ITEM_BYTES = 250  # of a prediction besides its key: scores, model, hash and tim
 LOG_BYTES = 1300  # an invocation: the handler's line, and Lambda's own two
 METRICS = 8  # that the two functions print, paid by the hour in which they do; Lambda's own are free
 ALARMS = 11  # of stacks/monitoring.py, on one metric each, beside one dashboard
+ARRIVAL_ALARMS = 4  # with arrivals=on
+# Lambda polls a queue with five long polls of 20 s at a time (Lambda guide, services-sqs-scaling).
+POLLS_A_MONTH = 5 * 3 * 60 * 730
 ENDPOINTS = (
     4  # of stacks/network.py with network=isolated: two services in two zones each; S3 and DynamoDB are free
 )
@@ -160,6 +163,10 @@ def plan(workload: Workload, config: Config, prices: dict[str, Any]) -> Plan:
         hour += config.shards * prices["kinesis_retention"]["dollars"]
     if config.network == "isolated":
         hour += ENDPOINTS * prices["endpoint"]["dollars"]
+    month = ALARMS * prices["alarm"]["dollars"] + prices["dashboard"]["dollars"]
+    if config.arrivals == "on":
+        month += ARRIVAL_ALARMS * prices["alarm"]["dollars"]
+        month += line(prices, "SQS, polls", POLLS_A_MONTH, "sqs_request").dollars
     return Plan(
         workload=workload,
         config=config,
@@ -168,9 +175,7 @@ def plan(workload: Workload, config: Config, prices: dict[str, Any]) -> Plan:
         start_seconds=start,
         bounds=bounds,
         prices=prices,
-        idle_dollars=HOURS_A_MONTH * hour
-        + ALARMS * prices["alarm"]["dollars"]
-        + prices["dashboard"]["dollars"],
+        idle_dollars=HOURS_A_MONTH * hour + month,
     )
 
 
@@ -377,6 +382,12 @@ def bucket_seconds(workload: Workload) -> float:
 # What it costs
 
 
+def line(prices: dict[str, Any], item: str, quantity: float, price: str) -> Line:
+    """A line of the bill, by an entry of the prices."""
+    entry = prices[price]
+    return Line(item, quantity, entry["unit"], entry["dollars"] / entry["per"])
+
+
 def bill(
     workload: Workload, config: Config, bounds: dict[str, float], hours: int, prices: dict[str, Any]
 ) -> Iterator[Line]:
@@ -392,33 +403,32 @@ def bill(
     busy += workers(workload, config) * cold_start_seconds(workload, config)
     pages = math.ceil(workload.images / LISTED_KEYS)
 
-    def line(item: str, quantity: float, price: str) -> Line:
-        entry = prices[price]
-        return Line(item, quantity, entry["unit"], entry["dollars"] / entry["per"])
+    def of(item: str, quantity: float, price: str) -> Line:
+        return line(prices, item, quantity, price)
 
-    yield line("Lambda, classifier", busy * config.memory / 1024, f"lambda_{config.architecture}")
-    yield line("Lambda, job creator", creator * ONE_VCPU_MB / 1024, "lambda_x86_64")
-    yield line("Lambda, requests", math.ceil(calls) + creator_runs, "lambda_request")
-    yield line("Kinesis, shards", hours * config.shards, "kinesis_shard")
+    yield of("Lambda, classifier", busy * config.memory / 1024, f"lambda_{config.architecture}")
+    yield of("Lambda, job creator", creator * ONE_VCPU_MB / 1024, "lambda_x86_64")
+    yield of("Lambda, requests", math.ceil(calls) + creator_runs, "lambda_request")
+    yield of("Kinesis, shards", hours * config.shards, "kinesis_shard")
     if config.stream_retention > 24:
-        yield line("Kinesis, over 24 hours", hours * config.shards, "kinesis_retention")
+        yield of("Kinesis, over 24 hours", hours * config.shards, "kinesis_retention")
     units = math.ceil(job_bytes(workload, config) / PUT_UNIT_BYTES)
-    yield line("Kinesis, jobs", number * units, "kinesis_put")
+    yield of("Kinesis, jobs", number * units, "kinesis_put")
     if config.network == "isolated":
-        yield line("Endpoints", hours * ENDPOINTS, "endpoint")
-        yield line("Endpoints, jobs", number * job_bytes(workload, config) / 1e9, "endpoint_data")
-    yield line("DynamoDB, writes", write_units(workload, config), "dynamodb_write")
+        yield of("Endpoints", hours * ENDPOINTS, "endpoint")
+        yield of("Endpoints, jobs", number * job_bytes(workload, config) / 1e9, "endpoint_data")
+    yield of("DynamoDB, writes", write_units(workload, config), "dynamodb_write")
     # Besides the run's item, its counters: one unit an invocation, because they are small and adjacent.
-    yield line("DynamoDB, reads", math.ceil(run_reads(workload, config) + calls), "dynamodb_read")
-    yield line("S3, images", workload.images + 2 * workload.indexed, "s3_get")
+    yield of("DynamoDB, reads", math.ceil(run_reads(workload, config) + calls), "dynamodb_read")
+    yield of("S3, images", workload.images + 2 * workload.indexed, "s3_get")
     if not workload.indexed:
-        yield line("S3, listing", pages, "s3_list")
+        yield of("S3, listing", pages, "s3_list")
     if config.images_kms_key:
-        yield line("KMS, images", workload.images, "kms_request")
-    yield line("CloudWatch Logs", calls * LOG_BYTES / 1e9, "logs")
-    yield line("CloudWatch, metrics", METRICS * hours, "metric")
+        yield of("KMS, images", workload.images, "kms_request")
+    yield of("CloudWatch Logs", calls * LOG_BYTES / 1e9, "logs")
+    yield of("CloudWatch, metrics", METRICS * hours, "metric")
     # Lambda samples the first request each second and 5% of the others (DG services-xray).
-    yield line("X-Ray, traces", math.ceil(min(calls, max(bounds.values()) + calls / 20)), "trace")
+    yield of("X-Ray, traces", math.ceil(min(calls, max(bounds.values()) + calls / 20)), "trace")
 
 
 def warnings(
