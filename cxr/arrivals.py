@@ -13,6 +13,7 @@ from runs.predictions import Prediction
 
 from cxr.errors import Failed, InputError
 from cxr.operations import cancel_run
+from cxr.retry import Retried, retry_run
 from cxr.runs import LAMBDA_SECONDS, RunStatus, run_status, run_table
 from cxr.stack import Stack, client
 
@@ -88,10 +89,10 @@ def pause(stack: Stack, run: str) -> RunStatus:
     return cancelled
 
 
-def resume(stack: Stack, run: str) -> Reconciled:
+def resume(stack: Stack, run: str) -> Retried:
     """Continue a standing run that was cancelled: what waited in the queue, and what the run had left.
 
-    Raises InputError if the run is not CANCELLED, and Failed as `reconcile` does.
+    Raises InputError if the run is not CANCELLED, and Failed if the stream does not take a job.
     """
     check_on(stack)
     table = run_table(stack)
@@ -100,7 +101,7 @@ def resume(stack: Stack, run: str) -> Reconciled:
         raise InputError(f"run {run} is {found.state}: only one that was cancelled can be resumed")
     table.resume(found, found.done)
     client("lambda").update_event_source_mapping(UUID=stack.arrivals_mapping, Enabled=True)
-    return reconcile(stack, run)
+    return retry_run(stack, run)
 
 
 def _moment(text: str) -> datetime:

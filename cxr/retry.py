@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from runs.codes import ErrorCode
-from runs.jobs import Job, StreamRefused, batches, put
+from runs.jobs import Job, StreamRefused, batches, groups, put
+from runs.predictions import Prediction
 from runs.run import Run, State
 from runs.table import RunGone, RunTable
 
@@ -30,6 +30,7 @@ class Retried:
 
     given_up: int = 0  # images sent that were in the failure bucket without a prediction
     failed: int = 0  # FAILED images sent, or sent once more because an earlier retry had no outcome yet
+    waiting: int = 0  # images of a standing run sent that had no outcome yet
     completing: int = 0  # jobs sent although every image has its outcome: to complete the run
     objects_deleted: int = 0  # of the failure bucket: no run needs them any more
     objects_left: int = 0  # with images of the run that have none yet
@@ -37,6 +38,8 @@ class Retried:
 
 def retry_run(stack: Stack, run_id: str, *, codes: Collection[str] = ()) -> Retried:
     """Send again what the failure bucket holds of the run, and its FAILED images with one of these codes.
+
+    Of a standing run, it also sends the images that wait for their first outcome.
 
     FAILED images keep their code until they have a new outcome, and a COMPLETE run is SCORING until all of
     them have. Images that an earlier call has sent and that have no outcome yet are sent once more: their job
@@ -73,22 +76,26 @@ def retry_run(stack: Stack, run_id: str, *, codes: Collection[str] = ()) -> Retr
     def jobs_of_failed_images() -> Iterator[Job]:
         nonlocal failed
         wanted = (found for found in table.failed(run_id) if found.retrying or found.error in codes)
-        while group := list(islice(wanted, IMAGES_PER_JOB)):
+        for group in groups(wanted, IMAGES_PER_JOB):
             table.mark_retrying(run, group)
             failed += len(group)
-            yield Job(run_id, run.uid, stack.images_bucket, tuple(found.key for found in group))
+            yield _job(stack, run, group)
 
     try:
         if codes or run.retrying:
             _send(kinesis, stack.stream, jobs_of_failed_images())
     except RunGone as error:
         raise Failed(str(error)) from None
+    waiting = 0
+    for group in groups(table.waiting(run_id) if run.standing else (), IMAGES_PER_JOB):
+        _send(kinesis, stack.stream, [_job(stack, run, group)])
+        waiting += len(group)
     completing = run.state == State.SCORING and run.complete
     if completing:
         # After every job, also one with nothing to do, the classifier checks whether its run is complete.
         key = next(table.predicted_keys(run_id))
         _send(kinesis, stack.stream, [Job(run_id, run.uid, stack.images_bucket, (key,))])
-    return Retried(given_up, failed, int(completing), deleted, left)
+    return Retried(given_up, failed, waiting, int(completing), deleted, left)
 
 
 class Missing:
@@ -127,6 +134,10 @@ class Missing:
             self._runs[job.run_id] = self._table.run(job.run_id)
         run = self._runs[job.run_id]
         return run.state if run and run.uid == job.run_uid else None
+
+
+def _job(stack: Stack, run: Run, images: Iterable[Prediction]) -> Job:
+    return Job(run.run_id, run.uid, stack.images_bucket, tuple(image.key for image in images))
 
 
 def _retry_object(s3: S3Client, kinesis: KinesisClient, stack: Stack, key: str, missing: Missing) -> Retried:

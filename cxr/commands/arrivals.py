@@ -79,16 +79,22 @@ def resume(run: RunName, stack: StackName = DEFAULT_NAME, as_json: Json = False)
 
     What arrived meanwhile waited in a queue, for at most 14 days.
 
-    The JSON is that of `cxr reconcile`.
+    The JSON is that of `cxr retry`.
 
-    Ends with 0; with 1 if the reconciler failed; with 2 for wrong input, for
-    example a run that is not cancelled.
+    Ends with 0; with 1 if the stream refused the jobs; with 2 for wrong input,
+    for example a run that is not cancelled.
     """
     with errors_reported():
-        found = Stack.find(stack)
-        with notes.status("Listing the bucket"):
-            reconciled = resume_run(found, run)
-        _print_reconciled(found, reconciled, as_json)
+        sent = resume_run(Stack.find(stack), run)
+        if as_json:
+            typer.echo(json.dumps(asdict(sent)))
+            return
+        console.print(
+            f"[green]✓[/] {shown(run)} goes on: what arrived meanwhile is taken from the queue, and "
+            f"{counted(sent.waiting + sent.given_up, 'image')} of before are sent again",
+            soft_wrap=True,
+        )
+        console.print("Follow what arrives by `cxr watch`", markup=False)
 
 
 def _line(run: RunStatus) -> str:

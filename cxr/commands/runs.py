@@ -267,8 +267,8 @@ def retry(
     other run in it is at work, or when all its runs are deleted. So the objects
     of this retry are deleted by the next.
 
-    The JSON is one object: given_up and failed (images sent), completing (jobs
-    sent to complete a run whose images are all there), objects_deleted,
+    The JSON is one object: given_up, failed and waiting (images sent; the last of
+    a standing run), completing (jobs sent to complete a run whose images are all there), objects_deleted,
     objects_left.
 
     Ends with 0, also if there was nothing to send; with 1 if the stream refused
@@ -285,10 +285,10 @@ def retry(
         if as_json:
             typer.echo(json.dumps(asdict(retried)))
             return
-        sent = retried.given_up + retried.failed
+        sent = retried.given_up + retried.failed + retried.waiting
         console.print(
             f"[green]✓[/] {counted(sent, 'image')} sent again: {retried.given_up:,} of the failure bucket, "
-            f"{retried.failed:,} FAILED"
+            f"{retried.failed:,} FAILED" + (f", {retried.waiting:,} that waited" if retried.waiting else "")
         )
         failures = run_status(run_table(found), run).failures
         if failures and not failed and not all_failed:

@@ -16,10 +16,10 @@ from runs import jobs, metrics
 from runs.arrivals import Arrival, day_of, run_id
 from runs.completion import NotAnnounced, complete
 from runs.errors import reason
-from runs.jobs import JobError
+from runs.jobs import JobError, groups
 from runs.run import Run, State
 
-from arrivals.standing_runs import CONFIG, MAX_ARRIVALS, StandingRuns, from_environment, groups
+from arrivals.standing_runs import CONFIG, MAX_ARRIVALS, StandingRuns, from_environment
 
 if TYPE_CHECKING:
     from mypy_boto3_events import EventBridgeClient

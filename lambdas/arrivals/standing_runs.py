@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
 from runs import jobs
 from runs.arrivals import Arrival
-from runs.jobs import Job
+from runs.jobs import Job, groups
 from runs.run import STANDING, Run
 from runs.table import RunTable
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 MAX_ARRIVALS = 98
 OPEN_ATTEMPTS = 5
 CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 8})
-
-Item = TypeVar("Item")
 
 
 class NotBegun(Exception):
@@ -94,9 +91,3 @@ def from_environment() -> dict[str, Any]:
         "images_per_job": int(os.environ["IMAGES_PER_JOB"]),
         "run_fields": json.loads(os.environ["RUN_FIELDS"], parse_float=Decimal),
     }
-
-
-def groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """The items in lists of `size`; the last may be shorter."""
-    remaining = iter(items)
-    return iter(lambda: list(islice(remaining, size)), [])

@@ -45,7 +45,7 @@ class Request:
         if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
             raise EventError(f"RunId: expected a string matching {RUN_ID.pattern}")
         if day_of(run_id):
-            raise EventError("RunId: is the name of the standing run of a day; expected another")
+            raise EventError("RunId: expected another name than that of the standing run of a day")
         job_count = event.get("JobCount")
         if "JobCount" in event and (type(job_count) is not int or not 1 <= job_count <= MAX_COUNT):
             raise EventError(f"JobCount: expected a whole number from 1 to {MAX_COUNT:,}")

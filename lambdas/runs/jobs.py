@@ -9,7 +9,8 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from runs.backoff import OVERLOAD, Patience
 
@@ -22,6 +23,9 @@ MAX_KEYS = 99
 # Kinesis takes 500 records and 5 MiB a PutRecords, partition keys included (Kinesis API, PutRecords).
 MAX_RECORDS, MAX_BYTES = 500, 4 * 2**20
 PUT_ATTEMPTS = 12  # of one PutRecords: about a minute in all under throttling
+
+
+Item = TypeVar("Item")
 
 
 class JobError(ValueError):
@@ -136,6 +140,12 @@ def put(kinesis: KinesisClient, stream: str, records: list[Record]) -> int:
         resent += len(records)
     codes = sorted({result["ErrorCode"] for result in answer["Records"] if "ErrorCode" in result})
     raise StreamRefused(f"the stream refused {len(records)} jobs {PUT_ATTEMPTS} times ({', '.join(codes)})")
+
+
+def groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of `size`; the last may be shorter."""
+    remaining = iter(items)
+    return iter(lambda: list(islice(remaining, size)), [])
 
 
 def _is_text(value: Any) -> bool:
