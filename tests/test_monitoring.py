@@ -20,6 +20,9 @@ TOPIC = "arn:aws:sns:us-east-1:111122223333:ops"
 UNITS = {"Count", "Milliseconds"}
 BY_CLASSIFIER = {"ImagesScored", "ImagesFailed", "JobsDone", "JobsReturned", "MillisecondsPerImage"}
 BY_JOB_CREATOR = {"ImagesSent", "JobsSent", "JobsResent"}
+BY_ANNOUNCER = {"EventsTaken", "EventsDropped", "EventsReturned", "ImagesSent"}
+BY_RECONCILER = {"ArrivalsMissed", "ArrivalsSentAgain"}
+ON = "arrivals=on"
 
 
 def alarms(*settings: str) -> dict[str, dict[str, Any]]:
@@ -30,9 +33,9 @@ def alarms(*settings: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def dashboard() -> list[dict[str, Any]]:
+def dashboard(*settings: str) -> list[dict[str, Any]]:
     """The widgets of the dashboard, with text for intrinsic functions."""
-    (resource,) = synth().template.find_resources("AWS::CloudWatch::Dashboard").values()
+    (resource,) = synth(*settings).template.find_resources("AWS::CloudWatch::Dashboard").values()
     parts = resource["Properties"]["DashboardBody"]["Fn::Join"][1]
     return list(
         json.loads("".join(part if isinstance(part, str) else _named(part) for part in parts))["widgets"]
@@ -117,15 +120,15 @@ class TestLines:
     def test_alarms_and_dashboard_use_the_metrics_that_functions_print(self) -> None:
         """A metric with a wrong name has no data, so its alarm would never go off."""
         watched = set(
-            re.findall(r'"chest-xray-inference","(\w+)"', json.dumps(dashboard(), separators=(",", ":")))
+            re.findall(r'"chest-xray-inference","(\w+)"', json.dumps(dashboard(ON), separators=(",", ":")))
         )
-        watched |= {a["MetricName"] for a in alarms().values() if a["Namespace"] == "chest-xray-inference"}
-        assert watched == (BY_CLASSIFIER | BY_JOB_CREATOR) - {"ImagesSent"}
+        watched |= {a["MetricName"] for a in alarms(ON).values() if a["Namespace"] == "chest-xray-inference"}
+        assert watched == BY_CLASSIFIER | BY_JOB_CREATOR | BY_RECONCILER | BY_ANNOUNCER - {"EventsReturned"}
 
 
 class TestAlarms:
     def test_each_alarm_names_its_heading_in_the_runbook(self) -> None:
-        for name, alarm in alarms().items():
+        for name, alarm in alarms(ON).items():
             assert alarm["AlarmDescription"].endswith(f". What to do: docs/runbook.md, {name}.")
             section = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", RUNBOOK, re.MULTILINE | re.DOTALL)
             assert section, f"docs/runbook.md has no heading ### {name}"
@@ -134,11 +137,11 @@ class TestAlarms:
 
     def test_the_runbook_has_no_other_alarms(self) -> None:
         (chapter,) = re.findall(r"^## Alarms\n(.*?)(?=^## |\Z)", RUNBOOK, re.MULTILINE | re.DOTALL)
-        assert set(re.findall(r"^### (\w+)$", chapter, re.MULTILINE)) == set(alarms())
+        assert set(re.findall(r"^### (\w+)$", chapter, re.MULTILINE)) == set(alarms(ON))
 
     def test_no_alarm_goes_off_without_a_run(self) -> None:
         """Without a run there are no data, except that Lambda reads the stream."""
-        missing = {name: alarm["TreatMissingData"] for name, alarm in alarms().items()}
+        missing = {name: alarm["TreatMissingData"] for name, alarm in alarms(ON).items()}
         assert missing.pop("JobsNotRead") == "breaching"
         assert set(missing.values()) == {"notBreaching"}
 
@@ -149,9 +152,13 @@ class TestAlarms:
                 f"{'<' if alarm['ComparisonOperator'] == 'LessThanThreshold' else '>='} {alarm['Threshold']}",
                 alarm["Period"] * alarm["EvaluationPeriods"] // 60,
             )
-            for name, alarm in alarms().items()
+            for name, alarm in alarms(ON).items()
         }
         assert found == {
+            "ArrivalsWait": ("AWS/SQS ApproximateAgeOfOldestMessage Maximum", ">= 900", 5),
+            "ArrivalsNotTaken": ("AWS/SQS ApproximateNumberOfMessagesVisible Maximum", ">= 1", 5),
+            "ArrivalsMissed": ("chest-xray-inference ArrivalsMissed Sum", ">= 1", 5),
+            "ReconcilerErrors": ("AWS/Lambda Errors Sum", ">= 1", 5),
             "JobsWaitTooLong": ("AWS/Lambda IteratorAge Maximum", f">= {6 * 3_600_000}", 5),
             "RunStalls": ("chest-xray-inference JobsDone Sum", "< 1", 15),
             "JobsNotRead": ("AWS/Kinesis GetRecords.Success Sum", "< 1", 15),
@@ -171,15 +178,20 @@ class TestAlarms:
         assert found["ClassifierTimeouts"]["Threshold"] == 59_000
 
     def test_each_alarm_watches_its_own_resource(self) -> None:
-        for name, alarm in alarms().items():
+        for name, alarm in alarms(ON).items():
             (dimension, *_) = alarm["Dimensions"]
             owner = {"ClassifierMapping": "JobsGivenUp JobsDropped", "JobsStream": "JobsNotRead"}
             owner |= {
                 "JobsFailures": "FailureBucketNotEmpty",
                 "JobCreator": "JobCreatorErrors JobCreatorThrottles",
+                "ArrivalsQueue": "ArrivalsWait",
+                "ArrivalsDeadLetters": "ArrivalsNotTaken",
+                "ArrivalsReconciler": "ArrivalsMissed ReconcilerErrors",
             }
             (expected,) = [o for o, names in owner.items() if name in names.split()] or ["ClassifierFunction"]
-            assert str(dimension["Value"]["Ref"]).startswith(expected), name
+            value = dimension["Value"]
+            (owned, *_) = [value["Ref"]] if "Ref" in value else value["Fn::GetAtt"]
+            assert owned.startswith(expected), name
 
     def test_the_mapping_counts_jobs_out_of_retries(self) -> None:
         synth().template.has_resource_properties(
@@ -188,7 +200,7 @@ class TestAlarms:
 
     def test_all_alarms_notify_the_topic(self) -> None:
         assert all("AlarmActions" not in alarm for alarm in alarms().values())
-        for alarm in alarms(f"alarmTopic={TOPIC}").values():
+        for alarm in alarms(f"alarmTopic={TOPIC}", ON).values():
             assert (alarm["AlarmActions"], alarm["OKActions"]) == ([TOPIC], [TOPIC])
 
 
@@ -197,6 +209,7 @@ class TestCost:
 
     def test_alarms_and_their_dashboard(self) -> None:
         assert len(alarms()) == capacity.ALARMS
+        assert len(alarms(ON)) == capacity.ALARMS + capacity.ARRIVAL_ALARMS
         synth().template.resource_count_is("AWS::CloudWatch::Dashboard", 1)
 
     def test_metrics(self) -> None:
@@ -204,12 +217,15 @@ class TestCost:
 
 
 class TestFunctions:
-    @pytest.mark.parametrize("function", ["Classifier", "JobCreator"])
+    @pytest.mark.parametrize(
+        "function",
+        ["ClassifierFunction", "JobCreatorFunction", "ArrivalsAnnouncer", "ArrivalsReconciler"],
+    )
     def test_logs_are_json_at_info_and_traces_are_on(self, function: str) -> None:
         (properties,) = [
             resource["Properties"]
-            for name, resource in synth().template.find_resources("AWS::Lambda::Function").items()
-            if name.startswith(f"{function}Function")
+            for name, resource in synth(ON).template.find_resources("AWS::Lambda::Function").items()
+            if name.startswith(function)
         ]
         logging = {name: value for name, value in properties["LoggingConfig"].items() if name != "LogGroup"}
         # At WARN, Lambda would drop the line with the metrics, because its level is INFO.

@@ -8,12 +8,14 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple
 
 import boto3
 import permissions
 import pytest
+from arrivals import announcer, reconciler
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 from classifier.handler import Classifier
@@ -24,6 +26,7 @@ from job_creator.handler import JobCreator
 from moto import mock_aws
 from permissions import (
     ACCOUNT,
+    ANNOUNCER,
     BUCKETS,
     BUSES,
     CLASSIFIER,
@@ -31,6 +34,7 @@ from permissions import (
     JOB_CREATOR,
     KEYS,
     LOGS,
+    RECONCILER,
     REGION,
     ROLES,
     STREAMS,
@@ -43,6 +47,7 @@ from permissions import (
     refused_by,
     watched,
 )
+from runs.arrivals import run_id
 from runs.completion import EVENT_SOURCE, RUN_COMPLETE
 from runs.table import RunTable
 from support import BUCKET, STREAM, TABLE, image_bytes
@@ -394,13 +399,15 @@ def forbidden(case: Case) -> frozenset[Call]:
     return frozenset(calls)
 
 
-def unused(calls: frozenset[Call], of: Stack) -> list[tuple[str, Statement]]:
+def unused(
+    calls: frozenset[Call], of: Stack, roles: tuple[str, ...] = FUNCTIONS
+) -> list[tuple[str, Statement]]:
     """Every action, resource and condition value of a role without which all calls are still allowed.
 
     A Deny is not among them: test_every_denial_is_needed.
     """
     found = []
-    for role in FUNCTIONS:
+    for role in roles:
         policy = [part for statement in of.policy(role) for part in single(statement)]
         for number, part in enumerate(policy):
             others = policy[:number] + policy[number + 1 :]
@@ -434,6 +441,93 @@ def test_every_denial_is_needed(case: Case) -> None:
             others = [other for other in parts if other != part]
             refused_calls = (call.request for call in forbidden(case) if call.role == role)
             assert any(allows(request, others) for request in refused_calls), (role, part)
+
+
+ARRIVING = Case(("arrivals=on",))
+QUEUE = f"{permissions.QUEUES}ArrivalsQueue"
+
+
+@cache
+def asked_by_arrivals() -> frozenset[Call]:
+    """What the functions of standing runs and the classifier ask for, from an upload to a closed day."""
+    with pytest.MonkeyPatch.context() as patch, mock_aws(), watched() as calls:
+        for name, value in stack(ARRIVING).environment(ANNOUNCER).items() | {("AWS_DEFAULT_REGION", REGION)}:
+            patch.setenv(name, value)
+        patch.delenv("AWS_ENDPOINT_URL", raising=False)
+        s3 = boto3.client("s3")
+        s3.create_bucket(Bucket=BUCKET)
+        boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=1)
+        create_table(boto3.client("dynamodb"), TABLE)
+        announce, reconcile = announcer.setup.__wrapped__(), reconciler.setup.__wrapped__()
+        scorer, key, now = set_up_classifier.__wrapped__(), "cxr-nih/a.png", datetime.now(UTC)
+        for seed in range(2):
+            etag = s3.put_object(Bucket=BUCKET, Key=key, Body=image_bytes(seed=seed))["ETag"].strip('"')
+            detail = {"bucket": {"name": BUCKET}, "object": {"key": key, "etag": etag}}
+            body = json.dumps({"time": now.isoformat(), "detail": detail})
+            assert announce([{"messageId": "1", "body": body}]) == {"batchItemFailures": []}
+            _score(scorer, run_id(now.date()))
+        patch.setattr(reconciler, "_today", lambda: now.date() + timedelta(days=1))
+        s3.put_object(Bucket=BUCKET, Key="cxr-nih/b.png", Body=b"")
+        reconcile({}, lambda: 900_000)
+        _score(scorer, run_id(now.date()))
+        reconcile({"RunId": run_id(now.date())}, lambda: 900_000)
+        _set_state(run_id(now.date()), "SCORING")
+        reconcile({"RunId": run_id(now.date())}, lambda: 900_000)  # which completes and announces it
+    return frozenset(calls)
+
+
+def asked_by_aws_of_arrivals() -> frozenset[Call]:
+    """What AWS's services ask for with the roles of standing runs, by their guides."""
+    asked = set()
+    for role in (ANNOUNCER, RECONCILER):
+        for action in ("CreateLogStream", "PutLogEvents"):
+            group = f"{LOGS}{role}RoleLogs:log-stream:2026/11/24/[1]ab"
+            asked.add(Call(role, Request(f"logs:{action}", group, {})))
+        for action in ("PutTraceSegments", "PutTelemetryRecords"):
+            asked.add(Call(role, Request(f"xray:{action}", "*", {})))
+    for action in ("ReceiveMessage", "DeleteMessage", "GetQueueAttributes"):  # services-sqs-configure
+        asked.add(Call(ANNOUNCER, Request(f"sqs:{action}", QUEUE, {})))
+    return frozenset(asked)
+
+
+class TestArrivals:
+    def test_what_is_asked_for_is_allowed(self) -> None:
+        asked = asked_by_arrivals() | asked_by_aws_of_arrivals()
+        assert {call.role for call in asked} == {ANNOUNCER, RECONCILER, CLASSIFIER}
+        assert refused(asked, stack(ARRIVING)) == []
+
+    def test_every_permission_is_used(self) -> None:
+        asked = asked_by_arrivals() | asked_by_aws_of_arrivals()
+        assert unused(asked, stack(ARRIVING), (ANNOUNCER, RECONCILER)) == []
+        of_events = [part for _, part in unused(asked, stack(ARRIVING), (CLASSIFIER,))]
+        assert "events:PutEvents" not in str(of_events)
+
+    @pytest.mark.parametrize("role", [ANNOUNCER, RECONCILER])
+    def test_what_they_do_not_need_is_refused(self, role: str) -> None:
+        images, table = f"{BUCKETS}{BUCKET}", f"{TABLES}{TABLE}"
+        ours = {"events:source": (EVENT_SOURCE,), "events:detail-type": ("Another",)}
+        for action, resource, context in (
+            ("s3:GetObject", f"{images}/cxr-nih/a.png", OURS),
+            ("s3:PutObject", f"{images}/cxr-nih/a.png", OURS),
+            ("s3:DeleteObject", f"{images}/cxr-nih/a.png", OURS),
+            ("s3:ListBucket", images, OURS | {"s3:prefix": "elsewhere/"}),
+            ("s3:PutBucketNotification", images, OURS),
+            ("dynamodb:DeleteItem", table, {}),
+            ("dynamodb:Scan", table, {}),
+            ("kinesis:GetRecords", f"{STREAMS}{STREAM}", {}),
+            ("sqs:SendMessage", QUEUE, {}),
+            ("sqs:PurgeQueue", QUEUE, {}),
+            ("sqs:ReceiveMessage", f"{permissions.QUEUES}ArrivalsDeadLetters", {}),
+            ("events:PutEvents", f"{BUSES}default", ours),
+            ("lambda:InvokeFunction", f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:JobCreatorFunction", {}),
+            ("iam:PassRole", f"{ROLES}{role}Role", {}),
+        ):
+            assert not stack(ARRIVING).allows(Call(role, Request(action, resource, context))), action
+        own = {ANNOUNCER: "s3:ListBucket", RECONCILER: "sqs:ReceiveMessage"}[role]
+        resource = {ANNOUNCER: images, RECONCILER: QUEUE}[role]
+        assert not stack(ARRIVING).allows(
+            Call(role, Request(own, resource, OURS | {"s3:prefix": "cxr-nih/"}))
+        )
 
 
 ISOLATED = CASES["isolated"]

@@ -80,9 +80,10 @@ def test_a_run_as_the_classifier_leaves_it(aws: None) -> None:
 
     found = {prediction.key: prediction for prediction in table.predictions("first")}
     assert found.keys() == {*(f"{number:03}.png" for number in range(98)), "empty.png"}
-    assert found["002.png"] == scored[2]
+    at, by = found["002.png"].scored_at, found["002.png"].model
+    assert found["002.png"] == dataclasses.replace(scored[2], scored_at=at, model=by)
     assert found["000.png"].warnings == ("COLOUR",)
-    assert found["empty.png"] == Prediction("empty.png", error="IMAGE_EMPTY")
+    assert found["empty.png"] == Prediction("empty.png", error="IMAGE_EMPTY", scored_at=at, model=by)
 
 
 def test_a_run_that_is_not_there(aws: None) -> None:
