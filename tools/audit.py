@@ -45,6 +45,7 @@ STACKS: tuple[Mapping[str, str], ...] = (
     {"alarmTopic": "arn:aws:sns:eu-west-1:111122223333:on-call"},
     {"data": "destroy"},
     {"network": "isolated"},
+    {"arrivals": "on"},
 )
 
 # Checker -> the page that accepts its findings, and what the names of its rules begin with.
