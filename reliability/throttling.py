@@ -227,7 +227,7 @@ def main() -> None:
 
     columns = ("shards", "outage", "plan, s", "median, s", "longest, s", "cancelled", "discarded")
     print(*columns, sep="\t")
-    cases = [(shards, None) for shards in (1, 2, 5, 10, 20, 50)]
+    cases: list[tuple[int, Outage | None]] = [(shards, None) for shards in (1, 2, 5, 10, 20, 50)]
     cases += [(1, Outage(service, 20, 620)) for service in ("S3", "DynamoDB")]
     for shards, outage in cases:
         planned = plan(NIH_IMAGES, Config(shards=shards))

@@ -114,7 +114,7 @@ def test_the_least_memory_is_enough_for_the_largest_image_and_all_that_is_fetche
     grey[:noisy] += np.random.default_rng(0).integers(0, 256, (noisy, side), dtype=np.uint16)
     Image.fromarray(grey).save(file, compress_level=1)
     assert 0.8 * MAX_BYTES < file.stat().st_size < MAX_BYTES
-    command = [sys.executable, "-c", LARGEST, file]
+    command = [sys.executable, "-c", LARGEST, str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     peak = float(done.stdout.splitlines()[-1])

@@ -1,6 +1,6 @@
 """Standing runs: one for each day (UTC), of the images that S3 has received that day.
 
-docs/decisions/0018-arrivals.md says why their counts are exact.
+docs/decisions/0020-arrivals.md says why their counts are exact.
 """
 
 from __future__ import annotations
