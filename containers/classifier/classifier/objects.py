@@ -1,4 +1,4 @@
-"""Reads objects of S3 by obstore, which takes a quarter of boto3's CPU and does not say what S3 refused."""
+"""Reads objects of S3 by obstore, which takes less CPU than boto3 and does not say what S3 refused."""
 
 import functools
 import os
