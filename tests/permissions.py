@@ -7,9 +7,10 @@ from functools import cache
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from iam import Request, Statement, allows
 from support import BUCKET, STREAM, TABLE
 from synth import synth
+
+from cxr.verification.iam import Request, Statement, allows
 
 ACCOUNT, REGION = "123456789012", "us-east-1"  # moto's
 JOB_CREATOR, CLASSIFIER = "JobCreator", "Classifier"

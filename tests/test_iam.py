@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from iam import Request, Statement, Unsupported, allows, single
+
+from cxr.verification.iam import Request, Statement, Unsupported, allows, single
 
 OBJECT = "arn:aws:s3:::images/cxr-nih/a.png"
 ROLE = "arn:aws:iam::123456789012:role/Classifier"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from iam import single
 from synth import synth, synthesize
 
 from cxr.planning import capacity
+from cxr.verification.iam import single
 from stacks.config import ConfigError
 from stacks.network import PREFIX_LISTS, ZONES
 

@@ -20,7 +20,6 @@ from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 from classifier.handler import Classifier
 from classifier.handler import setup as set_up_classifier
-from iam import Request, Statement, allows, applies, single
 from job_creator import handler
 from job_creator.handler import JobCreator
 from moto import mock_aws
@@ -53,6 +52,7 @@ from runs.table import RunTable
 from support import BUCKET, STREAM, TABLE, image_bytes
 from synth import synth
 
+from cxr.verification.iam import Request, Statement, allows, applies, single
 from reliability.table import create_table
 
 pytestmark = pytest.mark.xdist_group("stack")  # loading the CDK takes seconds

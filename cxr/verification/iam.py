@@ -1,4 +1,4 @@
-"""IAM's decision on a request, for the policy elements that the stack's template uses.
+"""IAM's decision on a request, for the policy elements that the roles of the stack use.
 
 An element, an operator or a form that is unknown here raises Unsupported. The rules are those of the IAM user
 guide; each names its page.
