@@ -6,6 +6,7 @@ Lambda developer guide, runtimes-api and lambda-runtime-environment.
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import re
@@ -18,6 +19,7 @@ from datetime import UTC, datetime
 from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cxr.local_aws.containers import Containers
@@ -90,6 +92,8 @@ class ExecutionEnvironment:
         self._next: queue.SimpleQueue[Reply] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[tuple[bool, bytes]] = queue.SimpleQueue()  # (success, JSON)
         self._initialised = threading.Event()
+        self._started = time.monotonic()
+        self._init_seconds: float | None = None  # until the first invocation has reported it
         self.alive = True
         self._runtime_api = LoopbackServer(self._respond)
         variables = function.process_environment(self._runtime_api.address)
@@ -115,6 +119,7 @@ class ExecutionEnvironment:
             "Lambda-Runtime-Deadline-Ms": str(int((time.time() + self._function.timeout) * 1000)),
             "Lambda-Runtime-Invoked-Function-Arn": self._function.configuration["FunctionArn"],
         }
+        began = time.monotonic()
         self._next.put(Reply(HTTPStatus.OK, json.dumps(event).encode(), headers))
         try:
             success, answer = self._outcomes.get(timeout=self._function.timeout)
@@ -122,19 +127,31 @@ class ExecutionEnvironment:
             self.stop()
             message = f"{request_id} Task timed out after {self._function.timeout:.2f} seconds"
             error = {"errorType": "Sandbox.Timedout", "errorMessage": message}
-            self._report("timeout", error)
+            self._report("timeout", began, error)
             raise FunctionError(error) from None
         payload = json.loads(answer)
         if not success:
             if payload.get("errorType") == "Runtime.ExitError":
-                self._report("error", payload)
+                self._report("error", began, payload)
             raise FunctionError(payload)
+        self._report("success", began)
         return payload
 
-    def _report(self, status: str, error: Mapping[str, Any]) -> None:
-        """Write Lambda's own line to the log: nothing in the process can say that it was ended."""
+    def _report(self, status: str, began: float, error: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Write Lambda's own line on an invocation to the log (DG telemetry-schema-reference).
+
+        It also says that the process was ended, which nothing in it can say.
+        """
         time_of_day = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"time": time_of_day, "type": "platform.report", "record": {"status": status}, **error}
+        seconds = time.monotonic() - began
+        metrics = {"durationMs": round(1000 * seconds, 2)}
+        if self._init_seconds is not None:
+            metrics["initDurationMs"] = round(1000 * self._init_seconds, 2)
+            seconds += self._init_seconds
+            self._init_seconds = None
+        metrics["billedDurationMs"] = math.ceil(1000 * seconds)
+        record = {"status": status, "metrics": metrics}
+        line = {"time": time_of_day, "type": "platform.report", "record": record, **error}
         with self._function.log.open("a") as log:
             log.write(f"{json.dumps(line)}\n")
 
@@ -146,7 +163,9 @@ class ExecutionEnvironment:
         self._runtime_api.close()
 
     def _respond(self, path: str, _headers: Message, body: bytes) -> Reply:
-        self._initialised.set()
+        if not self._initialised.is_set():
+            self._init_seconds = time.monotonic() - self._started
+            self._initialised.set()
         if path.endswith("/invocation/next"):
             return self._next.get()
         if path.endswith("/init/error"):

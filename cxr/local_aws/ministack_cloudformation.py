@@ -1,18 +1,20 @@
 """Stacks of MiniStack that can be deleted and deployed again as on AWS.
 
-MiniStack gives the resources of a new stack the names of an older one. It cannot run the CDK's function that
-empties buckets, and waits an hour for its answer. Version 1.4, for Python 3.11, finds no stack by its id, by
-which the CDK deletes one, deletes what a template retains, and empties a table that is updated.
+MiniStack gives the resources of a new stack the names of an older one. It makes managed policies of the
+policies of a role, and then cannot list them. It cannot run the CDK's function that empties buckets, and
+waits an hour for its answer. Version 1.4, for Python 3.11, finds no stack by its id, by which the CDK deletes
+one, deletes what a template retains, and empties a table that is updated.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from ministack.services import cloudformation, dynamodb, s3  # type: ignore[import-untyped]
+from ministack.services import cloudformation, dynamodb, iam, s3  # type: ignore[import-untyped]
 from ministack.services.cloudformation import handlers, provisioners, stacks  # type: ignore[import-untyped]
 
 Properties = dict[str, Any]
@@ -39,6 +41,11 @@ def install() -> None:
     for step in ("create", "update"):
         resources["AWS::S3::Bucket"][step] = _tagging(resources["AWS::S3::Bucket"][step])
     resources["AWS::DynamoDB::Table"].setdefault("update", _update_table)
+    resources["AWS::IAM::Policy"] = {
+        "create": lambda _id, properties, _stack: _put_role_policy(properties),
+        "update": lambda _name, _old, properties, _stack: _put_role_policy(properties),
+        "delete": _delete_role_policy,
+    }
     resources[EMPTIER] = {
         "create": lambda _id, properties, _stack: (properties["BucketName"], {}),
         "update": lambda name, _old, _new, _stack: (name, {}),
@@ -127,6 +134,20 @@ def _update_table(name: str, _old: Properties, new: Properties, _stack: str) -> 
     """Keep the table and its items. Settings of this project's stack change its protection and encryption."""
     dynamodb._tables[name]["DeletionProtectionEnabled"] = new.get("DeletionProtectionEnabled", False)
     return name, {"Arn": dynamodb._tables[name]["TableArn"]}
+
+
+def _put_role_policy(properties: Properties) -> Created:
+    """A policy in each of its roles (CloudFormation guide, AWS::IAM::Policy)."""
+    name = properties["PolicyName"]
+    for role in properties["Roles"]:
+        iam._roles[role]["InlinePolicies"][name] = json.dumps(properties["PolicyDocument"])
+    return name, {}
+
+
+def _delete_role_policy(name: str, properties: Properties) -> None:
+    for role in properties["Roles"]:
+        if role in iam._roles:
+            iam._roles[role]["InlinePolicies"].pop(name, None)
 
 
 def _empty_bucket(_id: str, properties: Properties) -> None:
