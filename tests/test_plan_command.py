@@ -227,3 +227,22 @@ def test_as_installed_from_anywhere(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.stderr == ""
     assert json.loads(result.stdout)["images"] == 9
+
+
+def test_it_plans_with_service_times_of_ones_own(tmp_path: Path) -> None:
+    own = {**MEASURED, "machine": "AWS Lambda in eu-west-1", "images_per_second": {"mine": 12.5}}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    given = ("--images", 1000, "--service-times", tmp_path / "own.json")
+    assert (planned(*given)["model"], planned(*given)["images_per_second_per_worker"]) == ("mine", 12.5)
+    said = text(*given)
+    assert "mine, AWS Lambda in eu-west-1" in said
+    assert "On AWS it may differ" not in said
+    assert "On AWS it may differ: `cxr verify` measures it" in text("--images", 1000)
+
+
+@pytest.mark.parametrize("own", ["", "[]", "{}", json.dumps({**MEASURED, "images_per_second": {"mine": 0}})])
+def test_a_file_that_has_no_service_times(own: str, tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text(own)
+    result = cxr("--images", 1000, "--service-times", tmp_path / "own.json")
+    assert result.exit_code == 2
+    assert "expected the service_times.json" in result.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,6 +44,10 @@ def plan(
         str | None,
         typer.Option(metavar="NAME", help="Model whose service time to use. Default: the one that ships."),
     ] = None,
+    service_times: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The service_times.json that `cxr verify` has measured."),
+    ] = None,
     images_per_second: Annotated[
         float | None,
         typer.Option(metavar="X", help="Your own measurement: what one classifier of 1769 MB scores."),
@@ -64,8 +69,9 @@ def plan(
 ) -> None:
     """Show how long a run will take, what it will cost, and what limits it.
 
-    Makes no AWS call. Service times were measured by `make bench`, prices come
-    from a dated table; the output names both sources. It plans for the settings
+    Makes no AWS call. Service times were measured by `make bench`, or by `cxr
+    verify` on your stack; prices come from a dated table. The output names both
+    sources. It plans for the settings
     in settings.toml. If it finds better ones, it shows the whole table to write
     there.
 
@@ -89,7 +95,8 @@ def plan(
     with errors_reported():
         from cxr.planning import capacity
 
-        measured, priced = capacity.read_json(capacity.SERVICE_TIMES), capacity.read_json(capacity.PRICES)
+        measured = read_service_times(service_times or capacity.SERVICE_TIMES)
+        priced = capacity.read_json(capacity.PRICES)
         stack, config = planned_settings(settings or [])
         rates = measured["images_per_second"]
         model = model or next(iter(rates))
@@ -135,9 +142,12 @@ def plan(
         source = "yours, by --images-per-second"
         if not images_per_second:
             source = f"{model}, {measured['machine']}, {measured['measured']}"
+        advice = (
+            "" if service_times else "On AWS it may differ: `cxr verify` measures it, for --service-times."
+        )
         console.print(
             f"\n[dim]{workload.images_per_second:g} images a second for each vCPU: {shown(source)}. "
-            "On AWS it may differ: measure a run, and give --images-per-second.\n"
+            f"{advice}\n"
             f"Prices of {priced['date']}, {priced['region']}. {shown(priced['note'])} "
             "Shards are billed by the hour begun. Storage, retries and KMS for the stream are not "
             "included.[/]"
@@ -181,6 +191,23 @@ def month_of_arrivals(
         "come one by one, all day and night. The bucket keeps those of a year.",
         soft_wrap=True,
     )
+
+
+def read_service_times(path: Path) -> dict[str, Any]:
+    """The service times of a file. Raises InputError for one that is not of `cxr verify`."""
+    from cxr.planning import capacity
+
+    try:
+        found = capacity.read_json(path)
+        numbers = (*found["images_per_second"].values(), found["cold_start_seconds"])
+        keys = (found["keys_per_second"]["listing"], found["keys_per_second"]["index"])
+        if all(float(number) > 0 for number in (*numbers, *keys)) and found["images_per_second"]:
+            return {**found, **{name: str(found[name]) for name in ("machine", "measured")}}
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; expected the service_times.json of cxr verify") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise InputError(f"{path}: expected the service_times.json that cxr verify has written")
 
 
 def planned_settings(given: list[str]) -> tuple[str, Config]:
