@@ -105,7 +105,8 @@ def introduction() -> Iterator[str]:
         "[cxr/planning/capacity.py](../cxr/planning/capacity.py), which `cxr plan` uses too."
     )
     yield (
-        "**None of it was measured on AWS.** The figures are computed from three sources:\n\n"
+        "**None of it was measured on AWS**; [`cxr verify`](verify.md) measures your stack. The figures are "
+        "computed from three sources:\n\n"
         f"- Service times of {MEASURED['measured']} ({MEASURED['machine']}): one worker of one vCPU scores "
         f"{rate:g} images a second with {DEFAULT_MODEL}.\n"
         f"- Prices of {PRICED['region']} as of {PRICED['date']}. {PRICED['note']}\n"

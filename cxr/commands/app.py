@@ -23,6 +23,7 @@ from cxr.commands.results import results
 from cxr.commands.scale import scale
 from cxr.commands.terminal import errors_reported, show_tracebacks
 from cxr.commands.usage import Group
+from cxr.commands.verify import verify
 from cxr.local_aws.processes import STOP_SIGNALS
 
 BEFORE, RUNS, RESULTS, HERE = "Before a run", "Runs", "Results", "Here, without AWS"
@@ -40,7 +41,7 @@ app = typer.Typer(
     it failed or did only a part, 2 for wrong input and 130 after Ctrl-C.""",
 )
 for panel, commands in {
-    BEFORE: (doctor, plan, scale, run_commands.upload),
+    BEFORE: (doctor, verify, plan, scale, run_commands.upload),
     RUNS: (
         run_commands.run,
         run_commands.runs,

@@ -27,7 +27,7 @@ from stacks.config import DEFAULT_NAME
 UNLIMITED = 1_000_000  # columns, more than any line has
 # The commands that are about a stack, as messages name them.
 OF_A_STACK = re.compile(
-    "`(cxr (?:cancel|compare|delete|doctor|evaluate|report|results|retry|run|runs|scale|status|upload)"
+    "`(cxr (?:cancel|compare|delete|doctor|evaluate|report|results|retry|run|runs|scale|status|upload|verify)"
     "|npx cdk deploy)\\b([^`]*)`"
 )
 _stack = DEFAULT_NAME
