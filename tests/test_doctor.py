@@ -105,7 +105,7 @@ def test_a_deployment_that_would_drop_settings_is_said_with_what_keeps_them(
     level, text, remedy = doctor._settings(stack)
     assert (level, text) == (
         "warn",
-        f"`npx cdk deploy` would change retries from 8 to 5; alarmTopic from none to {TOPIC}; "
+        f"`npx cdk deploy` would change retries from 8 to 10; alarmTopic from none to {TOPIC}; "
         "imagesBucket from xrays to none: the stack makes a new, empty bucket; "
         f"kmsKey from {KMS_KEY} to none: from then on AWS's own keys encrypt what is stored",
     )

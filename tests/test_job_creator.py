@@ -854,5 +854,5 @@ def throttle(monkeypatch: pytest.MonkeyPatch, every: int) -> list[str]:
         return {"FailedRecordCount": len(records) - len(taken), "Records": merged}
 
     monkeypatch.setattr(KinesisBackend, "put_records", partly)
-    monkeypatch.setattr("runs.jobs.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("runs.backoff.time.sleep", lambda seconds: None)
     return refused

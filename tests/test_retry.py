@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("bucket")
 
 @pytest.fixture
 def bucket(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runs.jobs.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("runs.backoff.time.sleep", lambda seconds: None)
 
 
 def give_up(*jobs: tuple[str, str]) -> None:

@@ -302,7 +302,7 @@ def test_mapping(template: Template) -> None:
         "MaximumBatchingWindowInSeconds": 0,
         "FunctionResponseTypes": ["ReportBatchItemFailures"],
         "BisectBatchOnFunctionError": True,
-        "MaximumRetryAttempts": 5,
+        "MaximumRetryAttempts": 10,
         "MaximumRecordAgeInSeconds": 12 * 3600,
         "DestinationConfig": {"OnFailure": {"Destination": "JobsFailures.Arn"}},
         "MetricsConfig": {"Metrics": ["EventCount"]},

@@ -13,10 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from runs.errors import is_temporary
-
 ATTEMPTS = 8  # of a caller that has no deadline
 
 Given = ParamSpec("Given")
@@ -45,6 +41,15 @@ class Backoff:
 
 CONFLICT = Backoff(base=0.04, cap=5)  # another caller was changing the same item
 OVERLOAD = Backoff(base=0.5, cap=10)  # AWS throttled the request, or could not answer it
+
+
+def half_of(seconds_left: Callable[[], float]) -> Callable[[], float]:
+    """Says how many seconds are left of a half of those that are left now.
+
+    For one of several requests: if it fails for ever, the others have the rest.
+    """
+    kept = seconds_left() / 2
+    return lambda: seconds_left() - kept
 
 
 class Patience:
@@ -85,6 +90,11 @@ def keep_trying(
     patience: Patience, call: Callable[Given, Result], *arguments: Given.args, **options: Given.kwargs
 ) -> Result:
     """What `call` returns: it is called again after temporary errors. Raises the last one."""
+    # Here: `cxr --help` does without botocore.
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from runs.errors import is_temporary
+
     while True:
         try:
             return call(*arguments, **options)

@@ -18,7 +18,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from runs import jobs, metrics
-from runs.backoff import Patience, keep_trying
+from runs.backoff import Patience, half_of, keep_trying
 from runs.codes import REFUSED_BY_S3, ErrorCode
 from runs.completion import NotAnnounced, announce_scored, complete
 from runs.errors import reason
@@ -156,7 +156,9 @@ class Classifier:
                 written += outcome
         for run_id in dict.fromkeys(job.run_id for job in given.values()):
             try:
-                keep_trying(_patience(remaining_ms), complete, self._table, self._events, run_id)
+                keep_trying(
+                    Patience(_seconds_left(remaining_ms)), complete, self._table, self._events, run_id
+                )
             except (ClientError, BotoCoreError, NotAnnounced) as error:
                 # Delivered again, the jobs find their predictions in the table and come back to this check.
                 failures |= {number: _reason(error) for number, job in given.items() if job.run_id == run_id}
@@ -305,7 +307,7 @@ class Classifier:
             return NotDone("too little time left")
         try:
             keep_trying(
-                _patience(remaining_ms),
+                Patience(_seconds_left(remaining_ms)),
                 self._table.write,
                 *(task.job.run_id, task.job.run_uid, done, task.stored, stamp),
                 _seconds_left(remaining_ms),
@@ -360,11 +362,12 @@ def _seconds_left(remaining_ms: Callable[[], int]) -> Callable[[], float]:
 
 
 def _patience(remaining_ms: Callable[[], int]) -> Patience:
-    """While AWS is throttled or broken, a request is tried again until this invocation has to stop.
+    """While AWS is throttled or broken, a read is tried again for half of the time that is left.
 
-    So a job uses up one retry of the mapping in the time of an invocation, and the retries last for minutes.
+    The other half is for the images and jobs behind it. If all fail, a job uses up one retry of the mapping
+    in the time of an invocation, and the retries last for minutes.
     """
-    return Patience(_seconds_left(remaining_ms))
+    return Patience(half_of(_seconds_left(remaining_ms)))
 
 
 def _check_time(remaining_ms: Callable[[], int]) -> None:
