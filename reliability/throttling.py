@@ -48,7 +48,7 @@ from stacks.config import Config
 
 TRANSACTION_SECONDS = 0.03  # one TransactWriteItems of some 30 items, assumed
 SAVED_SECONDS = 1
-SEEDS = 10  # of each row that main prints
+SEEDS = 20  # of each row that main prints
 
 Process = Generator[float, None, Any]  # yields how many seconds it waits
 
