@@ -29,7 +29,7 @@ from statistics import median
 from typing import Any
 
 from classifier.handler import DEADLINE_MARGIN_MS, SCORES_AHEAD
-from runs.backoff import OVERLOAD, Patience, half_of
+from runs.backoff import OVERLOAD, Patience, most_of
 from runs.layout import PARTITIONS
 
 from cxr.local_aws.stream_mapping import Lane, MappingSettings, StreamMapping
@@ -171,7 +171,7 @@ class Run:
         failed, ahead = [], 0.0
         for job in batch:
             yield self._images(job) / rate - ahead
-            written = yield from self._try(lambda: not self._is_out("S3"), half_of(seconds_left))
+            written = yield from self._try(lambda: not self._is_out("S3"), most_of(seconds_left))
             began = self._now
             if not written or not (yield from self._write(job, seconds_left)):
                 failed.append(job)

@@ -540,9 +540,9 @@ class TestRetried:
         start("r", expected=1)
         (a,) = put(a=image_bytes())
         with monkeypatch.context() as patch:
-            refuse(patch, operation, code, lambda: sum(waited) < 60)
+            refuse(patch, operation, code, lambda: sum(waited) < 45)
             assert classifier(event(job(a, Continued=True)), plenty) == {"batchItemFailures": []}
-        assert 60 <= sum(waited) < 100
+        assert 45 <= sum(waited) < 100
         assert agreed() == {"SCORED": 1}
 
     @pytest.mark.parametrize(("reason", "longest"), [("ThrottlingError", 10), ("TransactionConflict", 5)])

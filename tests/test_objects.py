@@ -69,6 +69,12 @@ def test_a_key_that_it_cannot_ask_for_is_left_to_boto3(asked: list[str], key: st
         objects.read("images", key, 100)
 
 
+@pytest.mark.parametrize("bucket", ["a b", "a\nb"])
+def test_a_bucket_that_cannot_be_is_left_to_boto3(asked: list[str], bucket: str) -> None:
+    with pytest.raises(objects.NotRead):
+        objects.read(bucket, "a", 100)
+
+
 def test_a_large_object_is_not_read(asked: list[str]) -> None:
     assert objects.read("images", "large", 99) == 100
 

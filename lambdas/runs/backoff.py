@@ -43,12 +43,12 @@ CONFLICT = Backoff(base=0.04, cap=5)  # another caller was changing the same ite
 OVERLOAD = Backoff(base=0.5, cap=10)  # AWS throttled the request, or could not answer it
 
 
-def half_of(seconds_left: Callable[[], float]) -> Callable[[], float]:
-    """Says how many seconds are left of a half of those that are left now.
+def most_of(seconds_left: Callable[[], float]) -> Callable[[], float]:
+    """Says how many seconds are left of three quarters of those that are left now.
 
     For one of several requests: if it fails for ever, the others have the rest.
     """
-    kept = seconds_left() / 2
+    kept = seconds_left() / 4
     return lambda: seconds_left() - kept
 
 

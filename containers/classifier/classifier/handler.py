@@ -18,7 +18,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from runs import jobs, metrics
-from runs.backoff import Patience, half_of, keep_trying
+from runs.backoff import Patience, keep_trying, most_of
 from runs.codes import REFUSED_BY_S3, ErrorCode
 from runs.completion import NotAnnounced, announce_scored, complete
 from runs.errors import reason
@@ -362,12 +362,12 @@ def _seconds_left(remaining_ms: Callable[[], int]) -> Callable[[], float]:
 
 
 def _patience(remaining_ms: Callable[[], int]) -> Patience:
-    """While AWS is throttled or broken, a read is tried again for half of the time that is left.
+    """While AWS is throttled or broken, a read is tried again for most of the time that is left.
 
-    The other half is for the images and jobs behind it. If all fail, a job uses up one retry of the mapping
+    The rest is for the images and jobs behind it. If all fail, a job uses up one retry of the mapping
     in the time of an invocation, and the retries last for minutes.
     """
-    return Patience(half_of(_seconds_left(remaining_ms)))
+    return Patience(most_of(_seconds_left(remaining_ms)))
 
 
 def _check_time(remaining_ms: Callable[[], int]) -> None:
