@@ -203,6 +203,7 @@ def test_a_mapping_without_bisect_is_named(deployment: Deployment, stack: Stack)
 # A stack as it should be
 
 
+@pytest.mark.slow
 @on_the_deployment
 def test_a_stack_as_deployed_passes_and_nothing_is_left(stack: Stack, tmp_path: Path) -> None:
     items, keys = table_items(stack.table), bucket_keys(stack)
@@ -243,6 +244,7 @@ def bucket_keys(stack: Stack) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @on_the_deployment
 def test_an_interrupted_verification_removes_what_it_made(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
