@@ -127,7 +127,7 @@ def test_nothing_is_lost_or_doubled(aws: WireAws, stack: Stack, images: list[byt
     expected = put_images(stack, "wire", images, examples)
     result = run_with_faults(aws, stack, "wire", expected)
     assert (result.state, result.lost, result.doubled, result.wrong) == ("COMPLETE", 0, 0, 0), rows(result)
-    assert result.faults.total() >= examples / 5
+    assert result.faults.total() >= examples / 10
     assert result.kills >= 1
     requests = aws.endpoint.requests  # of both functions
     assert requests["Kinesis PutRecords"]
@@ -157,7 +157,9 @@ def test_archived_images_fail_alone_and_score_after_they_are_restored(
     start_until_accepted(aws, stack, "archive")
     wait_for(lambda: run_status(table, "archive").state == "COMPLETE", "all predictions", 120)
     assert run_status(table, "archive").failures["IMAGE_ARCHIVED"] == 8
-    assert fetched == Counter(list(expected))
+    # What obstore does not read, boto3 asks for once more.
+    refused = archived | {key for key in expected if expected[key] == "IMAGE_MISSING"}
+    assert fetched == Counter([*expected, *refused])
 
     archived.clear()
     with aws.operator():
@@ -240,7 +242,7 @@ def test_an_invocation_whose_answer_is_lost_is_repeated(
 @pytest.mark.parametrize(
     ("name", "broken"),
     [
-        ("reports no failed job", "lost"),
+        ("skips an image", "lost"),
         ("counts an image without writing it", "lost"),
         ("counts every delivery", "doubled"),
         ("overwrites SCORED predictions", "doubled"),
