@@ -20,6 +20,8 @@ RARE = {
     "keeps the FAILED count of a SCORED image",
     "ignores records that Kinesis refuses",
     "calls a forbidden image missing",
+    "forgets that an image was overwritten",
+    "writes the score of an old content",
 }
 
 start, deliver_all = Step("start"), Step("deliver all")
