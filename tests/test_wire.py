@@ -245,7 +245,6 @@ def test_an_invocation_whose_answer_is_lost_is_repeated(
         ("skips an image", "lost"),
         ("counts an image without writing it", "lost"),
         ("counts every delivery", "doubled"),
-        ("overwrites SCORED predictions", "doubled"),
     ],
 )
 def test_a_broken_classifier_is_caught(
