@@ -180,7 +180,8 @@ def test_every_page_with_examples_is_typed() -> None:
     ]
     marks = test_a_page_shows_what_is_printed.pytestmark  # type: ignore[attr-defined]
     (typed_pages,) = (mark.args[1] for mark in marks if mark.name == "parametrize")
-    assert {page for page in pages if typed(page)} == set(typed_pages)
+    # docs/arrivals.md needs another stack, and a day: test_arrivals_local.py plays it.
+    assert {page for page in pages if typed(page)} == {*typed_pages, "docs/arrivals.md"}
 
 
 def test_the_pattern_of_an_output() -> None:
