@@ -88,7 +88,7 @@ def setup(read: Read | None = objects.read) -> Classifier:
         model=load_model(),
         table=RunTable(boto3.client("dynamodb", config=config), os.environ["TABLE_NAME"]),
         s3=boto3.client("s3", config=config),
-        events=lambda: boto3.client("events", config=config),
+        events=functools.cache(lambda: boto3.client("events", config=config)),
         read=read,
         bucket=os.environ["BUCKET_NAME"],
         vcpus=max(1, int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", VCPU_MB)) // VCPU_MB),
@@ -112,7 +112,7 @@ class Classifier:
         model: Model,
         table: RunTable,
         s3: S3Client,
-        events: Callable[[], EventBridgeClient],  # made when a run completes, and not at every cold start
+        events: Callable[[], EventBridgeClient],  # made for the first event, and not at every cold start
         bucket: str,
         vcpus: int,
         read: Read | None = None,
@@ -222,12 +222,8 @@ class Classifier:
             stored = keep_trying(_patience(remaining_ms), self._table.stored, job.run_id, job.keys)
         except (ClientError, BotoCoreError) as error:
             return NotDone(_reason(error))
-        return Task(
-            job,
-            run,
-            tuple(key for key in job.keys if key not in stored or stored[key].status != SCORED),
-            stored,
-        )
+        left = tuple(key for key in job.keys if key not in stored or stored[key].status != SCORED)
+        return Task(job, run, left, stored)
 
     def _scores(
         self, images: list[tuple[str, str]], remaining_ms: Callable[[], int]
