@@ -50,7 +50,7 @@ def _store(bucket: str) -> S3Store:
         bucket,
         client_options={
             "allow_http": bool(endpoint),
-            "connect_timeout": timedelta(seconds=3),
+            "connect_timeout": CONNECT,
             "timeout": ANSWER,
         },
         retry_config={"max_retries": 0},  # boto3 retries
