@@ -58,7 +58,7 @@ class Announcer(StandingRuns):
                 failures |= {number: problem for number, one in found.items() if one.run_id == name}
         metrics.print_line(
             {
-                "EventsTaken": len(found),
+                "EventsTaken": len(found.keys() - failures),
                 "EventsDropped": dropped,
                 "EventsReturned": len(failures),
                 "ImagesSent": sent,
