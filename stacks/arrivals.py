@@ -4,24 +4,15 @@ from aws_cdk import Duration
 from aws_cdk.aws_events import EventPattern, Rule, Schedule
 from aws_cdk.aws_events_targets import LambdaFunction, SqsQueue
 from aws_cdk.aws_kms import IKey
-from aws_cdk.aws_lambda import (
-    ApplicationLogLevel,
-    Code,
-    EventSourceMapping,
-    Function,
-    LoggingFormat,
-    Runtime,
-    SystemLogLevel,
-    Tracing,
-)
+from aws_cdk.aws_lambda import EventSourceMapping
 from aws_cdk.aws_s3 import CfnBucket
 from aws_cdk.aws_sqs import DeadLetterQueue, Queue, QueueEncryption
 from constructs import Construct
 from runs.completion import RUN_COMPLETE
 
-from stacks.config import ONE_VCPU_MB, Config
-from stacks.function_role import FunctionRole
-from stacks.job_creator import CODE, JobCreator
+from stacks.config import Config
+from stacks.function_role import FunctionRole, ZipFunction
+from stacks.job_creator import JobCreator
 from stacks.job_stream import JobStream
 from stacks.permissions import allow, allow_events, allow_key_of_table, allow_traces, through
 from stacks.storage import Storage
@@ -37,7 +28,8 @@ ANNOUNCERS = 2
 class Arrivals(Construct):
     """`queue` holds the events of S3, `announcer` counts what they announce, `reconciler` closes each day.
 
-    `dead_letters` holds events that nobody could take, `mapping` gives those of the queue to the announcer.
+    `mapping` gives the events in the queue to the announcer. `dead_letters` holds those that it failed to
+    take.
     """
 
     def __init__(
@@ -75,21 +67,26 @@ class Arrivals(Construct):
             ),
             targets=[SqsQueue(self.queue, dead_letter_queue=self.dead_letters)],
         )
-        self.announcer = self._function(
+        # With the job creator's environment, and each with a role of its own.
+        self.announcer = ZipFunction(
+            self,
             "Announcer",
-            "Counts images as they arrive, and sends them to the stream as jobs",
-            config=config,
-            creator=creator,
-            key=key,
+            description="Counts images as they arrive, and sends them to the stream as jobs",
+            handler="arrivals.announcer.handle",
+            role=FunctionRole(self, "AnnouncerRole", config=config, key=key),
             timeout=Duration.seconds(ANNOUNCER_SECONDS),
-        )
-        self.reconciler = self._function(
-            "Reconciler",
-            "Compares the run of a day with what S3 holds of that day, and closes it",
-            config=config,
-            creator=creator,
+            environment=creator.environment,
             key=key,
+        )
+        self.reconciler = ZipFunction(
+            self,
+            "Reconciler",
+            description="Compares the run of a day with what S3 holds of that day, and closes it",
+            handler="arrivals.reconciler.handle",
+            role=FunctionRole(self, "ReconcilerRole", config=config, key=key),
             timeout=Duration.minutes(15),
+            environment=creator.environment,
+            key=key,
         )
         self.functions = (self.announcer, self.reconciler)
         self.mapping = EventSourceMapping(
@@ -125,37 +122,6 @@ class Arrivals(Construct):
             dead_letter_queue=DeadLetterQueue(max_receive_count=RECEIVES, queue=dead_letters)
             if dead_letters
             else None,
-        )
-
-    def _function(
-        self,
-        name: str,
-        description: str,
-        *,
-        config: Config,
-        creator: JobCreator,
-        key: IKey | None,
-        timeout: Duration,
-    ) -> Function:
-        """A function with the job creator's code and environment, and a role of its own."""
-        role = FunctionRole(self, f"{name}Role", config=config, key=key)
-        return Function(
-            self,
-            name,
-            description=description,
-            runtime=Runtime.PYTHON_3_14,
-            code=Code.from_asset(str(CODE), exclude=["__pycache__"]),
-            handler=f"arrivals.{name.lower()}.handle",
-            role=role,
-            log_group=role.log_group,
-            logging_format=LoggingFormat.JSON,
-            application_log_level_v2=ApplicationLogLevel.INFO,
-            system_log_level_v2=SystemLogLevel.INFO,
-            tracing=Tracing.ACTIVE,
-            timeout=timeout,
-            memory_size=ONE_VCPU_MB,
-            environment_encryption=key,
-            environment=creator.environment,
         )
 
     def _allow(self, config: Config, storage: Storage, jobs: JobStream, key: IKey | None) -> None:

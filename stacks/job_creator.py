@@ -2,30 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from aws_cdk import Duration
 from aws_cdk.aws_kms import IKey
-from aws_cdk.aws_lambda import (
-    ApplicationLogLevel,
-    Code,
-    Function,
-    LoggingFormat,
-    Runtime,
-    SystemLogLevel,
-    Tracing,
-)
 from constructs import Construct
 from runs.layout import PREDICTION_KEYS
 
 from stacks.classifier import Model
-from stacks.config import ONE_VCPU_MB, Config, ConfigError
-from stacks.function_role import FunctionRole
+from stacks.config import Config, ConfigError
+from stacks.function_role import FunctionRole, ZipFunction
 from stacks.job_stream import JobStream
 from stacks.permissions import allow, allow_shared, through
 from stacks.storage import Storage
-
-CODE = Path(__file__).parents[1] / "lambdas"
 
 # Lambda measures all variables together, as JSON (Lambda guide, gettingstarted-limits).
 ENVIRONMENT_BYTES = 4096
@@ -61,25 +49,16 @@ class JobCreator(Construct):
         }
         check_size(self.environment)
         role = FunctionRole(self, "Role", config=config, key=key)
-        self.function = Function(
+        self.function = ZipFunction(
             self,
             "Function",
             description="Creates a run: lists its images and sends them to the stream as jobs",
-            runtime=Runtime.PYTHON_3_14,
-            code=Code.from_asset(str(CODE), exclude=["__pycache__"]),
             handler="job_creator.handler.handle",
             role=role,
-            log_group=role.log_group,
-            # As for the classifier: above INFO, Lambda would drop the metrics.
-            logging_format=LoggingFormat.JSON,
-            application_log_level_v2=ApplicationLogLevel.INFO,
-            system_log_level_v2=SystemLogLevel.INFO,
-            tracing=Tracing.ACTIVE,
             retry_attempts=0,
             timeout=Duration.minutes(15),  # Lambda's longest; listing millions of keys takes minutes
-            memory_size=ONE_VCPU_MB,  # the CPU limits encoding, signing and sending jobs
-            environment_encryption=key,
             environment=self.environment,
+            key=key,
         )
         table, stream = storage.table, jobs.stream
         allow_shared(self.function, config=config, storage=storage, key=key)
