@@ -82,7 +82,7 @@ def run_number(run_id: str) -> int:
 class Fault:
     """A fault that a step meets."""
 
-    operation: str  # one of OPERATIONS
+    operation: str  # one of the operations of its step: see OPERATIONS
     first: int  # the first request for this operation that fails, from 0; retries of the SDK count, too
     kind: str  # one of faults.FAULT_KINDS
     times: int = 1  # how many requests fail in a row; the SDK makes 5 to 8 attempts
@@ -92,7 +92,7 @@ class Fault:
 class Step:
     """One action of the operator, of S3, of Lambda or of the job creator."""
 
-    action: str  # one of ACTIONS
+    action: str  # one of OPERATIONS
     target: int = 0  # the run, image, lane, event or day that it acts on; taken modulo how many there are
     faults: tuple[Fault, ...] = ()
     time_checks: int | None = None  # checks of the remaining time that find enough; None: all of them
@@ -156,21 +156,8 @@ OPERATIONS = {
     "swap image": (),
     "wait": (),
 }
-ARRIVAL_ACTIONS = (
-    *["arrive"] * 3,
-    *["announce"] * 3,
-    "announce and keep",
-    "lose event",
-    "remove arrival",
-    "next day",
-    "reconcile",
-    "retry arrivals",
-    "retry failed arrivals",
-)
-NESTED_ACTIONS = (
-    "arrive",
-    "announce",
-    "reconcile",
+# The steps that other steps can hold.
+NESTED_RUN_ACTIONS = (
     "start",
     "deliver",
     "deliver",
@@ -182,7 +169,31 @@ NESTED_ACTIONS = (
     "wait",
     "delete",
 )
-ACTIONS = (*NESTED_ACTIONS, *ARRIVAL_ACTIONS, "start", "deliver", "deliver all", "deliver all", "direct")
+NESTED_ARRIVAL_ACTIONS = ("arrive", "announce", "reconcile", "deliver", "redeliver")
+RUN_ACTIONS = (*NESTED_RUN_ACTIONS, "start", "deliver", "deliver all", "deliver all", "direct")
+ARRIVAL_ACTIONS = (
+    *["arrive"] * 3,
+    *["announce"] * 3,
+    "announce and keep",
+    "lose event",
+    "remove arrival",
+    "next day",
+    "reconcile",
+    "retry arrivals",
+    "retry failed arrivals",
+    "deliver",
+    "deliver all",
+    "deliver all",
+    "redeliver",
+)
+# The actions of a schedule, and those that others hold. Half of the schedules have no arrivals: steps about
+# them take the place of steps that a fault of a started run needs in order to show.
+KINDS_OF_SCHEDULES = (
+    (RUN_ACTIONS, NESTED_RUN_ACTIONS),
+    (RUN_ACTIONS, NESTED_RUN_ACTIONS),
+    (ARRIVAL_ACTIONS, NESTED_ARRIVAL_ACTIONS),
+    ((*RUN_ACTIONS, *ARRIVAL_ACTIONS), (*NESTED_RUN_ACTIONS, *NESTED_ARRIVAL_ACTIONS)),
+)
 
 
 def run_random_schedules(
@@ -224,21 +235,27 @@ def schedules() -> st.SearchStrategy[Schedule]:
         parallelization_factor=st.integers(1, 3),
         record_age=st.sampled_from((-1, 60)),
         checks_run=st.booleans(),
-        steps=st.lists(_steps(DEPTH - 1, ACTIONS), min_size=1, max_size=7).map(
-            lambda steps: (Step("start"), *steps) if steps[0].action != "start" else tuple(steps)
-        ),
+        steps=st.sampled_from(KINDS_OF_SCHEDULES).flatmap(lambda actions: _all_steps(*actions)),
     )
 
 
-def _steps(depth: int, actions: tuple[str, ...]) -> st.SearchStrategy[Step]:
-    return st.sampled_from(actions).flatmap(lambda action: _step(action, depth))
+def _all_steps(actions: tuple[str, ...], nested: tuple[str, ...]) -> st.SearchStrategy[tuple[Step, ...]]:
+    steps = st.lists(_steps(DEPTH - 1, actions, nested), min_size=1, max_size=7).map(tuple)
+    if "start" not in actions:
+        return steps
+    return steps.map(lambda steps: steps if steps[0].action == "start" else (Step("start"), *steps))
 
 
-def _step(action: str, depth: int) -> st.SearchStrategy[Step]:
+def _steps(depth: int, actions: tuple[str, ...], nested: tuple[str, ...]) -> st.SearchStrategy[Step]:
+    return st.sampled_from(actions).flatmap(lambda action: _step(action, depth, nested))
+
+
+def _step(action: str, depth: int, nested_actions: tuple[str, ...]) -> st.SearchStrategy[Step]:
     operations = OPERATIONS[action]
     nested: st.SearchStrategy[tuple[tuple[str, int, Step], ...]] = st.just(())
     if depth and operations:
-        one = st.tuples(st.sampled_from(operations), st.integers(0, 3), _steps(depth - 1, NESTED_ACTIONS))
+        step = _steps(depth - 1, nested_actions, nested_actions)
+        one = st.tuples(st.sampled_from(operations), st.integers(0, 3), step)
         nested = st.one_of(nested, nested, st.lists(one, max_size=2).map(tuple))
     return st.builds(
         Step,
