@@ -46,7 +46,7 @@ ARRIVING_CONTENTS: tuple[tuple[bytes, str | None], ...] = (
     (_png(2)[:-60], "IMAGE_CORRUPT"),
     (_png(6), None),
 )
-ARRIVING_KEYS = 3
+ARRIVING_KEYS = 2
 ARRIVING = f"{PREFIX}arriving/"
 LATE_IMAGE = _png(9)  # what the step "swap image" puts in the place of a missing image
 # The error code of each image, if no step swaps it. None: it is SCORED.

@@ -211,6 +211,7 @@ class Simulator:
         )
         self._day = FIRST_DAY
         self._announced: list[dict[str, Any]] = []  # messages of the queue of arrivals
+        self._taken_messages: list[dict[str, Any]] = []  # that the announcer has taken
         self._arrivals = 0  # so far
         self._taken: Counter[str] = Counter()  # shard -> how many of its records the mapping has
         self._busy: set[Any] = set()  # lanes
@@ -222,11 +223,13 @@ class Simulator:
         checker = self._checker
         self._perform(Step("deliver all"))
         checker.check_delivered()
-        late = self._take_messages(0, len(self._announced) // 2)
+        late = self._take_messages(0, (len(self._announced) + 1) // 2)
+        self._announce_all()
+        self._announced += self._taken_messages[:2]  # S3 may announce an object twice
         self._announce_all()
         self._perform(Step("next day"))
         self._perform(Step("reconcile"))
-        self._announced += late
+        self._announced += late[1:]  # and an event can be lost
         self._announce_all()
         self._perform(Step("deliver all"))
         for run in checker.started:
@@ -342,7 +345,8 @@ class Simulator:
             answer = self._announcer(messages)
             if not keep:
                 failed = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
-        self._announced += [message for message in messages if message["messageId"] in failed]
+        for message in messages:
+            (self._announced if message["messageId"] in failed else self._taken_messages).append(message)
 
     def _announce_all(self) -> None:
         while self._announced:

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import botocore.session
 import pytest
 from deployment import Deployment
 from moto import mock_aws
 from moto.kinesis.models import KinesisBackend
 from permissions import refused_by, watched
+from runs import layout
 from support import BUCKET, FAILURES, STREAM, TABLE, XRAYS, client
 
 from cxr.local_aws.processes import STOP_SIGNALS
@@ -140,6 +142,12 @@ def deployment() -> Iterator[Deployment]:
         yield deployment
 
 
+@functools.cache
+def _moto_session() -> boto3.Session:
+    """One for all tests of moto: to make one takes 40 ms."""
+    return boto3.Session()
+
+
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     """AWS as moto plays it, with the buckets of images and of failures, a stream and a table.
@@ -163,7 +171,10 @@ def aws(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iter
     monkeypatch.setattr(KinesisBackend, "put_records", one_at_a_time)
     # moto reads all items of a table for a query, and fails if another thread deletes some meanwhile.
     monkeypatch.setattr("runs.table.DELETERS", 1)
+    # moto takes 10 ms for a query, and most tests read all partitions.
+    monkeypatch.setattr(layout, "PARTITIONS", 4)
     with mock_aws(), watched() as calls:
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", _moto_session())
         for bucket in (BUCKET, FAILURES):
             client("s3").create_bucket(Bucket=bucket)
         client("kinesis").create_stream(StreamName=STREAM, ShardCount=2)

@@ -20,6 +20,7 @@ RARE = {
     "keeps the FAILED count of a SCORED image",
     "ignores records that Kinesis refuses",
     "calls a forbidden image missing",
+    "counts an event twice",
     "forgets that an image was overwritten",
     "writes the score of an old content",
 }
