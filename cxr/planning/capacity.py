@@ -57,11 +57,11 @@ HOURS_A_MONTH = 730
 
 # What `suggest` tries, besides the present values. Memory in whole vCPUs: scoring cannot use a part of one.
 GRID: dict[str, tuple[int, ...]] = {
-    "shards": (1, 2, 3, 4, 5, 8, 10, 15, 20, 30, 50, 75, 100, 150, 200),
+    "shards": (1, 2, 3, 5, 8, 10, 20, 50, 100, 200),
     "parallelization_factor": (1, 2, 5, 10),
     "memory": tuple(ONE_VCPU_MB * vcpus for vcpus in range(1, 6)),
-    "images_per_job": (8, 16, 32, 64, 99),
-    "batch_size": (1, 2, 4, 8, 16),
+    "images_per_job": (16, 32, 64, 99),
+    "batch_size": (1, 2, 4, 16),
 }
 WORTH_SAYING = 0.05  # share of time or money; smaller differences are within the model's error
 WORTH_SECONDS = 10
