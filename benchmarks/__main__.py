@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cold_start, engines, fan_out, pipeline, summary
+from benchmarks import arrivals, cold_start, engines, fan_out, pipeline, summary
 from benchmarks.child_process import TRAINING_PYTHON
 from benchmarks.engines import Candidate
 from cxr import PROJECT
@@ -79,6 +79,7 @@ def measure(folder: Path, files: list[Path], quick: bool) -> dict[str, Any]:
         cold = cold_start.measure(candidates, paths[0], fewer)
         alone = {name: candidates[name].model for name in (summary.DEFAULT, summary.FP32, summary.INT8)}
         whole = pipeline.measure(alone, folder, files, fewer, status.update)
+        arrived = arrivals.measure(folder, files, status.update)
         sent = fan_out.measure(fewer, counts, status.update)
     return {
         "date": f"{date.today():%Y-%m-%d}",
@@ -93,6 +94,7 @@ def measure(folder: Path, files: list[Path], quick: bool) -> dict[str, Any]:
         "cold_start": cold,
         "fan_out": sent,
         "pipeline": whole,
+        "arrivals": arrived,
     }
 
 
