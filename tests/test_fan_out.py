@@ -42,7 +42,7 @@ def sent(name: str) -> Counter[str]:
     "source",
     [
         pytest.param("index", marks=pytest.mark.examples(many=113_178)),
-        pytest.param("listing", marks=pytest.mark.examples(many=1_000_000)),
+        pytest.param("listing", marks=pytest.mark.examples(many=300_000)),
     ],
 )
 def test_each_key_once_in_bounded_memory(listing_endpoint: str, source: str, examples: int) -> None:
