@@ -37,7 +37,7 @@ from cxr.local_aws.execution_environment import Function, FunctionSpec
 from cxr.local_aws.function_host import PROXY_URL, FunctionHost
 from cxr.local_aws.local_aws import LocalAws, LocalAwsError
 from cxr.local_aws.loopback import LoopbackServer, Reply
-from cxr.local_aws.processes import Processes, StoppingError, signals_held
+from cxr.local_aws.processes import STOP_SIGNALS, Processes, StoppingError, signals_held
 from cxr.local_aws.stream_mapping import FunctionError
 
 STREAM_ARN = "arn:aws:kinesis:us-east-1:000000000000:stream/jobs"
@@ -189,7 +189,10 @@ def test_a_function_killed_while_idle_is_replaced(toy: Function) -> None:
     assert invoke(toy)["pid"] != before
 
 
-def test_as_many_environments_as_are_needed_at_once_up_to_the_limit(toy: Function) -> None:
+def test_as_many_environments_as_are_needed_at_once_up_to_the_limit(
+    make_toy: Callable[..., Function],
+) -> None:
+    toy = make_toy(Timeout=30)
     with ThreadPoolExecutor(6) as pool:
         answers = pool.map(lambda _: invoke(toy, sleep=0.1), range(6))
     assert len({answer["pid"] for answer in answers}) == 2
@@ -574,7 +577,9 @@ def test_a_function_deployed_later_is_plugged_in_by_itself(seam: Seam) -> None:
     wait_for(lambda: PROXY_URL in str(seam.api.function), "plugged in", seconds=10)
 
 
-def test_local_aws_leads_here_while_it_runs_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_aws_leads_here_knows_no_other_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("AWS_PROFILE", "a-persons-own")
     before = dict(os.environ)
     threads = threading.active_count()
@@ -584,6 +589,10 @@ def test_local_aws_leads_here_while_it_runs_and_leaves_nothing(monkeypatch: pyte
         assert aws.running
         logs = aws.logs
         assert logs.exists()
+        boto3.client("s3").create_bucket(Bucket="first")
+        with LocalAws():
+            assert boto3.client("s3").list_buckets()["Buckets"] == []
+        assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["first"]
     assert not aws.running
     assert dict(os.environ) == before
     assert not logs.exists()
@@ -626,10 +635,7 @@ def recording(tmp_path: Path) -> Iterator[RecordingAws]:
         yield aws
 
 
-@pytest.mark.parametrize("numbers", [[2, 1], [5, 2, 3, 1]])
-def test_every_record_of_a_resharded_stream_is_delivered_once_parents_first(
-    recording: RecordingAws, numbers: list[int]
-) -> None:
+def test_every_record_of_a_resharded_stream_is_delivered_once_parents_first(recording: RecordingAws) -> None:
     kinesis = recording.client("kinesis")
     sent: list[str] = []
 
@@ -644,7 +650,7 @@ def test_every_record_of_a_resharded_stream_is_delivered_once_parents_first(
         sent.extend(f"{shards} {number}" for number in range(20))
 
     put(1)
-    for shards in numbers:
+    for shards in (5, 2, 3, 1):
         kinesis.update_shard_count(StreamName="jobs", TargetShardCount=shards, ScalingType="UNIFORM_SCALING")
         summary = kinesis.describe_stream_summary(StreamName="jobs")["StreamDescriptionSummary"]
         assert summary["OpenShardCount"] == shards
@@ -701,15 +707,6 @@ def test_a_local_aws_that_is_killed_leaves_nothing_running(tmp_path: Path) -> No
         ask(endpoint.removeprefix("http://"), "GET", "/_ministack/health")
     assert not Path(folder).exists()  # it may hold images
     shutil.rmtree(logs)
-
-
-def test_logs_are_the_owners_alone(tmp_path: Path) -> None:
-    (tmp_path / "build" / "local").mkdir(parents=True)  # by an older version
-    with LocalAws(tmp_path) as aws:
-        files = [path for path in aws.logs.rglob("*") if path.is_file()]
-        assert {path.name for path in files} == {"cxr.log", "ministack.log"}
-        modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (aws.logs.parent, aws.logs, *files)}
-        assert modes == {aws.logs.parent: 0o700, aws.logs: 0o700} | dict.fromkeys(files, 0o600)
 
 
 OUTPUTS = {"JobCreatorName": "creator", "MappingId": "mapping"}
@@ -824,25 +821,30 @@ def test_no_web_page_reads_or_makes_anything_on_local_aws(tmp_path: Path) -> Non
             assert found["Body"].read() == b"pixels"
 
 
-def test_two_local_awses_at_once_know_nothing_of_each_other() -> None:
-    with LocalAws():
-        boto3.client("s3").create_bucket(Bucket="first")
-        with LocalAws():
-            assert boto3.client("s3").list_buckets()["Buckets"] == []
-        assert [bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]] == ["first"]
+def test_after_an_error_the_logs_stay_and_are_the_owners_alone(tmp_path: Path) -> None:
+    parent = tmp_path / "build" / "local"
+    parent.mkdir(parents=True)  # by an older version
 
-
-def test_after_an_error_the_logs_stay(tmp_path: Path) -> None:
     def deploy_nothing() -> None:
         with LocalAws(project=tmp_path) as aws:
             aws.deploy()
 
     with pytest.raises(LocalAwsError, match="make install"):
         deploy_nothing()
-    assert list(tmp_path.glob("build/local/*/ministack.log"))
+    (logs,) = parent.iterdir()
+    files = list(logs.iterdir())
+    assert {path.name for path in files} == {"cxr.log", "ministack.log"}
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (parent, logs, *files)}
+    assert modes == {parent: 0o700, logs: 0o700} | dict.fromkeys(files, 0o600)
 
 
-@pytest.mark.parametrize("sent", [[signal.SIGINT], [signal.SIGINT] * 3, [signal.SIGTERM], [signal.SIGHUP]])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param([signal.SIGINT] * 3, id="SIGINT three times"),
+        *(pytest.param([number], id=number.name, marks=pytest.mark.slow) for number in STOP_SIGNALS),
+    ],
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_a_signal_stops_all_that_was_started(tmp_path: Path, sent: list[signal.Signals]) -> None:
     command = [str(Path(sys.executable).with_name("cxr")), "local", "demo"]
@@ -865,13 +867,13 @@ def test_a_signal_stops_all_that_was_started(tmp_path: Path, sent: list[signal.S
     ],
 )
 def test_a_folder_that_cannot_be_used_is_an_error_of_one_line(
-    tmp_path: Path, folder: str, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, message: str
 ) -> None:
-    (tmp_path / "a-file").touch()
-    (tmp_path / "empty").mkdir()
-    command = [str(Path(sys.executable).with_name("cxr")), "local", "demo", "--images", folder]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"Error: {message}\n")
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").touch()
+    Path("empty").mkdir()
+    done = CliRunner().invoke(app, ["local", "demo", "--images", folder])
+    assert (done.exit_code, done.stdout, done.stderr) == (2, "", f"Error: {message}\n")
 
 
 def _commands(folder: Path) -> str:
