@@ -102,6 +102,7 @@ def test_the_sensitivity_at_a_specificity_by_hand() -> None:
         assert (found.a.value, found.b.value) == expected, specificity
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_true_difference_in_about_95_of_100_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -344,7 +345,8 @@ def test_what_the_models_were_trained_on_is_printed(run: Compare, tmp_path: Path
     assert found["b"]["training_overlap"]["images"] == 1
 
 
-def test_only_one_class_has_no_difference(run: Compare) -> None:
+def test_only_one_class_has_no_difference(run: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cxr.evaluation.plots.save", lambda _figure, path, _format: path.touch())
     labels = re.sub(r",1,", ",0,", FILES["labels.csv"])
     found = in_json(run(*LABELS, "--json", "--out", "plots", labels=labels))
     assert found["reference"]["differences"]["auc"]["difference"]["undefined"] == "only one class"

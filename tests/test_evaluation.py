@@ -211,6 +211,7 @@ def test_interval_of_a_proportion_is_wilsons_and_wider_for_patients_with_several
     assert proportion_interval(np.ones(20, dtype=bool), in_pairs) == pytest.approx((0.722467, 1), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_true_value_in_about_95_of_100_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fifty patients with three similar images each. The true value is that of 60,000 such patients."""
     monkeypatch.setattr(measures, "RESAMPLES", 1)
@@ -287,6 +288,12 @@ def run(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Evalua
         return CliRunner().invoke(app, ["evaluate", "results.csv", "--labels", "labels.csv", *options])
 
     return evaluated
+
+
+@pytest.fixture
+def empty_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, and their files stay empty: to draw one takes 0.1 s."""
+    monkeypatch.setattr("cxr.evaluation.plots.save", lambda _figure, path, _format: path.touch())
 
 
 def in_json(result: Any) -> dict[str, Any]:
@@ -736,6 +743,7 @@ def test_plots(run: Evaluate) -> None:
     assert {file.name for file in folder.glob("*.png")} == {"scores.png", "calibration.png"}
 
 
+@pytest.mark.usefixtures("empty_plots")
 def test_an_interval_that_ends_at_the_value_is_drawn(run: Evaluate, bundle: Path) -> None:
     """In the last bit it may end before the value, for example with four abnormal images in a bin."""
     lines = [f"cxr/{number}.png,SCORED,{number / 40:.3f},normal,\n" for number in range(40)]
@@ -747,6 +755,7 @@ def test_an_interval_that_ends_at_the_value_is_drawn(run: Evaluate, bundle: Path
     assert Path("plots/calibration.png").exists()
 
 
+@pytest.mark.usefixtures("empty_plots")
 def test_operating_point_scores_are_not_probabilities(run: Evaluate, bundle: Path) -> None:
     card = json.loads((bundle / "model.json").read_text())
     (bundle / "model.json").write_text(json.dumps(card | {"score": "operating point"}))
