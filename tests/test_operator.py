@@ -783,7 +783,7 @@ def test_a_traceback_only_with_debug(answering: Callable[..., None]) -> None:
     odd = "<Error><Code>Odd</Code><Message>m&#x9b;31m&#x202e;</Message></Error>"
     answering(400, f"<ErrorResponse>{odd}</ErrorResponse>")
     assert "Traceback" not in error("runs", exit_code=1)
-    command = [Path(sys.executable).with_name("cxr"), "--debug", "runs"]
+    command = [str(Path(sys.executable).with_name("cxr")), "--debug", "runs"]
     debugged = subprocess.run(command, capture_output=True, text=True, check=False)
     assert debugged.returncode == 1
     assert "Traceback" in debugged.stderr
