@@ -18,7 +18,19 @@ import pytest
 from classifier.model import Model
 from deployment import Deployment, retries
 from runs import layout
-from support import PREFIX, ROOT, begin_run, counts, image_bytes, png, recounted, table_items, uid, wait_for
+from support import (
+    PREFIX,
+    ROOT,
+    begin_run,
+    client,
+    counts,
+    image_bytes,
+    png,
+    recounted,
+    table_items,
+    uid,
+    wait_for,
+)
 
 from cxr.local_aws.local_aws import LocalAws
 
@@ -45,7 +57,7 @@ class Pipeline:
 
     def create(self, **event: Any) -> dict[str, Any]:
         """Invokes the job creator through the Lambda API; its answer or its error."""
-        answer = boto3.client("lambda").invoke(
+        answer = client("lambda").invoke(
             FunctionName=self.outputs["JobCreatorName"], Payload=json.dumps(event)
         )
         return dict(json.loads(answer["Payload"].read()))
@@ -203,6 +215,25 @@ def test_a_direct_job_is_answered_and_changes_no_run(pipeline: Pipeline, origina
     assert pipeline.items() == before
 
 
+def test_an_event_continues_its_run_and_another_is_refused(pipeline: Pipeline) -> None:
+    pipeline.upload({"again/a.png": image_bytes(), "again/empty.png": b""})
+    event = {"RunId": "again", "Prefix": f"{PREFIX}again/", "JobCount": 12}
+    first = pipeline.create(**event)
+    assert first == {"RunId": "again", "ImageCount": 2, "JobCount": 1}
+    pipeline.complete("again")
+    before = _of_run(pipeline.items(), "again")
+    with ThreadPoolExecutor() as pool:  # the empty image has no score, so the job is sent again
+        assert list(pool.map(lambda _: pipeline.create(**event), range(2))) == [first, first]
+    wait_for(lambda: not pipeline.aws.delivering, "all jobs delivered")
+    assert _of_run(pipeline.items(), "again") == before
+
+    refused = pipeline.create(**event | {"JobCount": 7})
+    assert "RunId again is taken" in refused["errorMessage"]
+    assert '"job_count": 12' in refused["errorMessage"]
+    assert '"job_count": 7' in refused["errorMessage"]
+    assert _of_run(pipeline.items(), "again") == before
+
+
 @pytest.fixture(scope="module")
 def aws_cli() -> Path:
     """The CLI in an environment of its own: its pins are not ours."""
@@ -214,41 +245,22 @@ def aws_cli() -> Path:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_docs_start_continue_and_refuse_a_run(
+def test_the_commands_of_the_docs_start_a_run(
     pipeline: Pipeline, originals: list[str], aws_cli: Path, tmp_path: Path
 ) -> None:
-    def invoke(event: str) -> dict[str, Any]:
-        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
-        lines = _documented_commands().replace("create-jobs-100.json", event).replace("out.json", str(out))
-        path = f"{aws_cli}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            ["bash", "-euc", lines],
-            cwd=ROOT,
-            env={**os.environ, "PATH": path},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return dict(json.loads(out.read_text()))
-
-    first = invoke("create-jobs-100.json")
-    assert first["RunId"] == "first-100"
-    assert first["ImageCount"] >= len(originals)
+    out = tmp_path / "out.json"
+    done = subprocess.run(
+        ["bash", "-euc", _documented_commands().replace("out.json", str(out))],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{aws_cli}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(out.read_text())
+    assert answer["RunId"] == "first-100"
+    assert answer["ImageCount"] >= len(originals)
     pipeline.complete("first-100")
-    before = _of_run(pipeline.items(), "first-100")
-    assert invoke("create-jobs-100.json") == first
-    with ThreadPoolExecutor() as pool:
-        assert list(pool.map(invoke, ["create-jobs-100.json"] * 2)) == [first, first]
-    wait_for(lambda: not pipeline.aws.delivering, "all jobs delivered")
-    assert _of_run(pipeline.items(), "first-100") == before
-
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps({"RunId": "first-100", "JobCount": 7}))
-    refused = invoke(os.path.relpath(other, ROOT / "events"))
-    assert "RunId first-100 is taken" in refused["errorMessage"]
-    assert '"job_count": 100' in refused["errorMessage"]
-    assert '"job_count": 7' in refused["errorMessage"]
-    assert _of_run(pipeline.items(), "first-100") == before
 
 
 @pytest.mark.container  # once is enough
