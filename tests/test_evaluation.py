@@ -33,7 +33,7 @@ from cxr.bundles import SHIPPED
 from cxr.commands.app import app
 from cxr.commands.terminal import console
 from cxr.errors import InputError
-from cxr.evaluation import measures
+from cxr.evaluation import measures, plots
 from cxr.evaluation.cohort import Cohort, TrainingSet, fingerprint, patient_fingerprint
 from cxr.evaluation.labels import Labels, Reference, plain_number, read_labels
 from cxr.evaluation.measures import (
@@ -587,7 +587,14 @@ def test_no_label_can_be_evaluated(run: Evaluate) -> None:
     )
 
 
-def test_the_plots_of_each_further_label_are_in_a_folder_of_its_name(run: Evaluate) -> None:
+def test_the_plots_of_each_further_label_are_in_a_folder_of_its_name(
+    run: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_svg(figure: Any, path: Path, file_format: str) -> None:
+        save(figure, path, file_format) if file_format == "svg" else path.touch()
+
+    save = plots.save
+    monkeypatch.setattr(plots, "save", save_svg)
     assert folder_names(["Mass", "mass", "../x", "...", "Größe"]) == ["Mass", "mass-2", "x", "label", "Gr-e"]
     run("--threshold", "0.5", "--out", "plots", results=SEVERAL, labels=WITH_MASS)
     assert Path("plots/roc.png").exists()
