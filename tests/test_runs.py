@@ -315,7 +315,7 @@ def test_an_interrupted_deletion_goes_on(aws: None, monkeypatch: pytest.MonkeyPa
     delete, seen = RunTable._delete_partition, count()
 
     def interrupted(*arguments: Any) -> int:
-        if next(seen) == 9:
+        if next(seen) == 2:
             raise KeyboardInterrupt
         return delete(*arguments)
 
