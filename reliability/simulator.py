@@ -229,6 +229,7 @@ class Simulator:
         self._announce_all()
         self._perform(Step("next day"))
         self._perform(Step("reconcile"))
+        self._perform(Step("reconcile missed days"))
         self._announced += late[1:]  # and an event can be lost
         self._announce_all()
         self._perform(Step("deliver all"))
@@ -263,6 +264,7 @@ class Simulator:
             "remove arrival": lambda step: self._put(BUCKET, arriving_key(step.target % ARRIVING_KEYS), None),
             "next day": lambda step: self._next_day(),
             "reconcile": self._reconcile,
+            "reconcile missed days": lambda step: self._reconcile_missed_days(),
             "retry arrivals": self._retry_arrivals,
             "retry failed arrivals": lambda step: self._retry_arrivals(step, ERROR_CODES),
             "start": self._start,
@@ -365,6 +367,16 @@ class Simulator:
     def _reconcile(self, step: Step) -> None:
         """Close all days that are over, or reconcile today."""
         event = {"RunId": run_id_of_day(self._day)} if step.target % 3 == 2 else {}
+        self._invoke_reconciler(event)
+
+    def _reconcile_missed_days(self) -> None:
+        """Reconcile by hand each day of which no event came, and that was not reconciled on the day after."""
+        for days in range((self._day - FIRST_DAY).days):
+            name = run_id_of_day(FIRST_DAY + timedelta(days=days))
+            if not fake_aws.run_item(name):
+                self._invoke_reconciler({"RunId": name})
+
+    def _invoke_reconciler(self, event: dict[str, str]) -> None:
         stopped = (ClientError, BotoCoreError, RunClosed, RunGone, StreamRefused, RunStopped)
         with suppress(Killed, *stopped), self._checker.invocation():
             self._reconciler(event, self._active[-1].remaining_ms)
