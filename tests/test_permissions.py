@@ -100,30 +100,34 @@ def stack(case: Case) -> Stack:
     return permissions.stack(*case.settings)
 
 
-@cache
 def asked_by_handlers(case: Case) -> frozenset[Call]:
     """What both handlers ask for, in runs that reach every call they can make."""
     environment = {**stack(case).environment(JOB_CREATOR), **stack(case).environment(CLASSIFIER)}
+    return _asked_in(frozenset(environment.items()), case.bucket, case.prefix)
+
+
+@cache  # stacks that differ only in their keys, policies or network give their handlers the same
+def _asked_in(environment: frozenset[tuple[str, str]], bucket: str, prefix: str) -> frozenset[Call]:
     with pytest.MonkeyPatch.context() as patch, mock_aws(), watched() as calls:
-        for name, value in environment.items() | {("AWS_DEFAULT_REGION", REGION)}:
+        for name, value in environment | {("AWS_DEFAULT_REGION", REGION)}:
             patch.setenv(name, value)
         patch.delenv("AWS_ENDPOINT_URL", raising=False)
-        boto3.client("s3").create_bucket(Bucket=case.bucket)
+        boto3.client("s3").create_bucket(Bucket=bucket)
         boto3.client("kinesis").create_stream(StreamName=STREAM, ShardCount=1)
         create_table(boto3.client("dynamodb"), TABLE)
-        _drive(case)
+        _drive(bucket, prefix)
     return frozenset(calls)
 
 
-def _drive(case: Case) -> None:
+def _drive(bucket: str, prefix: str) -> None:
     """Invoke the real handlers, with their own clients and their own model."""
     # What obstore reads needs the same GetObject.
     creator, scorer = handler.setup.__wrapped__(), set_up_classifier.__wrapped__(read=None)
     s3, table = boto3.client("s3"), boto3.resource("dynamodb").Table(TABLE)
-    good, bad, gone = (f"{case.prefix}{name}.png" for name in ("good", "bad", "gone"))
-    index = f"{case.prefix}index.csv"
+    good, bad, gone = (f"{prefix}{name}.png" for name in ("good", "bad", "gone"))
+    index = f"{prefix}index.csv"
     for key, body in {good: image_bytes(), bad: b"text", index: f"Key\n{good}\n".encode()}.items():
-        s3.put_object(Bucket=case.bucket, Key=key, Body=body)
+        s3.put_object(Bucket=bucket, Key=key, Body=body)
 
     def create(**event: Any) -> None:
         creator(event, lambda: 900_000)
@@ -140,7 +144,7 @@ def _drive(case: Case) -> None:
     _set_state("keys", "CANCELLED")
     create(RunId="keys", Keys=[good, bad, gone])
     assert state("keys") == "COMPLETE"  # the job creator completed and announced it
-    s3.put_object(Bucket=case.bucket, Key=bad, Body=image_bytes())
+    s3.put_object(Bucket=bucket, Key=bad, Body=image_bytes())
     _score(scorer, "keys")  # a FAILED one becomes SCORED
 
     # S3 answers 403 for a key that is missing.
