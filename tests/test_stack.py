@@ -653,6 +653,7 @@ def test_wrong_setting_stops_the_app_with_one_line(monkeypatch: pytest.MonkeyPat
     )
 
 
+@pytest.mark.slow
 def test_lambda_can_read_the_assets_of_a_clone_made_under_a_strict_umask(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     for name in ("stacks", "lambdas", "containers"):
@@ -670,6 +671,7 @@ def test_lambda_can_read_the_assets_of_a_clone_made_under_a_strict_umask(tmp_pat
     assert {mode for path, mode in modes.items() if path.is_dir()} == {0o755}
 
 
+@pytest.mark.slow
 def test_synth_needs_no_credentials_no_network_no_docker(tmp_path: Path) -> None:
     npx = shutil.which("npx")
     if not npx or not (ROOT / "node_modules").exists():
