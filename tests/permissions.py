@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from support import BUCKET, STREAM, TABLE
-from synth import synth
 
 from cxr.verification.iam import Request, Statement, allows
 
@@ -150,6 +149,8 @@ OTHER_BUCKETS = re.compile(rf"{BUCKETS}(gone|others)(/|$)")
 @cache
 def stack(*settings: str) -> Stack:
     """The stack of these settings."""
+    from synth import synth  # here, because it loads the CDK, which takes seconds
+
     return Stack(synth(*settings).template.to_json())
 
 

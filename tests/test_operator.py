@@ -222,7 +222,7 @@ def test_what_lambda_gave_up_is_retried_once_its_cause_is_mended(
         stuck = cxr_json("status", "broken", "--watch", exit_code=1)
     assert (stuck["state"], stuck["remaining"]) == ("SCORING", 10)
     assert stuck["failure_bucket"]["images"] == 10
-    assert "10  in the failure bucket" in cxr("status", "broken").stdout
+    assert re.search(r"10 +in the failure bucket", cxr("status", "broken").stdout)
     (problem,) = [found for found in stuck["problems"] if found["name"] == "failures"]
     assert problem["text"].startswith("run broken is pinned to nih-abnormal:1.0.0, this function holds ")
     assert problem["remedy"] == (
@@ -257,7 +257,8 @@ def test_failed_images_are_retried_and_followed_to_their_new_outcome(
     waiting = cxr_json("status", "corrected")
     assert (waiting["state"], waiting["remaining"], waiting["retrying"]) == ("SCORING", 1, 1)
     assert "mapping" in [problem["name"] for problem in waiting["problems"]]
-    assert "remaining  1  1 sent again after they failed" in cxr("status", "corrected").stdout
+    # Other numbers may be wider: of images in the failure bucket, which other tests fill.
+    assert re.search(r"remaining +1 +1 sent again after they failed", cxr("status", "corrected").stdout)
     held(False)
     after = cxr_json("status", "corrected", "--watch")
     assert (after["scored"], after["failures"], after["retrying"]) == (1, {}, 0)
