@@ -10,6 +10,7 @@ from statistics import median
 
 from runs.arrivals import day_of, run_id
 from runs.predictions import Prediction
+from runs.run import State
 
 from cxr.errors import Failed, InputError
 from cxr.operations import cancel_run
@@ -33,6 +34,8 @@ class Reconciled:
     run: str
     missed: int  # images that no event had announced, or not with their present content
     sent_again: int  # others that had no outcome
+    compared: bool  # whether S3 was asked: a run that was closed before takes no more images
+    exists: bool  # whether there is such a run: there is none where no image arrived
 
 
 def check_on(stack: Stack) -> None:
@@ -62,12 +65,17 @@ def delay(predictions: Iterable[Prediction]) -> Delay | None:
 def reconcile(stack: Stack, run: str) -> Reconciled:
     """Compare a standing run with what S3 holds of its day, and close it if the day is over.
 
-    Raises InputError if this is no standing run of a day until today, and Failed if the reconciler failed.
+    Raises InputError if this is no standing run of a day until today or if it is CANCELLED, and Failed if the
+    reconciler failed.
     """
     check_on(stack)
     day = day_of(run)
     if day is None or day > datetime.now(UTC).date():
         raise InputError(f"{run}: expected the standing run of a day until today, like {today()}")
+    table = run_table(stack)
+    before = table.run(run)
+    if before and before.state == State.CANCELLED:
+        raise InputError(f"run {run} is CANCELLED; resume it first")
     functions = client(
         "lambda", read_timeout=LAMBDA_SECONDS + 60, retries={"total_max_attempts": 1}, tcp_keepalive=True
     )
@@ -75,7 +83,13 @@ def reconcile(stack: Stack, run: str) -> Reconciled:
     found = json.loads(answer["Payload"].read())
     if "FunctionError" in answer:
         raise Failed(f"the reconciler failed: {found.get('errorMessage')}; reconcile the run again")
-    return Reconciled(run, found["Runs"][run]["Missed"], found["Runs"][run]["SentAgain"])
+    return Reconciled(
+        run,
+        found["Runs"][run]["Missed"],
+        found["Runs"][run]["SentAgain"],
+        compared=before is None or before.expected is None,
+        exists=before is not None or table.run(run) is not None,
+    )
 
 
 def pause(stack: Stack, run: str) -> RunStatus:
@@ -84,7 +98,7 @@ def pause(stack: Stack, run: str) -> RunStatus:
     The queue keeps an arrival for 14 days. Raises InputError as `cancel_run` does.
     """
     cancelled = cancel_run(stack, run)
-    if run == today():
+    if run == today() and stack.arrivals_mapping:
         client("lambda").update_event_source_mapping(UUID=stack.arrivals_mapping, Enabled=False)
     return cancelled
 
@@ -92,16 +106,24 @@ def pause(stack: Stack, run: str) -> RunStatus:
 def resume(stack: Stack, run: str) -> Retried:
     """Continue a standing run that was cancelled: what waited in the queue, and what the run had left.
 
-    Raises InputError if the run is not CANCELLED, and Failed if the stream does not take a job.
+    The queue stays paused while the run of today is CANCELLED. Interrupted, it can be called again. Raises
+    InputError if this is no standing run or not paused, and Failed if the stream does not take a job.
     """
     check_on(stack)
-    table = run_table(stack)
+    table, functions = run_table(stack), client("lambda")
     found = run_status(table, run)
-    if found.state != "CANCELLED":
+    if not found.standing:
+        raise InputError(f"run {run} is no standing run; start it again as it was started")
+    mapping = functions.get_event_source_mapping(UUID=stack.arrivals_mapping)["State"]
+    if found.state == State.CANCELLED:
+        table.resume(found, found.done)
+    elif not (found.state == State.LISTING and mapping in ("Disabled", "Disabling")):
         raise InputError(f"run {run} is {found.state}: only one that was cancelled can be resumed")
-    table.resume(found, found.done)
-    client("lambda").update_event_source_mapping(UUID=stack.arrivals_mapping, Enabled=True)
-    return retry_run(stack, run)
+    sent = retry_run(stack, run)
+    of_today = table.run(today())
+    if not of_today or of_today.state != State.CANCELLED:
+        functions.update_event_source_mapping(UUID=stack.arrivals_mapping, Enabled=True)
+    return sent
 
 
 def _moment(text: str) -> datetime:

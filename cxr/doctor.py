@@ -313,8 +313,8 @@ def _arrivals(stack: Stack) -> tuple[str, ...]:
         return (
             "warn",
             f"{state}: arrivals wait in their queue, for 14 days",
-            "`cxr resume RUN` continues the standing run that was cancelled, or: aws lambda "
-            f"update-event-source-mapping --uuid {stack.arrivals_mapping} --enabled",
+            "`cxr resume RUN` continues the standing run that was cancelled. If none is CANCELLED: aws "
+            f"lambda update-event-source-mapping --uuid {stack.arrivals_mapping} --enabled",
         )
     dead = client("sqs").get_queue_attributes(
         QueueUrl=stack.arrivals_dead_letters, AttributeNames=["ApproximateNumberOfMessages"]

@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from job_creator.events import EventError, Request
+from runs.arrivals import day_of
 from runs.jobs import RUN_ID
 from runs.run import Run, State
 from runs.table import RunTable
@@ -189,8 +191,18 @@ def cancel_run(stack: Stack, run_id: str) -> RunStatus:
 
 
 def check_deletable(stack: Stack, run_id: str) -> RunStatus:
-    """The run, if it can be deleted now. Raises InputError if it is not there, or at work."""
+    """The run, if it can be deleted now.
+
+    Raises InputError if it is not there, or at work, or a standing run whose day may still be reconciled:
+    its images would come back.
+    """
     found = run_status(run_table(stack), run_id)
+    day = day_of(run_id)
+    if stack.reconciler and day and day >= datetime.now(UTC).date() - timedelta(days=1):
+        raise InputError(
+            f"run {run_id} would come back when its day is reconciled; delete it from "
+            f"{day + timedelta(days=2)} on (UTC)"
+        )
     if found.at_work:
         raise InputError(f"run {run_id} is {found.state}; `cxr cancel {run_id}` first, then delete it")
     return found

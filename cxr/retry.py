@@ -59,9 +59,8 @@ def retry_run(stack: Stack, run_id: str, *, codes: Collection[str] = ()) -> Retr
     table, s3, kinesis = run_table(stack), client("s3"), client("kinesis")
     run = run_status(table, run_id)
     if run.state == State.CANCELLED:
-        raise InputError(
-            f"run {run_id} is CANCELLED, and its jobs would be dropped; start it again by `cxr run`"
-        )
+        how = f"resume it by `cxr resume {run_id}`" if run.standing else "start it again by `cxr run`"
+        raise InputError(f"run {run_id} is CANCELLED, and its jobs would be dropped; {how}")
     if run.state == State.DELETING:
         raise InputError(f"run {run_id} is being deleted; `cxr delete {run_id}` continues that")
     missing = Missing(table, run)

@@ -34,7 +34,7 @@ from moto import mock_aws
 from runs import backoff, jobs, layout, table
 from runs.arrivals import run_id as run_id_of_day
 from runs.jobs import StreamRefused, decode
-from runs.table import RunClosed, RunGone
+from runs.table import RunClosed, RunGone, RunPaused
 
 from cxr import operations, retry, runs, stack
 from cxr.errors import Failed, InputError
@@ -377,7 +377,7 @@ class Simulator:
                 self._invoke_reconciler({"RunId": name})
 
     def _invoke_reconciler(self, event: dict[str, str]) -> None:
-        stopped = (ClientError, BotoCoreError, RunClosed, RunGone, StreamRefused, RunStopped)
+        stopped = (ClientError, BotoCoreError, RunClosed, RunGone, RunPaused, StreamRefused, RunStopped)
         with suppress(Killed, *stopped), self._checker.invocation():
             self._reconciler(event, self._active[-1].remaining_ms)
 

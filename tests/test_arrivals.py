@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -21,9 +22,11 @@ from runs.run import Run
 from runs.table import RunTable
 from support import (
     BUCKET,
+    FAILURES,
     PREFIX,
     STREAM,
     TABLE,
+    begin_run,
     client,
     counts,
     events_noted,
@@ -31,6 +34,12 @@ from support import (
     recounted,
     table_items,
 )
+
+from cxr.arrivals import pause, reconcile, resume
+from cxr.errors import InputError
+from cxr.operations import delete_run
+from cxr.retry import retry_run
+from cxr.stack import Stack
 
 pytestmark = [pytest.mark.usefixtures("aws"), pytest.mark.roles_of("arrivals=on")]
 
@@ -268,6 +277,79 @@ def test_a_refused_job_brings_its_events_back(arrivals: Arrivals, monkeypatch: p
     assert len(kinesis_records()["Records"]) == 1
 
 
+class TestPause:
+    """`cxr cancel` and `cxr resume` of a standing run. `mapping` is that from the queue to the announcer."""
+
+    STACK = Stack("ChestXray", BUCKET, PREFIX, "c", STREAM, "f", "m", TABLE, FAILURES, reconciler="r")
+
+    @pytest.fixture
+    def mapping(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+        state = {"State": "Enabled"}
+
+        def update(*, Enabled: bool, **_: Any) -> None:  # noqa: N803 - boto3's name
+            state["State"] = "Enabled" if Enabled else "Disabled"
+
+        functions = SimpleNamespace(
+            get_event_source_mapping=lambda **_: state, update_event_source_mapping=update
+        )
+        monkeypatch.setattr(
+            "cxr.arrivals.client", lambda name, **_: functions if name == "lambda" else client(name)
+        )
+        return state
+
+    def test_what_arrives_comes_back_until_it_is_over(
+        self, arrivals: Arrivals, classifier: Classifier, mapping: dict[str, str]
+    ) -> None:
+        arrivals.announce([message("a.png", upload("a.png"))])
+        pause(self.STACK, TODAY)
+        assert (run().state, mapping["State"]) == ("CANCELLED", "Disabled")
+        late = message("b.png", upload("b.png"))  # the mapping had it before it was disabled
+        assert arrivals.announce([late]) == {"batchItemFailures": [{"itemIdentifier": late["messageId"]}]}
+        with pytest.raises(InputError, match="resume it first"):
+            reconcile(self.STACK, TODAY)
+        with pytest.raises(InputError, match=f"`cxr resume {TODAY}`"):
+            retry_run(self.STACK, TODAY)
+
+        assert resume(self.STACK, TODAY).waiting == 1
+        assert (run().state, mapping["State"]) == ("LISTING", "Enabled")
+        arrivals.announce([late])
+        deliver(classifier)
+        assert agreed() == {"SCORED": 2}
+        with pytest.raises(InputError, match="only one that was cancelled"):
+            resume(self.STACK, TODAY)
+
+    def test_a_resumption_that_was_interrupted_goes_on(
+        self, arrivals: Arrivals, mapping: dict[str, str]
+    ) -> None:
+        arrivals.announce([message("a.png", upload("a.png"))])
+        pause(self.STACK, TODAY)
+        table = RunTable(client("dynamodb"), TABLE)
+        table.resume(run(), 0)  # and then AWS did not enable the mapping
+        resume(self.STACK, TODAY)
+        assert mapping["State"] == "Enabled"
+
+    def test_an_older_run_does_not_end_the_pause(self, arrivals: Arrivals, mapping: dict[str, str]) -> None:
+        arrivals.announce([message("a.png", upload("a.png"), at=NOW - timedelta(days=1))])
+        arrivals.announce([message("b.png", upload("b.png"))])
+        for name in (YESTERDAY, TODAY):
+            pause(self.STACK, name)
+        resume(self.STACK, YESTERDAY)
+        assert (run(YESTERDAY).state, mapping["State"]) == ("LISTING", "Disabled")
+
+    def test_another_run_is_not_resumed(self, mapping: dict[str, str]) -> None:
+        begin_run("batch", state="CANCELLED")
+        with pytest.raises(InputError, match="no standing run"):
+            resume(self.STACK, "batch")
+
+    @pytest.mark.parametrize("name", [TODAY, YESTERDAY])
+    def test_a_run_that_would_come_back_is_not_deleted(self, arrivals: Arrivals, name: str) -> None:
+        at = NOW if name == TODAY else NOW - timedelta(days=1)
+        arrivals.announce([message("a.png", upload("a.png"), at=at)])
+        RunTable(client("dynamodb"), TABLE).cancel(name)
+        with pytest.raises(InputError, match="would come back when its day is reconciled"):
+            delete_run(self.STACK, name)
+
+
 class TestReconciliation:
     @pytest.fixture(autouse=True)
     def the_day_is_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,6 +421,21 @@ class TestReconciliation:
         arrivals.reconcile({}, plenty)
         deliver(classifier)
         assert run().state == "COMPLETE"
+
+    def test_an_image_that_is_not_fetched_is_not_sent_again(
+        self, arrivals: Arrivals, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("classifier.handler.MAX_BYTES", 10)
+        arrivals.announce([message("a.png", upload("a.png"))])
+        deliver(classifier)
+        assert agreed() == {"FAILED#IMAGE_TOO_LARGE": 1}
+        assert arrivals.reconcile({}, plenty) == {"Runs": {TODAY: {"Missed": 0, "SentAgain": 0}}}
+        assert run().state == "COMPLETE"
+
+    def test_paused_arrivals_wait(self, arrivals: Arrivals) -> None:
+        arrivals.announce([message("a.png", upload("a.png"), at=NOW - timedelta(days=1))])
+        RunTable(client("dynamodb"), TABLE).cancel(YESTERDAY)
+        assert arrivals.reconcile({}, plenty) == {"Runs": {}}
 
     @pytest.mark.parametrize("name", ["other", "arrivals-2026-13-01", "arrivals-2999-01-01"])
     def test_a_name_of_no_day_is_refused(self, arrivals: Arrivals, name: str) -> None:

@@ -62,10 +62,13 @@ def reconcile(run: RunName, stack: StackName = DEFAULT_NAME, as_json: Json = Fal
     completes when all its images have an outcome. The stack does this by itself
     some hours after each day.
 
-    The JSON is one object: run, missed, sent_again.
+    A run that was closed before is not compared again; what waits is sent.
+
+    The JSON is one object: run, missed, sent_again, compared (with S3), exists
+    (false if no image arrived on that day).
 
     Ends with 0; with 1 if the reconciler failed; with 2 for wrong input, for
-    example a day that is to come.
+    example a day that is to come, or a run that is CANCELLED.
     """
     with errors_reported():
         found = Stack.find(stack)
@@ -99,8 +102,9 @@ def resume(run: RunName, stack: StackName = DEFAULT_NAME, as_json: Json = False)
 
 def _line(run: RunStatus) -> str:
     """What has come of the images of today."""
+    state = "" if run.at_work else f"{run.state}: "
     return (
-        f"{run.arrived:,} arrived, {run.scored:,} scored, {run.failures.total():,} failed, "
+        f"{state}{run.arrived:,} arrived, {run.scored:,} scored, {run.failures.total():,} failed, "
         f"{run.waiting:,} waiting"
     )
 
@@ -109,10 +113,18 @@ def _print_reconciled(stack: Stack, found: Reconciled, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return
+    if not found.exists:
+        console.print(f"No image arrived on that day: there is no run {shown(found.run)}")
+        return
     missed = counted(found.missed, "image")
+    what = (
+        f"has all that S3 holds of its day: {missed} that no event had announced, "
+        if found.compared
+        else "was closed before, and takes no more images: "
+    )
     console.print(
-        f"[green]✓[/] {shown(found.run)} has all that S3 holds of its day: {missed} that no event had "
-        f"announced, {found.sent_again:,} sent again",
+        f"[green]✓[/] {shown(found.run)} {what}{found.sent_again:,} sent again",
         soft_wrap=True,
     )
-    console.print(f"Follow the run by `cxr status {found.run} --watch`", markup=False, soft_wrap=True)
+    follow = "cxr watch" if found.run == today() else f"cxr status {found.run} --watch"
+    console.print(f"Follow the run by `{follow}`", markup=False, soft_wrap=True)

@@ -73,14 +73,16 @@ def up(images: Images = None, context: Context = None, as_json: Json = False) ->
             if images:
                 upload_files(Stack.of(outputs), images, files)
             with environment_file(aws, outputs):
+                follow = "cxr watch" if "arrivals=on" in (context or []) else "cxr run first --watch"
+                settings = "".join(f" -c {shlex.quote(setting)}" for setting in context or [])
                 console.print(f"""
 Local AWS is up. In another terminal, in this folder:
 
   source {ENVIRONMENT_FILE.name}
-  .venv/bin/cxr run first --watch
+  .venv/bin/{follow}
   aws lambda invoke --function-name "$JOB_CREATOR" --cli-read-timeout 0 \\
     --payload fileb://events/create-jobs-100.json out.json
-  npx cdk deploy --require-approval never
+  npx cdk deploy --require-approval never{settings}
 
 Logs: {aws.logs}
 [bold]{RESEARCH_ONLY}[/] Press Ctrl-C to stop.""")

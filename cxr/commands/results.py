@@ -101,7 +101,7 @@ def results(
             max_score=max_score,
             since=since and since.replace(tzinfo=UTC),
         )
-        if before.state != "COMPLETE":
+        if before.state != "COMPLETE" and not (before.standing and before.remaining == 0):
             notes.print(f"Not all results: {how_far(before)}", markup=False, soft_wrap=True)
         yield from rows
 

@@ -216,6 +216,8 @@ def status(
 ) -> None:
     """Show how far a run is, in at most 30 requests whatever its size.
 
+    Of a standing run it reads every prediction, to tell how soon they came.
+
     Counts are exact. Speed is the average since the run was made or continued;
     with --watch, of the last seconds. Lag is how long the last job waited in the
     stream, if CloudWatch knows it. Images in the failure bucket are those of
@@ -226,8 +228,9 @@ def status(
     created_at, completed_at, failures and warnings (code: images), remaining,
     retrying (images of these that were sent again after they failed),
     images_per_second, seconds_left, stream_lag_seconds, failure_bucket
-    (images, more, until), problems (name, level, text, remedy). Unknown values
-    are null.
+    (images, more, until), problems (name, level, text, remedy),
+    seconds_to_outcome (median, worst: of a standing run). Unknown values are
+    null. Of a standing run that is open, expected is what has arrived.
 
     Ends with 0; with 1 if, with --watch, the run did not complete; with 2 if
     there is no such run or stack.

@@ -49,7 +49,7 @@ def verify(
     and bad files into a folder of its own, scores them in runs of its own, sends
     everything twice, cancels, lets jobs fail, and asks IAM what the functions
     may do. It changes nothing that was there, and removes what it made, also
-    after Ctrl-C. It refuses while a run is at work.
+    after Ctrl-C. It refuses while a run is at work, and where arrivals are on.
 
     Writes verification.md, verification.json and service_times.json, which `cxr
     plan` takes. More images measure more exactly.

@@ -1,7 +1,7 @@
 """What a month of arrivals costs, where the stack scores images as they arrive.
 
 It is an upper bound: the images are taken to come one by one, spread over the whole day, so that as few of
-them as possible share a job. Not included: errors and retries.
+them as possible share a job. Not included: errors and retries, and what the reconciliation reads.
 """
 
 from __future__ import annotations

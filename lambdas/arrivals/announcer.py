@@ -11,7 +11,7 @@ from runs import metrics
 from runs.arrivals import Arrival
 from runs.errors import reason
 from runs.jobs import StreamRefused
-from runs.table import RunClosed, RunGone
+from runs.table import RunClosed, RunGone, RunPaused
 
 from arrivals.events import NotAnArrival, arrival, newest
 from arrivals.standing_runs import NotBegun, StandingRuns, from_environment
@@ -53,7 +53,7 @@ class Announcer(StandingRuns):
             except RunClosed:
                 # The day is over and was reconciled: what S3 held of it then is in the run.
                 dropped += len(arrived)
-            except (ClientError, BotoCoreError, NotBegun, RunGone, StreamRefused) as error:
+            except (ClientError, BotoCoreError, NotBegun, RunGone, RunPaused, StreamRefused) as error:
                 problem = reason(error) if isinstance(error, ClientError | BotoCoreError) else str(error)
                 failures |= {number: problem for number, one in found.items() if one.run_id == name}
         metrics.print_line(

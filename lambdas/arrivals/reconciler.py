@@ -65,7 +65,8 @@ class Reconciler(StandingRuns):
     def __call__(self, event: Mapping[str, Any], remaining_ms: Callable[[], int]) -> dict[str, Any]:
         """Compare standing runs with what S3 holds, send what is missing, and close days that are over.
 
-        Without RunId, all days that are over and not COMPLETE; yesterday also if no event of it came. Answers
+        Without RunId, all days that are over and not COMPLETE; yesterday also if no event of it came, unless
+        the last standing run is CANCELLED: then arrivals are paused, and wait in their queue. Answers
         {"Runs": {RunId: {"Missed": images that no event announced, "SentAgain": others without an outcome}}}.
         Raises JobError, RunStopped, and what boto3 raises.
         """
@@ -76,8 +77,11 @@ class Reconciler(StandingRuns):
             if day is None or day > today:
                 raise JobError("RunId: expected the standing run of a day, arrivals-YYYY-MM-DD, until today")
         else:
-            open_runs = (run.run_id for run in self._table.runs() if run.standing and run.at_work)
-            names = sorted({*open_runs, run_id(today - timedelta(days=1))} - {run_id(today)})
+            standing = sorted((run for run in self._table.runs() if run.standing), key=lambda run: run.run_id)
+            days = {run.run_id for run in standing if run.at_work}
+            if not standing or standing[-1].state != State.CANCELLED:
+                days.add(run_id(today - timedelta(days=1)))
+            names = sorted(days - {run_id(today)})
         answers = {name: self._reconcile(name, remaining_ms) for name in names}
         metrics.print_line(
             {
@@ -91,7 +95,7 @@ class Reconciler(StandingRuns):
     def _reconcile(self, name: str, remaining_ms: Callable[[], int]) -> dict[str, int]:
         day = day_of(name)
         assert day  # noqa: S101 - both callers have looked
-        listed = self._listed(day)
+        listed = self._listed(name, day, remaining_ms)
         run = self._table.run(name)
         if run is None:
             first = next(listed, None)
@@ -134,10 +138,11 @@ class Reconciler(StandingRuns):
             ]
         return list(arrived)
 
-    def _listed(self, day: date) -> Iterator[Arrival]:
-        """The images in the bucket that S3 has received on a day."""
+    def _listed(self, name: str, day: date, remaining_ms: Callable[[], int]) -> Iterator[Arrival]:
+        """The images in the bucket that S3 has received on a day. Raises RunStopped."""
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
         for page in pages:
+            _check_time(name, remaining_ms)
             for entry in page.get("Contents", []):
                 time = entry["LastModified"].astimezone(UTC)
                 if time.date() == day and any(images([entry["Key"]])):

@@ -39,6 +39,10 @@ class RunClosed(Exception):
     """The standing run takes no more arrivals."""
 
 
+class RunPaused(Exception):
+    """The standing run takes no arrivals for now: it is CANCELLED, or being deleted."""
+
+
 class RunTable:
     """The table. Every method raises ClientError and BotoCoreError."""
 
@@ -266,7 +270,7 @@ class RunTable:
         """Let at most 98 images of a standing run wait for an outcome, and count them.
 
         Returns those of them that wait now, also the ones that did before: their jobs may be lost. An image
-        that has an outcome of the same content waits for none. Raises RunClosed and RunGone.
+        that has an outcome of the same content waits for none. Raises RunClosed, RunPaused and RunGone.
         """
         waiting: list[Prediction] = []
 
@@ -282,10 +286,12 @@ class RunTable:
         return waiting
 
     def _admit(self, run: Run, images: int, *, reconciling: bool) -> dict[str, Any]:
-        """The update that adds so many images to a standing run. Raises RunClosed and RunGone."""
+        """The update that adds so many images to a standing run. Raises as `announce` does."""
         found = self.run(run.run_id)
         if found is None or found.uid != run.uid:
             raise RunGone(f"run {run.run_id} was deleted")
+        if found.state in (State.CANCELLED, State.DELETING):
+            raise RunPaused(f"run {run.run_id} is {found.state}")
         if not (found.state == State.LISTING or (reconciling and found.reconciling)):
             raise RunClosed(f"run {run.run_id} is {found.state}")
         condition = "uid = :uid AND #state = :found AND attribute_not_exists(expected)"

@@ -336,12 +336,14 @@ def _too_large(size: int) -> ImageError | _TooLargeAhead:
 def _of_arrival(prediction: Prediction, stored: Mapping[str, Prediction]) -> Prediction:
     """The outcome of an image that waited in a standing run, as of the arrival that it waited for.
 
-    The table was read before the image was fetched, so what was fetched is no older than that arrival.
+    The table was read before the image was fetched, so what was fetched is no older than that arrival. An
+    image that S3 holds and that was not fetched, for example because it is too large, is of that arrival.
     """
     before = stored.get(prediction.key)
     if not before or not before.arrivals:
         return prediction
-    return replace(prediction, arrivals=before.arrivals, arrived_at=before.arrived_at)
+    etag = prediction.etag or ("" if prediction.error == ErrorCode.IMAGE_MISSING else before.etag)
+    return replace(prediction, arrivals=before.arrivals, arrived_at=before.arrived_at, etag=etag)
 
 
 def _body(answer: Mapping[str, Any]) -> bytes:
