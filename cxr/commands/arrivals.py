@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import typer
@@ -13,7 +14,7 @@ from cxr.arrivals import reconcile as reconcile_run
 from cxr.arrivals import resume as resume_run
 from cxr.commands.options import Json, RunName, StackName
 from cxr.commands.run_display import run_document
-from cxr.commands.terminal import console, errors_reported, notes, progress, shown
+from cxr.commands.terminal import console, errors_reported, notes, shown
 from cxr.runs import RunStatus, run_status, run_table
 from cxr.stack import Stack
 from cxr.words import counted
@@ -39,16 +40,17 @@ def watch(
         found = Stack.find(stack)
         check_on(found)
         table, last = run_table(found), ""
-        with progress("Arrivals") as bar:
-            task = bar.add_task("", total=None, note="none today so far")
+        live = console.is_terminal and not as_json
+        with notes.status("None arrived today so far") if live else nullcontext() as shown_line:
             while True:
                 if table.run(today()):
                     run = run_status(table, today())
                     line = _line(run)
-                    bar.update(task, total=run.arrived, completed=run.done, note=line)
-                    if line != last and as_json:
+                    if shown_line:
+                        shown_line.update(f"{run.run_id}: {line}")
+                    elif line != last and as_json:
                         typer.echo(json.dumps({**run_document(run), "waiting": run.waiting}))
-                    elif line != last and not console.is_terminal:
+                    elif line != last:
                         console.print(f"{run.run_id}: {line}", markup=False)
                     last = line
                 time.sleep(LOOK_SECONDS)

@@ -188,8 +188,8 @@ def month_of_arrivals(
     console.print(_bill(lines))
     console.print(
         f"Without arrivals, the idle stack costs {money(off)} a month. The images are taken to come one by "
-        "one, all day and night, which costs the most. What the reconciliation reads is not in it. The bucket "
-        "keeps the images of a year.",
+        "one, all day and night, which costs the most. What the reconciliation reads is not in it. The "
+        "bucket keeps the images of a year.",
         soft_wrap=True,
     )
 
