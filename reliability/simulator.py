@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import boto3
 from arrivals import announcer, reconciler
+from arrivals.standing_runs import NotBegun
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import BotoCoreError, ClientError
 from classifier import handler as classifier_handler
@@ -377,7 +378,10 @@ class Simulator:
                 self._invoke_reconciler({"RunId": name})
 
     def _invoke_reconciler(self, event: dict[str, str]) -> None:
-        stopped = (ClientError, BotoCoreError, RunClosed, RunGone, RunPaused, StreamRefused, RunStopped)
+        stopped = (
+            *(ClientError, BotoCoreError, StreamRefused),
+            *(NotBegun, RunClosed, RunGone, RunPaused, RunStopped),
+        )
         with suppress(Killed, *stopped), self._checker.invocation():
             self._reconciler(event, self._active[-1].remaining_ms)
 
