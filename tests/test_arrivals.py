@@ -280,7 +280,11 @@ def test_a_refused_job_brings_its_events_back(arrivals: Arrivals, monkeypatch: p
 class TestPause:
     """`cxr cancel` and `cxr resume` of a standing run. `mapping` is that from the queue to the announcer."""
 
-    STACK = Stack("ChestXray", BUCKET, PREFIX, "c", STREAM, "f", "m", TABLE, FAILURES, reconciler="r")
+    STACK = Stack(
+        *("ChestXray", BUCKET, PREFIX, "c", STREAM, "f", "m", TABLE, FAILURES),
+        reconciler="r",
+        arrivals_mapping="a",
+    )
 
     @pytest.fixture
     def mapping(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
