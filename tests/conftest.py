@@ -70,6 +70,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def is_chosen(item: pytest.Item) -> bool:
         if marker := item.get_closest_marker("examples"):
             return size in marker.kwargs
+        if config.getoption("--image") and item.get_closest_marker("container"):
+            return True  # a run with an image tests all there is to test with it
         return (size == "many") == bool(item.get_closest_marker("slow"))
 
     chosen = [item for item in items if is_chosen(item)]
