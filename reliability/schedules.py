@@ -156,7 +156,7 @@ OPERATIONS = {
     "swap image": (),
     "wait": (),
 }
-# The steps that other steps can hold.
+# The actions of steps that are nested in others.
 NESTED_RUN_ACTIONS = (
     "start",
     "deliver",
@@ -186,8 +186,8 @@ ARRIVAL_ACTIONS = (
     "deliver all",
     "redeliver",
 )
-# The actions of a schedule, and those that others hold. Half of the schedules have no arrivals: steps about
-# them take the place of steps that a fault of a started run needs in order to show.
+# The actions of a schedule, and those of its nested steps. Half of the schedules have no arrivals: steps
+# about them take the place of steps that a fault of a started run needs in order to show.
 KINDS_OF_SCHEDULES = (
     (RUN_ACTIONS, NESTED_RUN_ACTIONS),
     (RUN_ACTIONS, NESTED_RUN_ACTIONS),
