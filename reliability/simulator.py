@@ -231,8 +231,12 @@ class Simulator:
         self._perform(Step("next day"))
         self._perform(Step("reconcile"))
         self._perform(Step("reconcile missed days"))
+        standing = fake_aws.standing_runs()
         self._announced += late[1:]  # and an event can be lost
         self._announce_all()
+        if fake_aws.standing_runs() != standing:  # a late event has opened a day, which the next night closes
+            self._perform(Step("next day"))
+            self._perform(Step("reconcile"))
         self._perform(Step("deliver all"))
         for run in checker.started:
             if fake_aws.run_item(run_id(run)).get("state") == "DELETING":

@@ -95,6 +95,10 @@ def test_random_schedules_lose_and_double_nothing(simulator: Simulator, examples
             ),
             id="`cxr retry` deleted a failure object that another run needed for its completion",
         ),
+        pytest.param(
+            schedule(Step("arrive"), Step("arrive"), Step("next day"), Step("arrive")),
+            id="the simulator did not close a day that only a late event had opened",
+        ),
     ],
 )
 def test_schedules_that_found_a_bug(simulator: Simulator, drawn: Schedule) -> None:
