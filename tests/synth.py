@@ -31,9 +31,8 @@ def synth(*settings: str) -> Synthesized:
 
 def synthesize(folder: Path, *settings: str, name: str = "ChestXray") -> Synthesized:
     """The same, made anew."""
-    # The CDK's own rules take five seconds. `cdk synth` in test_stack.py has them on.
     flags = json.loads((ROOT / "cdk.json").read_text())["context"]
-    flags["@aws-cdk/core:validateAgainstDefaultRules"] = False
-    app = App(context=flags, outdir=str(folder))
+    # The CDK's own rules take seconds. `cdk synth` in test_stack.py has them on.
+    app = App(context=flags, outdir=str(folder), builtin_cloud_formation_validation=False)
     config = Config.from_context(dict(setting.split("=") for setting in settings))
     return Synthesized(Template.from_stack(InferenceStack(app, name, config=config)), folder)

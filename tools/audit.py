@@ -63,12 +63,11 @@ Finding = tuple[str, str]  # rule, and the resource by its path or its logical i
 def stacks() -> Iterator[Sequence[InferenceStack]]:
     """The STACKS, not synthesized yet."""
     flags = json.loads((PROJECT / "cdk.json").read_text(encoding="utf-8"))["context"]
-    # The CDK's own rules take five seconds a stack, and every `cdk synth` checks them.
-    flags["@aws-cdk/core:validateAgainstDefaultRules"] = False
     with TemporaryDirectory() as folder:
         yield [
             InferenceStack(
-                App(context=flags, outdir=f"{folder}/{number}"),
+                # Every `cdk synth` checks the CDK's own rules, which takes seconds.
+                App(context=flags, outdir=f"{folder}/{number}", builtin_cloud_formation_validation=False),
                 "ChestXray",
                 config=Config.from_context(settings),
             )

@@ -133,6 +133,7 @@ class LocalAws:
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
             FILE_VARIABLE: os.devnull,  # the settings of a real account name what is not there
+            "CDK_VALIDATION": "false",  # skips the CDK's own rules; deployments to AWS check them
             "CDK_DOCKER": "true",  # the program `true`: it takes any arguments and succeeds
             "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "20",  # Node's major version
             LOCAL_LOGS: str(self.logs),
