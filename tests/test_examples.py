@@ -14,7 +14,7 @@ from support import ROOT, XRAYS, client, wait_for
 from cxr.local_aws.local_aws import LocalAws
 from cxr.stack import Stack
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("examples")]
 IMAGES, XRAY = "path/to/your/images", "00000398_000.png"
 
 # Examples that are not typed here, by the start of their command.

@@ -3,7 +3,7 @@
 import json
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ from cxr import InputError, Stack, results, start_run, status
 from cxr.local_aws.local_aws import LocalAws
 from cxr.phantoms import write_phantoms
 from cxr.upload import files_in, upload
+from stacks.config import Config
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("local_stack"), pytest.mark.usefixtures("local_aws")]
+
+
+HOSPITAL = "hospital"  # a bucket that no stack has made
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +37,26 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def deploy(drawings: Path, settings: str = "") -> Stack:
-    """The stack as `cdk deploy` leaves it, with the drawings in its bucket."""
-    typed(f"npx cdk deploy --require-approval never -c imagesPerJob=1 {settings}")
+def deploy(drawings: Path, **settings: object) -> Stack:
+    """The stack with these settings, and the drawings in its bucket.
+
+    It is not deployed if an earlier test has left it with the same settings.
+    """
+    settings = {"imagesPerJob": 1, **settings}
+    if not is_deployed(settings):
+        context = " ".join(f"-c {name}={value}" for name, value in settings.items())
+        typed(f"npx cdk deploy --require-approval never {context}")
     stack = Stack.find()
     for _ in upload(client("s3"), stack.images_bucket, stack.prefix, drawings, files_in(drawings)):
         pass
     return stack
+
+
+def is_deployed(settings: Mapping[str, object]) -> bool:
+    try:
+        return Stack.find().settings == Config.from_context(settings).settings()
+    except InputError:
+        return False
 
 
 def score(stack: Stack, run: str) -> None:
@@ -67,7 +84,7 @@ def typed(command: str) -> str:
 def buckets() -> set[str]:
     """The buckets of the stack."""
     names = {bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]}
-    return {name for name in names if not name.startswith("cdk-")}
+    return {name for name in names if not name.startswith("cdk-") and name != HOSPITAL}
 
 
 def tables() -> list[str]:
@@ -75,7 +92,7 @@ def tables() -> list[str]:
 
 
 def delete_as_told(command: str) -> None:
-    """Carry out a command of the output OnDelete. The AWS CLI may not be here."""
+    """Carry out a command like those of the output OnDelete. The AWS CLI may not be here."""
     s3: Any = boto3.resource("s3")
     match shlex.split(command):
         case ["aws", "dynamodb", "update-table", "--no-deletion-protection-enabled", "--table-name", table]:
@@ -92,25 +109,25 @@ def delete_as_told(command: str) -> None:
 
 def test_more_and_fewer_shards_score_every_run(drawings: Path) -> None:
     kinesis, functions = boto3.client("kinesis"), boto3.client("lambda")
-    stack = deploy(drawings, "-c shards=1")
-    score(stack, "with-1")
-    for shards in (2, 3, 1):
+    stack = deploy(drawings)
+    for shards in (3, 2):
         # Jobs wait on the stream while it is resharded.
         functions.update_event_source_mapping(UUID=stack.mapping, Enabled=False)
         start_run(stack, f"before-{shards}")
-        deploy(drawings, f"-c shards={shards}")
+        deploy(drawings, shards=shards)
         summary = kinesis.describe_stream_summary(StreamName=stack.stream)["StreamDescriptionSummary"]
         assert summary["OpenShardCount"] == shards
         start_run(stack, f"after-{shards}")
         functions.update_event_source_mapping(UUID=stack.mapping, Enabled=True)
         for run in (f"before-{shards}", f"after-{shards}"):
             wait_for(lambda: status(stack, run).state == "COMPLETE", f"run {run} COMPLETE", 120)  # noqa: B023
-        score(stack, f"with-{shards}")
 
 
 def test_a_stack_that_is_destroyed_keeps_its_data(drawings: Path) -> None:
-    stack = deploy(drawings)
-    score(stack, "kept")
+    destroyed = deploy(drawings, data="destroy")
+    score(destroyed, "kept")
+    stack = deploy(drawings)  # data=keep again, so that `cdk destroy` keeps them
+    assert stack.on_delete != destroyed.on_delete
     on_delete, kept = stack.on_delete, buckets()
     assert len(kept) == 3
     # `-o install`: the tests run in an environment that is installed.
@@ -132,12 +149,14 @@ def test_a_stack_that_is_destroyed_keeps_its_data(drawings: Path) -> None:
     assert tables() == [again.table]
 
 
-def test_a_stack_may_be_destroyed_with_its_data(drawings: Path) -> None:
-    deploy(drawings)
-    kept = buckets()
-    stack = deploy(drawings, "-c data=destroy")
+def test_a_stack_gets_another_key_and_is_destroyed_with_its_data(drawings: Path) -> None:
+    stack, kept = deploy(drawings), buckets()
+    score(stack, "before")
+    key = "arn:aws:kms:us-east-1:000000000000:key/0f1e2d3c-0000-4000-8000-000000000000"
+    assert deploy(drawings, data="destroy", kmsKey=key).table == stack.table
     assert buckets() == kept
-    score(stack, "destroyed")
+    assert status(stack, "before").state == "COMPLETE"
+    score(stack, "after")
     deleted = typed("npx cdk destroy --force")
     assert "destroyed" in deleted
     assert (buckets(), tables()) == (set(), [])
@@ -145,26 +164,8 @@ def test_a_stack_may_be_destroyed_with_its_data(drawings: Path) -> None:
     assert [group["logGroupName"] for group in groups if "ChestXray" in group["logGroupName"]] == []
 
 
-def test_data_that_were_to_be_destroyed_can_be_kept_after_all(drawings: Path) -> None:
-    stack = deploy(drawings, "-c data=destroy")
-    score(stack, "kept")
-    assert deploy(drawings).on_delete != stack.on_delete
-    found = boto3.client("s3").list_objects_v2(Bucket=stack.images_bucket)["Contents"]
-    assert len(found) == len(files_in(drawings))
-    typed("npx cdk destroy --force")
-    assert stack.images_bucket in buckets()
-
-
-def test_another_key_for_the_table_keeps_its_items(drawings: Path) -> None:
-    stack = deploy(drawings)
-    score(stack, "before")
-    deploy(drawings, "-c kmsKey=arn:aws:kms:us-east-1:000000000000:key/0f1e2d3c-0000-4000-8000-000000000000")
-    assert status(stack, "before").state == "COMPLETE"
-    score(stack, "after")
-
-
 def test_a_first_deployment_that_fails_leaves_only_the_protected_table(drawings: Path) -> None:
-    stack, before = deploy(drawings), (buckets(), len(tables()))
+    stack, before = deploy(drawings), (buckets(), tables())
     cloudformation = boto3.client("cloudformation")
     template: Any = cloudformation.get_template(StackName=stack.name)["TemplateBody"]
     resources = template["Resources"]
@@ -178,8 +179,11 @@ def test_a_first_deployment_that_fails_leaves_only_the_protected_table(drawings:
     wait_for(
         lambda: cloudformation.describe_stacks(StackName="First")["Stacks"][0]["StackStatus"] == ended, ended
     )
-    assert (buckets(), len(tables()) - 1) == before
+    assert buckets() == before[0]
+    (protected,) = set(tables()) - set(before[1])
     cloudformation.delete_stack(StackName="First")
+    delete_as_told(f"aws dynamodb update-table --no-deletion-protection-enabled --table-name {protected}")
+    delete_as_told(f"aws dynamodb delete-table --table-name {protected}")
 
 
 def test_an_update_that_fails_deletes_nothing(drawings: Path) -> None:
@@ -216,11 +220,11 @@ def differences(before: Any, after: Any, path: str = "") -> dict[str, tuple[Any,
 def test_settings_stay_while_the_stream_is_scaled(tmp_path: Path) -> None:
     """A deployment with five settings, other shards and back, and one setting that changes in the file."""
     kinesis, cloudformation = boto3.client("kinesis"), boto3.client("cloudformation")
-    client("s3").create_bucket(Bucket="hospital")
+    client("s3").create_bucket(Bucket=HOSPITAL)
     file = tmp_path / "settings.toml"
     lines = (
         "[ChestXray]",
-        'imagesBucket = "hospital"',
+        f'imagesBucket = "{HOSPITAL}"',
         'prefix = "xrays/"',
         'alarmTopic = "arn:aws:sns:us-east-1:000000000000:on-call"',
         "retries = 9",
@@ -230,7 +234,7 @@ def test_settings_stay_while_the_stream_is_scaled(tmp_path: Path) -> None:
     deployment = f"npx cdk deploy --require-approval never -c settings={shlex.quote(str(file))}"
     typed(deployment)
     stack = Stack.find()
-    assert (stack.images_bucket, stack.prefix) == ("hospital", "xrays/")
+    assert (stack.images_bucket, stack.prefix) == (HOSPITAL, "xrays/")
     before: Any = cloudformation.get_template(StackName=stack.name)["TemplateBody"]
     for shards in (4, 1):
         assert f"The stream has {shards} shard" in typed(f".venv/bin/cxr scale {shards}")
