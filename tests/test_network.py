@@ -5,8 +5,6 @@ tests/test_permissions.py has the policies of its endpoints, and what the roles 
 
 import json
 import re
-import subprocess
-import sys
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -220,12 +218,3 @@ def test_a_region_without_known_lists_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_plan_counts_the_endpoints_that_are_paid() -> None:
     interfaces = [e for e in of_type("AWS::EC2::VPCEndpoint") if e["VpcEndpointType"] == "Interface"]
     assert sum(len(endpoint["SubnetIds"]) for endpoint in interfaces) == capacity.ENDPOINTS
-
-
-@pytest.mark.slow
-def test_local_aws_deploys_it_and_scores(tmp_path: Path) -> None:
-    """All references of the template resolve. Nothing is isolated there."""
-    command = [str(Path(sys.executable).with_name("cxr")), "local", "demo", "-c", ISOLATED]
-    demo = subprocess.run([*command, "--csv", str(tmp_path / "scores.csv")], capture_output=True, text=True)
-    assert demo.returncode == 0, demo.stdout + demo.stderr
-    assert (tmp_path / "scores.csv").read_text().count("SCORED") == demo.stdout.count(".png") > 0
