@@ -1,4 +1,4 @@
-"""A million keys through the job creator: each sent once, in memory that does not grow with their number."""
+"""Hundreds of thousands of keys through the job creator: each is sent once, in memory that does not grow."""
 
 import json
 from collections import Counter

@@ -39,7 +39,7 @@ def test_repeated_damage_does_not_grow_the_file(monkeypatch: pytest.MonkeyPatch)
     assert peak < 310 * MAX_BYTES
 
 
-@pytest.mark.examples(few=300, many=5_000)
+@pytest.mark.examples(few=300, many=2_000)
 def test_damaged_files_get_codes_or_scores(examples: int) -> None:
     progress: list[int] = []
     assert fuzz(examples, 20_26, progress.append) == examples

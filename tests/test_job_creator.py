@@ -295,7 +295,7 @@ class TestInventory:
         with pytest.raises(EventError, match=r"^IndexKey, files\[0\]: expected .* S3 answers NoSuchKey"):
             create({"RunId": "r", "IndexKey": INVENTORY})
 
-    @pytest.mark.examples(few=5_000, many=300_000)
+    @pytest.mark.examples(many=50_000)
     def test_memory_does_not_grow_with_the_keys(self, examples: int) -> None:
         def peak(keys: int) -> int:
             rows = ([BUCKET, f"{PREFIX}{number % keys:08}.png", "1"] for number in range(keys))
@@ -313,7 +313,8 @@ class TestInventory:
             tracemalloc.stop()
             return most
 
-        assert peak(examples) - peak(min(10_000, examples // 10)) < 20 * 2**20
+        # 0.02 MiB were seen. The keys alone take 3.
+        assert peak(examples) - peak(examples // 10) < 2 * 2**20
 
 
 class TestUrlEncodedIndex:

@@ -52,7 +52,7 @@ def batches(keys: list[str], number: int) -> list[dict[str, Any]]:
     return events[:number]
 
 
-@pytest.mark.examples(many=1000)
+@pytest.mark.examples(many=250)
 def test_memory_does_not_grow_after_a_hundred_batches(xrays: list[Path], examples: int) -> None:
     files = {path.name: path.read_bytes() for path in xrays}
     files |= {
