@@ -9,7 +9,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--custom-compile-command 'make lock' $(UPGRADE)
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help install install-training demo test search test-training bench soak wire image base-image lint format docs lock audit synth deploy destroy clean
+.PHONY: help install install-training demo test search test-training bench soak wire image test-image base-image lint format docs lock audit synth deploy destroy clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,9 @@ wire: $(DEV)  ## Score 2,000 images on local AWS with faults on the wire: make w
 
 image: install  ## Build the classifier's image and score an X-ray in it: make image [XRAY=FILE] [BASE_IMAGE=NAME] [MODEL=DIR]
 	$(BIN)/python -m tools.build_image $(if $(XRAY),--xray "$(XRAY)") $(if $(BASE_IMAGE),--base "$(BASE_IMAGE)") $(if $(MODEL),--model "$(MODEL)")
+
+test-image: image $(DEV)  ## Build the image, and test the pipeline with the classifier in its containers
+	$(BIN)/pytest --ignore tests/training -m container --image chest-xray-classifier
 
 base-image: install  ## Pull the newest base of the image, and print the setting that pins it: make base-image [BASE_IMAGE=NAME]
 	@$(BIN)/python -m tools.newest_base $(if $(BASE_IMAGE),--base "$(BASE_IMAGE)")
