@@ -27,9 +27,10 @@ search: $(DEV)  ## Run the slow tests: those that draw examples with many of the
 
 install-training: .venv-training/.installed  ## Install what training/ needs into .venv-training: torch, several GB
 
+# Two processes share the cores. By default, an idle thread of OpenMP would keep its core busy.
 test-training: .venv-training/.installed $(DEV)  ## Install torch (several GB), check and test training/
 	$(BIN)/mypy --follow-imports silent --python-executable .venv-training/bin/python training tests/training
-	.venv-training/bin/pytest --confcutdir tests/training tests/training
+	OMP_WAIT_POLICY=PASSIVE .venv-training/bin/pytest --numprocesses 2 --dist loadgroup --confcutdir tests/training tests/training
 
 bench: $(DEV) .venv-training/.bench  ## Measure it all beside the original's way: make bench [IMAGES=DIR] [QUICK=1]
 	$(BIN)/python -m benchmarks $(if $(IMAGES),--images "$(IMAGES)") $(if $(QUICK),--quick)

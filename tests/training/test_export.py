@@ -40,6 +40,9 @@ XRV_LABELS = ("Atelectasis", "", "Edema", "Lung Lesion", "Hernia")
 XRV_POINTS = (0.25, float("nan"), 0.4, float("nan"), 0.62)
 XRV_KEPT = (0, 2, 4)
 
+# Tests that share an exported network are in one process.
+NIH, INT8, XRV = map(pytest.mark.xdist_group, ("nih", "int8", "xrv"))
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -147,6 +150,7 @@ def nih_bundle(nih_network: models.DenseNet, tmp_path_factory: pytest.TempPathFa
     return folder / "bundle"
 
 
+@NIH
 def test_nih_scores_equal_torch_and_differ_with_other_preprocessing(
     nih_bundle: Path, nih_network: models.DenseNet, xrays: list[Path]
 ) -> None:
@@ -158,6 +162,7 @@ def test_nih_scores_equal_torch_and_differ_with_other_preprocessing(
     assert greatest_difference(scores, nih_torch_scores(nih_network, bicubic)) > 10 * TOLERANCE
 
 
+@NIH
 def test_nih_pixels_equal_torchvision(nih_bundle: Path, xrays: list[Path]) -> None:
     model = Model(nih_bundle)
     transform = transforms.Compose(
@@ -180,12 +185,14 @@ def test_nih_pixels_equal_torchvision_in_any_size(size: tuple[int, int]) -> None
     np.testing.assert_array_equal(pixels, transform(image).numpy())
 
 
+@NIH
 def test_nih_outputs_do_not_depend_on_the_batch(nih_bundle: Path, xrays: list[Path]) -> None:
     model = Model(nih_bundle)
     pixels = np.stack([model.prepare(path.read_bytes())[0] for path in xrays[:16]])
     assert_same_bits_in_any_batch(nih_bundle, pixels)
 
 
+@NIH
 def test_the_activation_map_adds_up_to_the_logit(
     nih_bundle: Path, nih_network: models.DenseNet, xrays: list[Path]
 ) -> None:
@@ -198,6 +205,7 @@ def test_the_activation_map_adds_up_to_the_logit(
         assert cam.sum() == pytest.approx(logit, abs=1e-3)
 
 
+@NIH
 def test_the_nih_bundle_is_complete(nih_bundle: Path) -> None:
     assert_one_file_without_traces(nih_bundle)
     card = json.loads((nih_bundle / "model.json").read_text())
@@ -212,6 +220,7 @@ def test_the_nih_bundle_is_complete(nih_bundle: Path) -> None:
     assert set(card["self_test"]) == {"abnormal"}
 
 
+@NIH
 def test_a_bundle_is_not_overwritten(nih_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (nih_bundle / "model.json").read_bytes()
     message = refusal(monkeypatch, "nih", nih_bundle.parent / NIH_FILE, "--out", nih_bundle)
@@ -219,6 +228,7 @@ def test_a_bundle_is_not_overwritten(nih_bundle: Path, monkeypatch: pytest.Monke
     assert (nih_bundle / "model.json").read_bytes() == before
 
 
+@NIH
 def test_a_failed_export_leaves_no_file(
     nih_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +278,7 @@ def int8(
     return folder / "bundle", printed.getvalue()
 
 
+@INT8
 def test_8_bits_keep_the_order_of_the_scores(
     int8: tuple[Path, str], fresh_network: models.DenseNet, xrays: list[Path]
 ) -> None:
@@ -277,12 +288,14 @@ def test_8_bits_keep_the_order_of_the_scores(
     assert abs(scores - expected).max() < 0.25 * expected.std()
 
 
+@INT8
 def test_outputs_in_8_bits_do_not_depend_on_the_batch(int8: tuple[Path, str], xrays: list[Path]) -> None:
     model = Model(int8[0])
     pixels = np.stack([model.prepare(path.read_bytes())[0] for path in xrays[:16]])
     assert_same_bits_in_any_batch(int8[0], pixels)
 
 
+@INT8
 def test_weights_have_7_bits_and_few_convolutions_are_in_float(int8: tuple[Path, str]) -> None:
     graph = onnx.load(int8[0] / "model.onnx")
     assert {opset.domain: opset.version for opset in graph.opset_import} == {"": 20}
@@ -296,6 +309,7 @@ def test_weights_have_7_bits_and_few_convolutions_are_in_float(int8: tuple[Path,
     assert max(abs(weight.astype(int)).max() for weight in weights) <= 64
 
 
+@INT8
 def test_the_changes_by_8_bits_are_printed_and_in_model_json(int8: tuple[Path, str]) -> None:
     bundle, printed = int8
     card = json.loads((bundle / "model.json").read_text())
@@ -383,6 +397,7 @@ def xrv_bundle(xrv_network: models.DenseNet, tmp_path_factory: pytest.TempPathFa
     return folder / "bundle"
 
 
+@XRV
 def test_xrv_scores_equal_torch(xrv_bundle: Path, xrv_network: models.DenseNet, xrays: list[Path]) -> None:
     scores = score_files(Model(xrv_bundle), xrays)
     inputs = xrv_inputs(xrays)
@@ -398,6 +413,7 @@ def test_xrv_pixels_equal_torchxrayvision_in_any_size(size: tuple[int, int]) -> 
     np.testing.assert_array_equal(prepare(Image.fromarray(noise))[0], resize(xrv_crop(noise), 224))
 
 
+@XRV
 def test_xrv_outputs_do_not_depend_on_the_batch(xrv_bundle: Path, xrays: list[Path]) -> None:
     model = Model(xrv_bundle)
     pixels = np.stack([model.prepare(path.read_bytes())[0] for path in xrays[:16]])
@@ -405,6 +421,7 @@ def test_xrv_outputs_do_not_depend_on_the_batch(xrv_bundle: Path, xrays: list[Pa
     assert_same_bits_in_any_batch(xrv_bundle, pixels)
 
 
+@XRV
 def test_the_xrv_bundle_is_complete(xrv_bundle: Path) -> None:
     assert_one_file_without_traces(xrv_bundle)
     card = json.loads((xrv_bundle / "model.json").read_text())

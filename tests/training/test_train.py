@@ -17,6 +17,8 @@ from cxr.evaluation.cohort import TrainingSet, fingerprint
 from training import augmentation, card, data, fitting, splits, train
 from training.fitting import Settings
 
+pytestmark = pytest.mark.xdist_group("train")  # they share what was trained
+
 SQUARE = Preprocessing(channels=1, resize=64, crop=64)
 
 
