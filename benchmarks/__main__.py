@@ -31,7 +31,7 @@ XRAYS = PROJECT.parent / "shared" / "data" / "nih-cxr" / "originals" / "cxr-nih"
 SHIPPED = PROJECT / "containers" / "classifier" / "model"
 FP32 = PROJECT / "training" / "nih-abnormal-float"
 TOLERANCE = 1e-4  # largest difference of scores between two engines in fp32
-QUICK_IMAGES = 8
+QUICK_IMAGES = 4
 LIBRARIES = ("numpy", "pillow", "kornia-rs", "onnxruntime", "boto3", "ministack")
 TORCH_LIBRARIES = ("torch", "torchvision", "openvino", "pandas")
 

@@ -19,6 +19,8 @@ import numpy as np
 from classifier.decode import decode
 from classifier.model import Model
 
+from benchmarks import rounds
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -206,17 +208,18 @@ def measure(
         parts: dict[str, list[dict[str, float]]] = {name: [] for name in running}
         scores: dict[str, list[float]] = {}
         gflops = []
-        for repeat in range(repeats + 1):  # the first one warms up
+        for number, counts in enumerate(rounds(repeats), 1):
             for name, process in running.items():
-                show_progress(f"{name}, {threads} threads, {repeat}/{repeats}")
+                show_progress(f"{name}, {threads} threads, round {number}")
                 answer = process.request("score")
                 scores[name] = answer["scores"]
-                if repeat:
+                if counts:
                     seconds[name].append(answer["seconds"])
                     parts[name].append(process.request("parts"))
-            gflops.append(process.request("gemm"))
+            if counts:
+                gflops.append(process.request("gemm"))
     return {
-        "gemm_gflops": median(gflops[1:]),
+        "gemm_gflops": median(gflops),
         "engines": {
             name: {
                 "images_per_second": len(images) / median(seconds[name]),

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 from runs.table import RunTable
 
+from benchmarks import rounds
 from benchmarks.child_process import run_json
 from cxr.local_aws.local_aws import LocalAws
 from cxr.runs import run_status
@@ -41,9 +42,11 @@ def measure(
                 pass
         keys = [f"{stack['KeyPrefix']}{copy}/{file.as_posix()}" for copy in range(COPIES) for file in files]
         runs = []
-        for repeat in range(repeats + 1):  # the first one warms up
-            show_progress(f"pipeline: run {repeat}/{repeats}")
-            runs.append(_measure_run(aws, stack, f"bench-{repeat}"))
+        for number, counts in enumerate(rounds(repeats), 1):
+            show_progress(f"pipeline: run {number}")
+            run = _measure_run(aws, stack, f"bench-{number}")
+            if counts:
+                runs.append(run)
         workers = {}
         for name, bundle in models.items():
             show_progress(f"pipeline: one worker with {name}")
@@ -58,7 +61,7 @@ def measure(
             )
     return {
         "images": len(keys),
-        "whole": {name: median(run[name] for run in runs[1:]) for name in runs[0]},
+        "whole": {name: median(run[name] for run in runs) for name in runs[0]},
         "workers": workers,
     }
 
