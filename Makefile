@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEV := .venv/.dev
+INSTALL := $(BIN)/uv pip install --quiet --python
 PYTEST := $(BIN)/pytest --numprocesses auto --dist loadgroup --ignore tests/training
 STACK := ChestXray
 # For every platform and Python from 3.11 on; what is pinned already stays, unless UPGRADE=--upgrade.
@@ -68,6 +69,7 @@ audit: $(DEV)  ## Findings of security checkers against the docs; known vulnerab
 	JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION=20 $(BIN)/python -m tools.audit
 
 lock: $(DEV)  ## Pin every library, with hashes, for what the *.in files ask
+	$(LOCK) requirements-uv.in --output-file requirements-uv.txt
 	$(LOCK) containers/classifier/requirements.in --output-file containers/classifier/requirements.txt
 	$(LOCK) requirements.in --constraints containers/classifier/requirements.txt --output-file requirements.txt
 	$(LOCK) requirements-dev.in --output-file requirements-dev.txt
@@ -87,17 +89,18 @@ destroy: install  ## Say which data stay, then delete the stack: make destroy [S
 clean:  ## Remove all that make has made here
 	rm -rf .venv .venv-training node_modules cdk.out build *.egg-info
 
-.venv/.installed: requirements.txt containers/classifier/requirements.txt package-lock.json pyproject.toml
+.venv/.installed: requirements-uv.txt requirements.txt containers/classifier/requirements.txt package-lock.json pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or later: make PYTHON=python3.12 ...")'
 	@node -e 'process.versions.node.split(".")[0] >= 20 || process.exit(1)' || { echo "needs Node.js 20 or later"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-uv.txt
+	$(INSTALL) .venv -r requirements.txt
+	$(INSTALL) .venv --no-deps -e .
 	npm ci --silent
 	@touch $@
 
 $(DEV): .venv/.installed requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(INSTALL) .venv -r requirements-dev.txt
 	@touch $@
 
 # The tests of the report need Chromium, Debian's or Playwright's. Where there is neither, they are skipped.
@@ -107,11 +110,11 @@ $(DEV): .venv/.installed requirements-dev.txt
 	@touch $@
 
 .venv-training/.bench: .venv-training/.installed benchmarks/requirements.txt
-	.venv-training/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	$(INSTALL) .venv-training -r benchmarks/requirements.txt
 	@touch $@
 
-.venv-training/.installed: training/requirements.txt pyproject.toml
+.venv-training/.installed: .venv/.installed training/requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-training
-	.venv-training/bin/pip install --quiet --disable-pip-version-check -r training/requirements.txt
-	.venv-training/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(INSTALL) .venv-training -r training/requirements.txt
+	$(INSTALL) .venv-training --no-deps -e .
 	@touch $@

@@ -10,6 +10,7 @@ from support import ROOT
 ASKED = [
     ROOT / folder / name
     for folder, name in (
+        (".", "requirements-uv.in"),
         (".", "requirements.in"),
         (".", "requirements-dev.in"),
         ("containers/classifier", "requirements.in"),

@@ -29,6 +29,7 @@ from stacks.inference_stack import InferenceStack
 PROJECT = Path(__file__).parents[1]
 HIPAA, OTHERS = PROJECT / "docs" / "hipaa.md", PROJECT / "docs" / "findings.md"
 PINS = (
+    "requirements-uv.txt",
     "requirements.txt",
     "requirements-dev.txt",
     "training/requirements.txt",
