@@ -225,7 +225,8 @@ class Network(Construct):
         resource.node.add_dependency(self)
 
         def arn(resource: str, name: str) -> str:
-            return Stack.of(self).format_arn(service="ec2", resource=resource, resource_name=name)
+            found: str = Stack.of(self).format_arn(service="ec2", resource=resource, resource_name=name)
+            return found
 
         for subnet in subnets:
             allow(function, CREATE, on=arn("subnet", subnet))
