@@ -9,6 +9,8 @@ STACK := ChestXray
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command 'make lock' $(UPGRADE)
 MAKEFLAGS += --no-print-directory
+# uv leaves libraries uncompiled. Where this is set, every process would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install install-training demo test search test-training bench soak wire image test-image base-image lint format docs lock audit synth deploy destroy clean
 
