@@ -210,7 +210,7 @@ def _not_reached(found: dict[str, Any]) -> str:
     if keys:
         times = keys["listing"]["keys_per_second"] / keys["original"]["keys_per_second"]
         lines.append(
-            f"From a listing the job creator is only {times:.0f} times as fast as the original way, which "
+            f"From a listing the job creator is {times:.1f} times as fast as the original way, which "
             "reads an index: a page of a listing holds 1,000 keys, and only then is the next page known."
         )
     return "\n".join(f"- {line}" for line in lines)
