@@ -185,11 +185,10 @@ def _settings(stack: Stack) -> tuple[str, ...]:
             write.append(line(name, now))
     if not changes:
         return "ok", f"the stack has those of {file}" if table else "the stack has the defaults"
-    return (
-        "warn",
-        f"`npx cdk deploy` would change {'; '.join(changes)}",
-        f"to keep what is deployed, have in the table [{stack.name}] of {file}: {', '.join(write + remove)}",
-    )
+    keep = f"have in the table [{stack.name}] of {file}: {', '.join(write + remove)}"
+    if str(file) == os.devnull:  # on local AWS
+        keep = "give the same settings again by -c"
+    return "warn", f"`npx cdk deploy` would change {'; '.join(changes)}", f"to keep what is deployed, {keep}"
 
 
 def _images(stack: Stack) -> tuple[str, ...]:

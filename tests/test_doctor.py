@@ -1,6 +1,7 @@
 """What `cxr doctor` finds, where it is not the local AWS of test_operator.py."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -116,6 +117,14 @@ def test_a_deployment_that_would_drop_settings_is_said_with_what_keeps_them(
     # Written as it says, a deployment changes nothing.
     keep("\n".join(["[Test]", "shards = 4", *lines]))
     assert doctor._settings(stack)[0] == "ok"
+
+
+def test_without_a_settings_file_settings_are_kept_by_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cxr local up` points to /dev/null, which nobody can write lines into."""
+    monkeypatch.setenv("CXR_SETTINGS", os.devnull)
+    level, text, remedy = doctor._settings(deployed(retries=8))
+    assert (level, remedy) == ("warn", "to keep what is deployed, give the same settings again by -c")
+    assert "retries from 8 to 10" in text
 
 
 def test_a_settings_file_that_stops_a_deployment_is_a_failure(keep: Callable[[str], Path]) -> None:
