@@ -346,11 +346,16 @@ def test_what_may_not_be_checked_is_no_failure_unless_nothing_was() -> None:
     assert not passed([event, outcomes])
 
 
-def test_a_stack_that_scores_what_arrives_is_refused() -> None:
+def test_a_stack_that_scores_what_arrives_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = ("ChestXray", "images", "x/", "creator", "jobs", "classifier", "id", "table", "failures")
     stack = Stack(*names, settings={"arrivals": "on"})
     with pytest.raises(InputError, match="scores what arrives"), Verification(stack, IMAGES):
         pass
+    monkeypatch.setattr(Stack, "find", lambda _: stack)
+    done = CliRunner().invoke(app, ["verify", "--yes", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert done.stdout == ""  # it does not first say what it is going to do
+    assert "scores what arrives" in done.stderr
 
 
 def test_a_terminal_is_needed_to_ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

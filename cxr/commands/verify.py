@@ -67,7 +67,7 @@ def verify(
     with errors_reported(), answers_aside(as_json):
         from cxr.verification.check import passed
         from cxr.verification.measurement import estimate
-        from cxr.verification.verification import Verification
+        from cxr.verification.verification import Verification, refuse_arrivals
 
         if not FEWEST <= images <= MOST:
             raise InputError(f"--images {images}: expected a whole number from {FEWEST} to {MOST:,}")
@@ -75,6 +75,7 @@ def verify(
         if not out.absolute().parent.is_dir():
             raise InputError(f"--out {out}: expected a folder in one that exists")
         found = Stack.find(stack)
+        refuse_arrivals(found)
         print_intention(found, images, estimate(found, images))
         if not yes:
             confirm(stack)

@@ -64,6 +64,15 @@ PROMISES = {
 }
 
 
+def refuse_arrivals(stack: Stack) -> None:
+    """Raise InputError if the stack scores what arrives."""
+    if stack.settings.get("arrivals") == "on":
+        raise InputError(
+            f"stack {stack.name} scores what arrives, so it would score the drawings in the run of the day; "
+            "verify another stack with the same settings and arrivals=off"
+        )
+
+
 class Verification:
     """`with Verification(stack) as verification:` checks the stack, and removes what it made at the end.
 
@@ -86,11 +95,7 @@ class Verification:
 
     def __enter__(self) -> Self:
         """Remove what killed verifications have left. Raises InputError if the stack is not idle."""
-        if self.stack.settings.get("arrivals") == "on":
-            raise InputError(
-                f"stack {self.stack.name} scores what arrives, so it would score the drawings in the run of "
-                "the day; verify another stack with the same settings and arrivals=off"
-            )
+        refuse_arrivals(self.stack)
         table = run_table(self.stack)
         check_idle(table)
         for scratch in abandoned(self.stack, table):
