@@ -155,9 +155,10 @@ def test_nih_scores_equal_torch_and_differ_with_other_preprocessing(
     nih_bundle: Path, nih_network: models.DenseNet, xrays: list[Path]
 ) -> None:
     scores = score_files(Model(nih_bundle), xrays)
-    inputs = nih_inputs(xrays)
-    assert greatest_difference(scores, nih_torch_scores(nih_network, inputs)) <= TOLERANCE
-    assert greatest_difference(scores, nih_torch_scores(nih_network, inputs.flip(3))) > 10 * TOLERANCE
+    assert greatest_difference(scores, nih_torch_scores(nih_network, nih_inputs(xrays))) <= TOLERANCE
+    scores, xrays = scores[::4], xrays[::4]
+    flipped = nih_inputs(xrays).flip(3)
+    assert greatest_difference(scores, nih_torch_scores(nih_network, flipped)) > 10 * TOLERANCE
     bicubic = nih_inputs(xrays, InterpolationMode.BICUBIC)
     assert greatest_difference(scores, nih_torch_scores(nih_network, bicubic)) > 10 * TOLERANCE
 
@@ -403,7 +404,8 @@ def test_xrv_scores_equal_torch(xrv_bundle: Path, xrv_network: models.DenseNet, 
     inputs = xrv_inputs(xrays)
     assert greatest_difference(scores, xrv_torch_scores(xrv_network, inputs)) <= TOLERANCE
     assert ((scores.min(0) < 0.5) & (scores.max(0) > 0.5)).all()  # on both sides of every operating point
-    assert greatest_difference(scores, xrv_torch_scores(xrv_network, inputs.flip(3))) > 10 * TOLERANCE
+    flipped = inputs[::4].flip(3)
+    assert greatest_difference(scores[::4], xrv_torch_scores(xrv_network, flipped)) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("size", [(300, 401), (1027, 1000), (999, 1022), (64, 201)])
