@@ -95,6 +95,7 @@ def test_the_shortest_schedule_passes_and_catches_the_broken_handler(simulator: 
         simulator.run(SHORTEST[name])
 
 
+@pytest.mark.xdist_group("schedules")
 @pytest.mark.examples(many=ENOUGH)
 @pytest.mark.parametrize("name", sorted(BROKEN.keys() - RARE))
 def test_random_schedules_catch_the_broken_handler(simulator: Simulator, name: str) -> None:
