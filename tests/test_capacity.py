@@ -48,14 +48,15 @@ class TestByHand:
     """
 
     def test_bounds(self) -> None:
+        # Of the partition keys, this share is in the busiest of the four partitions: 20 of 64.
+        share = busiest_lane(PARTITIONS, 4) / PARTITIONS
         assert capacity.plan(WORK, ONE_LANE, PRICES).bounds == pytest.approx(
             {
                 "job creator": 12_800 / 10_000 + 13 * 0.1 + 0.1 + 0.32,  # 13 pages, and the last job
                 "stream": 400 * 2166 / 1e6,
                 "lanes": 100 * (1.28 + 0.1),
                 "account concurrency": 100 * (1.28 + 0.1) + 0.375 * 0.1,  # and a last batch, half full
-                # Of the 64 partition keys, 20 are in the busiest of the four partitions.
-                "DynamoDB table": WRITE_UNITS * 20 / 64 / 1000 * capacity.RETRIED,
+                "DynamoDB table": WRITE_UNITS * share / 1000 * capacity.RETRIED,
                 # That of the counters; or one of the predictions.
                 "DynamoDB partition": max(400 * 2, (WRITE_UNITS - 400 * 2) / PARTITIONS) / 1000,
                 "S3 prefix": 12_800 / 5500,
@@ -154,6 +155,7 @@ class TestBusiestLane:
 
     def test_small_numbers_by_hand(self) -> None:
         assert busiest_lane(7, 1) == 7
+        assert busiest_lane(64, 4) == 20
         assert busiest_lane(1, 50) == 1
         assert busiest_lane(2, 2) == 1  # together in half of all runs
         assert busiest_lane(3, 2) == 2  # three together in a quarter

@@ -16,6 +16,7 @@ import boto3
 import permissions
 import pytest
 from deployment import Deployment
+from runs import layout
 from support import ROOT, begin_run, table_items
 from typer.testing import CliRunner
 
@@ -132,7 +133,7 @@ def a_failure_bucket_that_takes_nothing(deployment: Deployment, _: Stack) -> Ite
 
 
 # How a stack is broken -> the check that fails, and what it says.
-NO_COUNTERS = {no_counters: ("outcomes", "the run has 0 of its 16 counters")}
+NO_COUNTERS = {no_counters: ("outcomes", f"the run has 0 of its {layout.COUNTERS} counters")}
 DROPPED_WRITE = {a_classifier_that_drops_a_write: ("outcomes", "images without a prediction")}
 THREE_FAULTS = {
     a_wider_policy: ("roles", "the role of the classifier allows s3:*"),
@@ -327,7 +328,7 @@ def prediction(key: str, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_a_recount(predictions: tuple[str, ...], counts: dict[str, int], expected: int, seen: str) -> None:
-    counters = tuple({"uid": "u", **(counts if n == 0 else {})} for n in range(16))
+    counters = tuple({"uid": "u", **(counts if n == 0 else {})} for n in range(layout.COUNTERS))
     found = Recount({"uid": "u", "expected": expected}, counters, tuple(map(prediction, predictions)))
     if not seen:
         found.check(["a", "b"])
