@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install install-training demo test search test-training bench soak wire image test-image base-image lint format docs lock audit synth deploy destroy clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 install: .venv/.installed  ## Set up what the demo, the cxr command and cdk need
 
@@ -96,7 +96,8 @@ clean:  ## Remove all that make has made here
 	@node -e 'process.versions.node.split(".")[0] >= 20 || process.exit(1)' || { echo "needs Node.js 20 or later"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-uv.txt
-	$(INSTALL) .venv -r requirements.txt
+	@$(INSTALL) .venv -r requirements.txt || \
+		{ echo "uv does not read pip's settings. With a mirror of PyPI: UV_DEFAULT_INDEX=ADDRESS make ..."; exit 1; }
 	$(INSTALL) .venv --no-deps -e .
 	npm ci --silent
 	@touch $@
