@@ -33,7 +33,7 @@ def schedule(*steps: Step, retries: int = 1) -> Schedule:
     )
 
 
-@pytest.mark.xdist_group("schedules")  # groups begin first: it would else be the last, and alone
+@pytest.mark.xdist_group("schedules")  # Groups begin first. Without one, this long test would begin last.
 @pytest.mark.examples(few=20, many=200)
 def test_random_schedules_lose_and_double_nothing(simulator: Simulator, examples: int) -> None:
     """A failure prints the shortest schedule that shows it: paste it into the list below."""
